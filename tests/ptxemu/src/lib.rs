@@ -1,0 +1,1 @@
+//! A checking PTX interpreter.

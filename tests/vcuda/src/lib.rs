@@ -1,0 +1,1 @@
+//! A stand-in `libcuda.so` on top of `ptxemu`.
