@@ -1,1 +1,21 @@
 //! Batched attention rollout.
+
+mod config;
+#[cfg(feature = "cpu")]
+pub mod cpu;
+mod dtype;
+mod error;
+mod input;
+mod layout;
+mod problem;
+#[cfg(feature = "cpu")]
+pub mod reference;
+
+pub use config::{
+    Discard, DiscardScope, HeadFusion, Output, Residual, ResidualWeights, RolloutConfig, StartRows,
+};
+pub use dtype::{DType, Element};
+pub use error::{Error, Result};
+pub use input::HostLayer;
+pub use layout::{Shape, Strides, Window};
+pub use problem::{Problem, ProblemBuilder};

@@ -1,0 +1,408 @@
+//! A rollout problem: a configuration together with the shape, element type, strides and windows of its maps.
+//! Once built it is valid; every backend takes it as it is.
+
+use std::ops::Range;
+
+use crate::config::{
+    Discard, DiscardScope, HeadFusion, Output, Residual, ResidualWeights, RolloutConfig, StartRows,
+};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::layout::{Shape, Strides, Window, product};
+
+/// A validated rollout problem.
+///
+/// ```
+/// use attention_rollout::{DType, Problem, RolloutConfig, Shape};
+///
+/// let shape = Shape { layers: 12, batch: 8, heads: 12, tokens: 197 };
+/// let problem = Problem::new(shape, DType::F32, RolloutConfig::default())?;
+/// assert_eq!(problem.output_shape(), [8, 197]);
+/// # Ok::<(), attention_rollout::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Problem {
+    shape: Shape,
+    dtype: DType,
+    config: RolloutConfig,
+    strides: Vec<Strides>,
+    windows: Vec<Window>,
+    layers: Range<usize>,
+}
+
+/// Collects what a [`Problem`] is made of; [`build`](ProblemBuilder::build) checks it.
+#[derive(Clone, Debug)]
+pub struct ProblemBuilder {
+    shape: Shape,
+    dtype: DType,
+    config: RolloutConfig,
+    strides: Option<Vec<Strides>>,
+    windows: Option<Vec<Window>>,
+}
+
+impl ProblemBuilder {
+    /// What to compute; [`RolloutConfig::default`] unless called.
+    pub fn config(mut self, config: RolloutConfig) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// The strides of every layer; contiguous unless called.
+    pub fn strides(self, strides: Strides) -> Self {
+        let layers = self.shape.layers;
+        self.layer_strides(vec![strides; layers])
+    }
+
+    /// Strides layer by layer.
+    pub fn layer_strides(mut self, strides: Vec<Strides>) -> Self {
+        self.strides = Some(strides);
+        self
+    }
+
+    /// One window of valid tokens per item; all tokens unless called. See [`Window::from_mask`].
+    pub fn windows(mut self, windows: Vec<Window>) -> Self {
+        self.windows = Some(windows);
+        self
+    }
+
+    /// Checks everything.
+    ///
+    /// # Errors
+    /// The variant of [`Error`] that tells what does not fit, with the number expected and the number got.
+    pub fn build(self) -> Result<Problem> {
+        let ProblemBuilder {
+            shape,
+            dtype,
+            config,
+            strides,
+            windows,
+        } = self;
+        shape.validate()?;
+        let strides = strides.unwrap_or_else(|| vec![Strides::contiguous(&shape); shape.layers]);
+        check_count("strides, one per layer", shape.layers, strides.len())?;
+        for layer in &strides {
+            layer.span(&shape)?;
+        }
+        let windows = windows.unwrap_or_else(|| vec![Window::full(shape.tokens); shape.batch]);
+        check_count("windows, one per item", shape.batch, windows.len())?;
+        for (item, &Window { start, len }) in windows.iter().enumerate() {
+            if start.checked_add(len).is_none_or(|end| end > shape.tokens) {
+                return Err(Error::Window {
+                    item,
+                    start,
+                    len,
+                    tokens: shape.tokens,
+                });
+            }
+        }
+        let layers = config.layers.clone().unwrap_or(0..shape.layers);
+        if layers.is_empty() || layers.end > shape.layers {
+            return Err(Error::LayerRange {
+                start: layers.start,
+                end: layers.end,
+                layers: shape.layers,
+            });
+        }
+        check_weights(&config, &shape)?;
+        check_discard(&config)?;
+        if let Output::Rows(rows) = &config.output {
+            check_start_rows(rows, &shape, &windows)?;
+        }
+        Ok(Problem {
+            shape,
+            dtype,
+            config,
+            strides,
+            windows,
+            layers,
+        })
+    }
+}
+
+impl Problem {
+    /// A problem over contiguous `[batch, heads, tokens, tokens]` maps whose tokens are all valid.
+    ///
+    /// # Errors
+    /// As [`ProblemBuilder::build`].
+    pub fn new(shape: Shape, dtype: DType, config: RolloutConfig) -> Result<Self> {
+        Problem::builder(shape, dtype).config(config).build()
+    }
+
+    /// Starts a problem over maps of `dtype` with these extents.
+    pub fn builder(shape: Shape, dtype: DType) -> ProblemBuilder {
+        let config = RolloutConfig::default();
+        ProblemBuilder {
+            shape,
+            dtype,
+            config,
+            strides: None,
+            windows: None,
+        }
+    }
+
+    /// Extents of the maps.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// Element type of the maps.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// What to compute.
+    pub fn config(&self) -> &RolloutConfig {
+        &self.config
+    }
+
+    /// Strides of `layer`.
+    pub fn strides(&self, layer: usize) -> &Strides {
+        &self.strides[layer]
+    }
+
+    /// Windows of valid tokens, one per item.
+    pub fn windows(&self) -> &[Window] {
+        &self.windows
+    }
+
+    /// The layers that are multiplied.
+    pub fn layers(&self) -> Range<usize> {
+        self.layers.clone()
+    }
+
+    /// Residual weights of `layer`.
+    pub fn residual(&self, layer: usize) -> Residual {
+        match &self.config.residual {
+            ResidualWeights::Uniform(residual) => *residual,
+            ResidualWeights::PerLayer(residuals) => residuals[layer],
+        }
+    }
+
+    /// Start rows per item (`M`); 0 where the output is a matrix.
+    pub fn start_rows(&self) -> usize {
+        match &self.config.output {
+            Output::Rows(StartRows::Rows(rows)) => rows.len(),
+            Output::Rows(StartRows::Weights { rows, .. }) => *rows,
+            Output::Rows(_) => 1,
+            Output::Matrix | Output::Cumulative => 0,
+        }
+    }
+
+    /// Writes start row `row` of `item` into `weights`, one weight per valid token of the item's window.
+    ///
+    /// # Panics
+    /// Where `weights` is not as long as the item's window, or the output has no such start row.
+    pub fn start_weights(&self, item: usize, row: usize, weights: &mut [f32]) {
+        let Output::Rows(rows) = &self.config.output else {
+            panic!("the output has no start rows");
+        };
+        let len = self.windows[item].len;
+        assert_eq!(weights.len(), len, "one weight per valid token");
+        weights.fill(0.0);
+        if len == 0 {
+            return;
+        }
+        match rows {
+            StartRows::Rows(rows) => weights[rows[row]] = 1.0,
+            StartRows::PerItem(rows) => weights[rows[item]] = 1.0,
+            StartRows::Last => weights[len - 1] = 1.0,
+            StartRows::Mean => weights.fill(1.0 / len as f32),
+            StartRows::Weights { rows, weights: all } => {
+                let tokens = self.shape.tokens;
+                let shared = all.len() == rows * tokens;
+                let first = if shared { row } else { item * rows + row };
+                weights.copy_from_slice(&all[first * tokens..][..len]);
+            }
+        }
+    }
+
+    /// How many of the smallest entries of `item`'s fused map [`Discard`] takes; 0 without it.
+    pub fn discard_count(&self, item: usize) -> usize {
+        let Some(Discard { ratio, scope }) = self.config.discard else {
+            return 0;
+        };
+        let side = match scope {
+            DiscardScope::Map => self.windows[item].len,
+            DiscardScope::Patches { special_tokens } => {
+                self.windows[item].len.saturating_sub(special_tokens)
+            }
+        };
+        (ratio * (side * side) as f64).floor() as usize
+    }
+
+    /// Shape of the output: `[batch, tokens]` for one start row, `[batch, rows, tokens]` for more,
+    /// `[batch, tokens, tokens]` or `[layers, batch, tokens, tokens]`.
+    pub fn output_shape(&self) -> Vec<usize> {
+        let Shape { batch, tokens, .. } = self.shape;
+        match &self.config.output {
+            Output::Rows(_) if self.start_rows() == 1 => vec![batch, tokens],
+            Output::Rows(_) => vec![batch, self.start_rows(), tokens],
+            Output::Matrix => vec![batch, tokens, tokens],
+            Output::Cumulative => vec![self.layers.len(), batch, tokens, tokens],
+        }
+    }
+
+    /// Elements of the output.
+    pub fn output_len(&self) -> usize {
+        self.output_shape().iter().product()
+    }
+
+    /// Bytes of map elements that any evaluation must read at least once: the windows, of the triangle where the
+    /// maps are causal, and of the last layer only rows that carry start weight.
+    pub fn map_bytes(&self) -> usize {
+        let Shape { heads, .. } = self.shape;
+        let row_elements = |i: usize, len: usize| if self.config.causal { i + 1 } else { len };
+        let mut elements = 0;
+        for (item, window) in self.windows.iter().enumerate() {
+            let all: usize = (0..window.len).map(|i| row_elements(i, window.len)).sum();
+            let last: usize = match self.start_rows() {
+                0 => all,
+                rows => {
+                    let mut carries = vec![false; window.len];
+                    let mut weights = vec![0.0; window.len];
+                    for row in 0..rows {
+                        self.start_weights(item, row, &mut weights);
+                        for (carries, &weight) in carries.iter_mut().zip(&weights) {
+                            *carries |= weight != 0.0;
+                        }
+                    }
+                    (0..window.len)
+                        .filter(|&i| carries[i])
+                        .map(|i| row_elements(i, window.len))
+                        .sum()
+                }
+            };
+            // Discard selects over the whole map, so it reads the rows without weight too.
+            let last = if self.config.discard.is_some() {
+                all
+            } else {
+                last
+            };
+            elements += heads * (all * (self.layers.len() - 1) + last);
+        }
+        elements * self.dtype.size_bytes()
+    }
+
+    /// The same problem over the items `items` alone.
+    ///
+    /// # Panics
+    /// Where `items` leaves the batch.
+    pub fn slice_batch(&self, items: Range<usize>) -> Problem {
+        let mut part = self.clone();
+        part.windows = self.windows[items.clone()].to_vec();
+        part.shape.batch = items.len();
+        match &mut part.config.output {
+            Output::Rows(StartRows::PerItem(rows)) => *rows = rows[items].to_vec(),
+            Output::Rows(StartRows::Weights { rows, weights })
+                if weights.len() != *rows * self.shape.tokens =>
+            {
+                let item = *rows * self.shape.tokens;
+                *weights = weights[items.start * item..items.end * item].to_vec();
+            }
+            _ => {}
+        }
+        part
+    }
+}
+
+fn check_count(what: &'static str, expected: usize, got: usize) -> Result<()> {
+    if expected == got {
+        Ok(())
+    } else {
+        Err(Error::Count {
+            what,
+            expected,
+            got,
+        })
+    }
+}
+
+fn check_finite(what: &'static str, values: impl IntoIterator<Item = f32>) -> Result<()> {
+    match values.into_iter().find(|v| !v.is_finite()) {
+        Some(got) => Err(Error::Parameter {
+            what,
+            expected: "finite",
+            got: got.into(),
+        }),
+        None => Ok(()),
+    }
+}
+
+fn check_weights(config: &RolloutConfig, shape: &Shape) -> Result<()> {
+    if let HeadFusion::Weighted(weights) = &config.head_fusion {
+        check_count("head weights, one per head", shape.heads, weights.len())?;
+        check_finite("head weight", weights.iter().copied())?;
+    }
+    let residuals = match &config.residual {
+        ResidualWeights::Uniform(residual) => std::slice::from_ref(residual),
+        ResidualWeights::PerLayer(residuals) => {
+            check_count(
+                "residual weights, one pair per layer",
+                shape.layers,
+                residuals.len(),
+            )?;
+            residuals
+        }
+    };
+    check_finite("attention weight", residuals.iter().map(|r| r.attention))?;
+    check_finite("identity weight", residuals.iter().map(|r| r.identity))
+}
+
+fn check_discard(config: &RolloutConfig) -> Result<()> {
+    match config.discard {
+        Some(Discard { ratio, .. }) if !(0.0..1.0).contains(&ratio) => Err(Error::Parameter {
+            what: "discard ratio",
+            expected: "at least 0 and less than 1",
+            got: ratio,
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn check_start_rows(rows: &StartRows, shape: &Shape, windows: &[Window]) -> Result<()> {
+    let inside = |item: usize, row: usize| {
+        let len = windows[item].len;
+        if row < len {
+            Ok(())
+        } else {
+            Err(Error::StartRow { item, row, len })
+        }
+    };
+    match rows {
+        StartRows::Rows(rows) => {
+            if rows.is_empty() {
+                return Err(Error::ZeroExtent { what: "start rows" });
+            }
+            (0..windows.len())
+                .try_for_each(|item| rows.iter().try_for_each(|&row| inside(item, row)))
+        }
+        StartRows::PerItem(rows) => {
+            check_count("start rows, one per item", shape.batch, rows.len())?;
+            rows.iter()
+                .enumerate()
+                .try_for_each(|(item, &row)| inside(item, row))
+        }
+        StartRows::Last | StartRows::Mean => Ok(()),
+        StartRows::Weights { rows, weights } => {
+            if *rows == 0 {
+                return Err(Error::ZeroExtent { what: "start rows" });
+            }
+            let shared = product("start weights", &[*rows, shape.tokens])?;
+            let each = product("start weights", &[shape.batch, shared])?;
+            if weights.len() != shared && weights.len() != each {
+                return Err(Error::Len {
+                    what: "start weights",
+                    expected: shared,
+                    got: weights.len(),
+                });
+            }
+            check_finite("start weight", weights.iter().copied())
+        }
+    }?;
+    let count = match rows {
+        StartRows::Rows(rows) => rows.len(),
+        StartRows::Weights { rows, .. } => *rows,
+        _ => 1,
+    };
+    product("relevance", &[shape.batch, count, shape.tokens, 4]).map(|_| ())
+}

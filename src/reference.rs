@@ -1,0 +1,196 @@
+//! The rollout as the papers write it: plain loops in f64, to be checked by eye and to check everything else by.
+//!
+//! Abnar & Zuidema 2020 (arXiv 2005.00928), section 3: `Ahat = a * fused + b * I`, `R = Ahat_L ... Ahat_1`.
+//! Nothing here is fast and everything is allocated on the way.
+
+use crate::config::{DiscardScope, HeadFusion, Output};
+use crate::error::Result;
+use crate::input::HostLayer;
+use crate::layout::{Shape, Window};
+use crate::problem::Problem;
+
+/// A square matrix over the valid tokens of one item.
+type Matrix = Vec<Vec<f64>>;
+
+/// Computes the output of `problem`, shaped as [`Problem::output_shape`], in f64.
+///
+/// `layers` holds every layer of the problem, also those outside its range.
+///
+/// # Errors
+/// As [`Problem::check_layers`].
+pub fn rollout(problem: &Problem, layers: &[HostLayer<'_>]) -> Result<Vec<f64>> {
+    problem.check_layers(layers, problem.output_len())?;
+    let Shape { batch, tokens, .. } = *problem.shape();
+    let mut out = vec![0.0; problem.output_len()];
+    for item in 0..batch {
+        let window = problem.windows()[item];
+        let mut rollout = identity(window.len);
+        for (step, layer) in problem.layers().enumerate() {
+            let ahat = layer_matrix(problem, layer, &layers[layer], item);
+            rollout = multiply(&ahat, &rollout);
+            if problem.config().output == Output::Cumulative {
+                place(
+                    &rollout,
+                    window,
+                    tokens,
+                    &mut out[(step * batch + item) * tokens * tokens..],
+                );
+            }
+        }
+        match problem.config().output {
+            Output::Cumulative => {}
+            Output::Matrix => place(&rollout, window, tokens, &mut out[item * tokens * tokens..]),
+            Output::Rows(_) => {
+                let rows = problem.start_rows();
+                let mut start = vec![0.0; window.len];
+                for row in 0..rows {
+                    problem.start_weights(item, row, &mut start);
+                    let relevance = &mut out[(item * rows + row) * tokens + window.start..];
+                    for (i, &weight) in start.iter().enumerate().filter(|(_, w)| **w != 0.0) {
+                        for j in 0..window.len {
+                            relevance[j] += f64::from(weight) * rollout[i][j];
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// `Ahat` of one layer and item: heads fused, smallest entries discarded, residual added, rows normalised.
+fn layer_matrix(problem: &Problem, layer: usize, maps: &HostLayer<'_>, item: usize) -> Matrix {
+    let len = problem.windows()[item].len;
+    let mut ahat = vec![vec![0.0; len]; len];
+    let mut fused_f32 = vec![vec![0.0; len]; len];
+    for i in 0..len {
+        for j in 0..if problem.config().causal { i + 1 } else { len } {
+            let heads = head_entries(problem, layer, maps, item, i, j);
+            ahat[i][j] = fuse_f64(&problem.config().head_fusion, &heads);
+            fused_f32[i][j] = fuse_f32(&problem.config().head_fusion, &heads);
+        }
+    }
+    for (i, j) in discarded(problem, item, &fused_f32) {
+        ahat[i][j] = 0.0;
+    }
+    let residual = problem.residual(layer);
+    for (i, row) in ahat.iter_mut().enumerate() {
+        for entry in row.iter_mut() {
+            *entry *= f64::from(residual.attention);
+        }
+        row[i] += f64::from(residual.identity);
+        if problem.config().normalize_rows {
+            let sum: f64 = row.iter().sum();
+            for entry in row.iter_mut() {
+                *entry = if sum == 0.0 { 0.0 } else { *entry / sum };
+            }
+        }
+    }
+    ahat
+}
+
+/// `A[item, h, i, j]` of all heads, `i` and `j` counted from the start of the item's window.
+fn head_entries(
+    problem: &Problem,
+    layer: usize,
+    maps: &HostLayer<'_>,
+    item: usize,
+    i: usize,
+    j: usize,
+) -> Vec<f32> {
+    let strides = problem.strides(layer);
+    let start = problem.windows()[item].start;
+    let first = item * strides.batch + (start + i) * strides.row + start + j;
+    (0..problem.shape().heads)
+        .map(|head| maps.get(first + head * strides.head))
+        .collect()
+}
+
+fn fuse_f64(fusion: &HeadFusion, heads: &[f32]) -> f64 {
+    let values = heads.iter().map(|&v| f64::from(v));
+    match fusion {
+        HeadFusion::Mean => values.sum::<f64>() / heads.len() as f64,
+        HeadFusion::Weighted(weights) => values.zip(weights).map(|(v, &w)| v * f64::from(w)).sum(),
+        HeadFusion::Max | HeadFusion::Min => f64::from(fuse_f32(fusion, heads)),
+    }
+}
+
+/// The fused entry to the bit, as [`HeadFusion`] defines it: what discard compares.
+pub(crate) fn fuse_f32(fusion: &HeadFusion, heads: &[f32]) -> f32 {
+    let extreme = |better: fn(f32, f32) -> bool| {
+        let keep = |kept: f32, v: f32| {
+            if v.is_nan() || better(v, kept) {
+                v
+            } else {
+                kept
+            }
+        };
+        heads[1..].iter().fold(
+            heads[0],
+            |kept, &v| if kept.is_nan() { kept } else { keep(kept, v) },
+        )
+    };
+    match fusion {
+        HeadFusion::Mean => {
+            heads[1..].iter().fold(heads[0], |sum, &v| sum + v) * (1.0 / heads.len() as f32)
+        }
+        HeadFusion::Weighted(weights) => heads[1..]
+            .iter()
+            .zip(&weights[1..])
+            .fold(heads[0] * weights[0], |sum, (&v, &w)| sum + v * w),
+        HeadFusion::Max => extreme(|v, kept| v > kept),
+        HeadFusion::Min => extreme(|v, kept| v < kept),
+    }
+}
+
+/// The entries that discard zeroes: the `k` smallest in scope, ties by the lower row-major index.
+fn discarded(problem: &Problem, item: usize, fused: &[Vec<f32>]) -> Vec<(usize, usize)> {
+    let Some(discard) = problem.config().discard else {
+        return Vec::new();
+    };
+    let first = match discard.scope {
+        DiscardScope::Map => 0,
+        DiscardScope::Patches { special_tokens } => special_tokens,
+    };
+    let len = fused.len();
+    let mut entries: Vec<(usize, usize)> = (first..len)
+        .flat_map(|i| (first..len).map(move |j| (i, j)))
+        .collect();
+    // A stable sort keeps ties in row-major order; adding 0 makes -0 equal to 0, and NaN sorts last.
+    let key = |&(i, j): &(usize, usize)| match fused[i][j] + 0.0 {
+        v if v.is_nan() => f32::NAN,
+        v => v,
+    };
+    entries.sort_by(|a, b| key(a).total_cmp(&key(b)));
+    entries.truncate(problem.discard_count(item));
+    if discard.scope == DiscardScope::Map {
+        entries.retain(|&entry| entry != (0, 0));
+    }
+    entries
+}
+
+fn identity(len: usize) -> Matrix {
+    (0..len)
+        .map(|i| (0..len).map(|j| f64::from(u8::from(i == j))).collect())
+        .collect()
+}
+
+fn multiply(left: &Matrix, right: &Matrix) -> Matrix {
+    let len = left.len();
+    let mut product = vec![vec![0.0; len]; len];
+    for i in 0..len {
+        for k in 0..len {
+            for j in 0..len {
+                product[i][j] += left[i][k] * right[k][j];
+            }
+        }
+    }
+    product
+}
+
+/// Writes `matrix` into the item's window of a `[tokens, tokens]` output.
+fn place(matrix: &Matrix, window: Window, tokens: usize, out: &mut [f64]) {
+    for (i, row) in matrix.iter().enumerate() {
+        out[(window.start + i) * tokens + window.start..][..window.len].copy_from_slice(row);
+    }
+}
