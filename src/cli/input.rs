@@ -1,0 +1,350 @@
+//! The input file: memory-mapped, checked as a whole, its layers grouped by feature.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use attention_rollout::{DType, HostLayer, Shape};
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::tensor::{TensorInfo, TensorView};
+use safetensors::{Dtype, SafeTensors};
+
+use crate::error::{Error, Result};
+
+/// A memory-mapped safetensors file.
+///
+/// The file must not be cut short while the command runs: the system would end the process.
+pub struct InputFile {
+    path: PathBuf,
+    map: Mmap,
+}
+
+impl InputFile {
+    /// Maps the file at `path`.
+    pub fn open(path: &Path) -> Result<Self> {
+        let fail = |e: std::io::Error| Error::input(path, e);
+        let file = File::open(path).map_err(fail)?;
+        let metadata = file.metadata().map_err(fail)?;
+        if !metadata.is_file() {
+            return Err(Error::input(path, "expected a regular file"));
+        }
+        if metadata.len() < 8 {
+            let got = metadata.len();
+            return Err(Error::input(
+                path,
+                format!("expected a safetensors file of at least 8 bytes, got {got}"),
+            ));
+        }
+        // SAFETY: the map is read-only and private to this process. What another process writes into the file while
+        // it is mapped is read as numbers, and all sizes are checked once against the map's fixed length.
+        let map = unsafe { Mmap::map(&file) }.map_err(fail)?;
+        Ok(InputFile {
+            path: path.to_owned(),
+            map,
+        })
+    }
+
+    /// Where the file lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Every tensor of the file, by name.
+    pub fn tensors(&self) -> Result<Tensors<'_>> {
+        let malformed = |reason: String| {
+            Error::input(
+                &self.path,
+                format!("not a valid safetensors file: {reason}"),
+            )
+        };
+        check_header(&self.map).map_err(malformed)?;
+        let tensors = SafeTensors::deserialize(&self.map).map_err(|e| malformed(e.to_string()))?;
+        Ok(Tensors {
+            path: &self.path,
+            views: tensors.tensors().into_iter().collect(),
+        })
+    }
+}
+
+/// The largest header the format allows.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// Checks that the header and every tensor stay inside the file, naming the tensor that does not.
+///
+/// `SafeTensors::deserialize` checks the same and more, but adds up offsets before it compares them with the length
+/// of the file; those sums can overflow.
+fn check_header(file: &[u8]) -> Result<(), String> {
+    let (length, rest) = file
+        .split_first_chunk::<8>()
+        .ok_or("the header length is cut off")?;
+    let length = u64::from_le_bytes(*length);
+    if length > rest.len().min(MAX_HEADER_BYTES as usize) as u64 {
+        let available = rest.len();
+        return Err(format!(
+            "expected a header of at most {MAX_HEADER_BYTES} bytes inside the {available} bytes after its length, \
+             got {length} bytes"
+        ));
+    }
+    let (header, data) = rest.split_at(length as usize);
+    let header: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(header).map_err(|e| format!("invalid header: {e}"))?;
+    for (name, value) in header {
+        if name == "__metadata__" {
+            continue;
+        }
+        let TensorInfo {
+            dtype,
+            shape,
+            data_offsets: (start, end),
+        } = serde_json::from_value(value).map_err(|e| format!("tensor {name}: {e}"))?;
+        if start > end || end > data.len() {
+            let available = data.len();
+            return Err(format!(
+                "tensor {name}: expected offsets inside the {available} bytes of data, got {start}..{end}"
+            ));
+        }
+        let bits = shape
+            .iter()
+            .try_fold(dtype.bitsize(), |bits, &extent| bits.checked_mul(extent))
+            .ok_or_else(|| format!("tensor {name}: shape {shape:?} overflows the address space"))?;
+        if bits.div_ceil(8) != end - start {
+            let (expected, got) = (bits.div_ceil(8), end - start);
+            return Err(format!(
+                "tensor {name}: expected {expected} bytes for {dtype} {shape:?}, got {got}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The tensors of a file.
+pub struct Tensors<'a> {
+    path: &'a Path,
+    views: BTreeMap<String, TensorView<'a>>,
+}
+
+/// One stack of attention layers: the tensors `<prefix>layer.<l>`.
+pub struct Feature<'a> {
+    /// What stands before `layer.<l>`: empty, or a path that ends in `/`.
+    pub prefix: String,
+    /// Extents of the maps; `heads` is 1 where the tensors are `[batch, tokens, tokens]`.
+    pub shape: Shape,
+    /// Element type of the maps.
+    pub dtype: DType,
+    layers: Vec<TensorView<'a>>,
+}
+
+impl<'a> Tensors<'a> {
+    /// The tensor called `name`.
+    pub fn get(&self, name: &str) -> Option<&TensorView<'a>> {
+        self.views.get(name)
+    }
+
+    /// The tensor called `name`, which `needed_by` cannot do without.
+    pub fn require(&self, name: &str, needed_by: &str) -> Result<&TensorView<'a>> {
+        self.get(name).ok_or_else(|| Error::MissingTensor {
+            name: name.to_owned(),
+            needed_by: needed_by.to_owned(),
+        })
+    }
+
+    /// Every feature, by prefix. Tensors with other names are ignored.
+    pub fn features(&self) -> Result<Vec<Feature<'a>>> {
+        let mut stacks: BTreeMap<&str, BTreeMap<usize, &TensorView<'a>>> = BTreeMap::new();
+        for (name, view) in &self.views {
+            if let Some((prefix, number)) = layer_name(name)? {
+                stacks.entry(prefix).or_default().insert(number, view);
+            }
+        }
+        if stacks.is_empty() {
+            return Err(Error::input(
+                self.path,
+                "expected tensors named layer.<l> or <feature>/layer.<l>, got none",
+            ));
+        }
+        stacks
+            .into_iter()
+            .map(|(prefix, layers)| Feature::new(prefix, layers))
+            .collect()
+    }
+}
+
+/// Prefix and number of a tensor called `<prefix>layer.<l>`, `None` for any other name.
+fn layer_name(name: &str) -> Result<Option<(&str, usize)>> {
+    let base = name.rfind('/').map_or(0, |slash| slash + 1);
+    let (prefix, base) = name.split_at(base);
+    let Some(digits) = base.strip_prefix("layer.") else {
+        return Ok(None);
+    };
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Ok(None);
+    }
+    match digits.parse() {
+        Ok(number) if digits == "0" || !digits.starts_with('0') => Ok(Some((prefix, number))),
+        _ => Err(Error::tensor(
+            name,
+            "a layer number without leading zeros",
+            digits,
+        )),
+    }
+}
+
+impl<'a> Feature<'a> {
+    fn new(prefix: &str, layers: BTreeMap<usize, &TensorView<'a>>) -> Result<Self> {
+        for (expected, &got) in layers.keys().enumerate() {
+            if expected != got {
+                return Err(Error::MissingTensor {
+                    name: format!("{prefix}layer.{expected}"),
+                    needed_by: format!("{prefix}layer.{got}"),
+                });
+            }
+        }
+        let layers: Vec<TensorView<'a>> = layers.into_values().cloned().collect();
+        let name = |layer: usize| format!("{prefix}layer.{layer}");
+        let mut first = None;
+        for (layer, view) in layers.iter().enumerate() {
+            let dtype = map_dtype(&name(layer), view)?;
+            let [batch, heads, tokens] = map_extents(&name(layer), view)?;
+            let &mut (extents, expected) = first.get_or_insert(([batch, heads, tokens], dtype));
+            if dtype != expected {
+                return Err(Error::tensor(
+                    &name(layer),
+                    format!("{expected} as in {}", name(0)),
+                    dtype.name(),
+                ));
+            }
+            if [batch, heads, tokens] != extents {
+                return Err(Error::tensor(
+                    &name(layer),
+                    format!("shape {:?} as {}", layers[0].shape(), name(0)),
+                    format!("{:?}", view.shape()),
+                ));
+            }
+        }
+        let ([batch, heads, tokens], dtype) =
+            first.expect("a feature is found by one of its layers");
+        Ok(Feature {
+            prefix: prefix.to_owned(),
+            shape: Shape {
+                layers: layers.len(),
+                batch,
+                heads,
+                tokens,
+            },
+            dtype,
+            layers,
+        })
+    }
+
+    /// Name for messages: the prefix, or `input` where it is empty.
+    pub fn place(&self) -> String {
+        match self.prefix.trim_end_matches('/') {
+            "" => "input".to_owned(),
+            prefix => format!("feature {prefix}"),
+        }
+    }
+
+    /// The maps of `items` in every layer, straight from the file; a copy only where the file does not align them.
+    pub fn maps(&self, items: Range<usize>) -> Vec<Maps<'a>> {
+        self.layers
+            .iter()
+            .map(|view| {
+                // An item's bytes divide the tensor's, because the batch is its first axis.
+                let item = view.data().len().checked_div(self.shape.batch).unwrap_or(0);
+                let bytes = &view.data()[items.start * item..items.end * item];
+                match self.dtype {
+                    DType::F32 => Maps::F32(cast(bytes)),
+                    DType::F16 => Maps::F16(cast(bytes)),
+                    DType::Bf16 => Maps::Bf16(cast(bytes)),
+                }
+            })
+            .collect()
+    }
+}
+
+/// One layer's maps, borrowed from the file where they are aligned there.
+pub enum Maps<'a> {
+    F32(Cow<'a, [f32]>),
+    F16(Cow<'a, [f16]>),
+    Bf16(Cow<'a, [bf16]>),
+}
+
+impl Maps<'_> {
+    /// The maps as the library takes them.
+    pub fn host_layer(&self) -> HostLayer<'_> {
+        match self {
+            Maps::F32(maps) => HostLayer::F32(maps),
+            Maps::F16(maps) => HostLayer::F16(maps),
+            Maps::Bf16(maps) => HostLayer::Bf16(maps),
+        }
+    }
+}
+
+fn cast<T: bytemuck::Pod>(bytes: &[u8]) -> Cow<'_, [T]> {
+    match bytemuck::try_cast_slice(bytes) {
+        Ok(maps) => Cow::Borrowed(maps),
+        Err(_) => Cow::Owned(bytemuck::pod_collect_to_vec(bytes)),
+    }
+}
+
+fn map_dtype(name: &str, view: &TensorView<'_>) -> Result<DType> {
+    match view.dtype() {
+        Dtype::F32 => Ok(DType::F32),
+        Dtype::F16 => Ok(DType::F16),
+        Dtype::BF16 => Ok(DType::Bf16),
+        other => Err(Error::tensor(
+            name,
+            "element type F32, F16 or BF16",
+            other.to_string(),
+        )),
+    }
+}
+
+fn map_extents(name: &str, view: &TensorView<'_>) -> Result<[usize; 3]> {
+    match *view.shape() {
+        [batch, heads, rows, tokens] if rows == tokens => Ok([batch, heads, tokens]),
+        [batch, rows, tokens] if rows == tokens => Ok([batch, 1, tokens]),
+        _ => Err(Error::tensor(
+            name,
+            "shape [batch, heads, tokens, tokens] or [batch, tokens, tokens]",
+            format!("{:?}", view.shape()),
+        )),
+    }
+}
+
+/// The elements of a tensor of any common type as f64 (64-bit integers to the nearest one).
+pub fn numbers(name: &str, view: &TensorView<'_>) -> Result<Vec<f64>> {
+    fn read<const N: usize>(bytes: &[u8], number: fn([u8; N]) -> f64) -> Vec<f64> {
+        bytes
+            .as_chunks::<N>()
+            .0
+            .iter()
+            .map(|&element| number(element))
+            .collect()
+    }
+    let data = view.data();
+    Ok(match view.dtype() {
+        Dtype::BOOL | Dtype::U8 => read(data, |[b]| b.into()),
+        Dtype::I8 => read(data, |b| i8::from_le_bytes(b).into()),
+        Dtype::I16 => read(data, |b| i16::from_le_bytes(b).into()),
+        Dtype::U16 => read(data, |b| u16::from_le_bytes(b).into()),
+        Dtype::I32 => read(data, |b| i32::from_le_bytes(b).into()),
+        Dtype::U32 => read(data, |b| u32::from_le_bytes(b).into()),
+        Dtype::I64 => read(data, |b| i64::from_le_bytes(b) as f64),
+        Dtype::U64 => read(data, |b| u64::from_le_bytes(b) as f64),
+        Dtype::F16 => read(data, |b| f16::from_le_bytes(b).into()),
+        Dtype::BF16 => read(data, |b| bf16::from_le_bytes(b).into()),
+        Dtype::F32 => read(data, |b| f32::from_le_bytes(b).into()),
+        Dtype::F64 => read(data, f64::from_le_bytes),
+        other => {
+            return Err(Error::tensor(
+                name,
+                "a boolean, integer or 16- to 64-bit float element type",
+                other.to_string(),
+            ));
+        }
+    })
+}

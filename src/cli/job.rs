@@ -1,0 +1,230 @@
+//! From a feature of the file and the options to a validated problem.
+
+use attention_rollout::{
+    HeadFusion, Output, Problem, Residual, ResidualWeights, RolloutConfig, StartRows, Window,
+};
+use safetensors::tensor::TensorView;
+
+use crate::error::{Error, Result};
+use crate::input::{Feature, Tensors, numbers};
+use crate::options::{ConfigArgs, FusionArg, OutputKind, RowsArg, SelectArgs, is_below};
+
+/// One feature and the problem over its maps.
+pub struct Job<'a> {
+    pub feature: Feature<'a>,
+    pub problem: Problem,
+}
+
+/// The jobs of a file. Everything but the maps' values is checked here, before anything is computed.
+pub fn jobs<'a>(
+    tensors: &Tensors<'a>,
+    select: &SelectArgs,
+    config: &ConfigArgs,
+) -> Result<Vec<Job<'a>>> {
+    let mut features = tensors.features()?;
+    if let Some(path) = &select.feature {
+        let names: Vec<String> = features.iter().map(|f| f.prefix.clone()).collect();
+        features.retain(|feature| is_below(&feature.prefix, path));
+        if features.is_empty() {
+            return Err(Error::argument(
+                "--feature",
+                format!("one of {names:?} or a path above them"),
+                path.as_str(),
+            ));
+        }
+    }
+    features
+        .into_iter()
+        .map(|feature| {
+            let problem = problem(tensors, &feature, select, config)?;
+            Ok(Job { feature, problem })
+        })
+        .collect()
+}
+
+fn problem(
+    tensors: &Tensors<'_>,
+    feature: &Feature<'_>,
+    select: &SelectArgs,
+    config: &ConfigArgs,
+) -> Result<Problem> {
+    // First of all, so that no extent below exceeds the bytes of the file.
+    feature
+        .shape
+        .validate()
+        .map_err(Error::rollout(feature.place()))?;
+    let beside = Beside { tensors, feature };
+    let output = match config.output_kind {
+        OutputKind::Rows => Output::Rows(beside.start_rows(config.rows_of(&feature.prefix))?),
+        OutputKind::Matrix => Output::Matrix,
+        OutputKind::Cumulative => Output::Cumulative,
+    };
+    let meaning = RolloutConfig {
+        head_fusion: beside.head_fusion(&config.head_fusion)?,
+        residual: residual(config, feature.shape.layers)?,
+        normalize_rows: config.normalize_rows,
+        discard: config.discard()?,
+        layers: config.layers.of(feature.shape.layers),
+        causal: config.causal,
+        output,
+    };
+    let mut builder = Problem::builder(feature.shape, feature.dtype).config(meaning);
+    if !select.no_mask
+        && let Some(windows) = beside.windows()?
+    {
+        builder = builder.windows(windows);
+    }
+    builder.build().map_err(Error::rollout(feature.place()))
+}
+
+fn residual(config: &ConfigArgs, layers: usize) -> Result<ResidualWeights> {
+    let weight = |option, weights: &[f32], layer: usize| match weights.len() {
+        1 => Ok(weights[0]),
+        count if count == layers => Ok(weights[layer]),
+        count => Err(Error::argument(
+            option,
+            format!("one weight, or one for each of {layers} layers"),
+            format!("{count} weights"),
+        )),
+    };
+    let residuals: Vec<Residual> = (0..layers)
+        .map(|layer| {
+            Ok(Residual::new(
+                weight("--attention-weight", &config.attention_weight, layer)?,
+                weight("--identity-weight", &config.identity_weight, layer)?,
+            ))
+        })
+        .collect::<Result<_>>()?;
+    Ok(match residuals[..] {
+        [first, ref rest @ ..] if rest.iter().all(|r| *r == first) => {
+            ResidualWeights::Uniform(first)
+        }
+        _ => ResidualWeights::PerLayer(residuals),
+    })
+}
+
+/// The tensors beside a feature's layers.
+struct Beside<'t, 'a> {
+    tensors: &'t Tensors<'a>,
+    feature: &'t Feature<'a>,
+}
+
+impl<'a> Beside<'_, 'a> {
+    fn name(&self, tensor: &str) -> String {
+        format!("{}{tensor}", self.feature.prefix)
+    }
+
+    fn require(&self, tensor: &str, option: &str) -> Result<(String, &TensorView<'a>)> {
+        let name = self.name(tensor);
+        let view = self.tensors.require(&name, option)?;
+        Ok((name, view))
+    }
+
+    fn start_rows(&self, rows: &RowsArg) -> Result<StartRows> {
+        Ok(match rows {
+            RowsArg::Rows(rows) => StartRows::Rows(rows.clone()),
+            RowsArg::Last => StartRows::Last,
+            RowsArg::Mean => StartRows::Mean,
+            RowsArg::Tensor(tensor) => StartRows::PerItem(self.row_indices(tensor)?),
+            RowsArg::Count(tensor) => StartRows::PerItem(self.counted_rows(tensor)?),
+        })
+    }
+
+    fn row_indices(&self, tensor: &str) -> Result<Vec<usize>> {
+        let (name, view) = self.require(tensor, &format!("--rows tensor:{tensor}"))?;
+        let batch = self.feature.shape.batch;
+        check_shape(&name, view, &[batch])?;
+        numbers(&name, view)?
+            .into_iter()
+            .map(|index| {
+                // Exact for every index that can lie inside a window.
+                if index >= 0.0 && index.fract() == 0.0 && index < (1u64 << 53) as f64 {
+                    Ok(index as usize)
+                } else {
+                    let expected = "row numbers, whole and not negative";
+                    Err(Error::tensor(&name, expected, index.to_string()))
+                }
+            })
+            .collect()
+    }
+
+    fn counted_rows(&self, tensor: &str) -> Result<Vec<usize>> {
+        let (name, view) = self.require(tensor, &format!("--rows count:{tensor}"))?;
+        let (batch, tokens) = (self.feature.shape.batch, self.feature.shape.tokens);
+        check_leading_shape(&name, view, batch, tokens)?;
+        let values = numbers(&name, view)?;
+        if values.is_empty() {
+            return Ok(vec![0; batch]);
+        }
+        let per_token = values.len() / (batch * tokens);
+        Ok(values
+            .chunks_exact(tokens * per_token)
+            .map(|item| {
+                let valid = |token: &&[f64]| token.iter().any(|&value| value != 0.0);
+                let count = item.chunks_exact(per_token).filter(valid).count();
+                count.saturating_sub(1)
+            })
+            .collect())
+    }
+
+    fn head_fusion(&self, fusion: &FusionArg) -> Result<HeadFusion> {
+        Ok(match fusion {
+            FusionArg::Mean => HeadFusion::Mean,
+            FusionArg::Max => HeadFusion::Max,
+            FusionArg::Min => HeadFusion::Min,
+            FusionArg::Weights(tensor) => {
+                let (name, view) =
+                    self.require(tensor, &format!("--head-fusion weights:{tensor}"))?;
+                check_shape(&name, view, &[self.feature.shape.heads])?;
+                let weights = numbers(&name, view)?;
+                HeadFusion::Weighted(weights.into_iter().map(|w| w as f32).collect())
+            }
+        })
+    }
+
+    fn windows(&self) -> Result<Option<Vec<Window>>> {
+        let name = self.name("attention_mask");
+        let Some(view) = self.tensors.get(&name) else {
+            return Ok(None);
+        };
+        let (batch, tokens) = (self.feature.shape.batch, self.feature.shape.tokens);
+        check_shape(&name, view, &[batch, tokens])?;
+        let mask: Vec<bool> = numbers(&name, view)?
+            .into_iter()
+            .map(|value| {
+                // An additive mask (0 for valid, large negative for masked) means the opposite.
+                if value >= 0.0 {
+                    Ok(value != 0.0)
+                } else {
+                    let expected = "0 where masked and positive where valid";
+                    Err(Error::tensor(&name, expected, value.to_string()))
+                }
+            })
+            .collect::<Result<_>>()?;
+        Window::from_mask(&mask, batch, tokens)
+            .map(Some)
+            .map_err(Error::rollout(format!("tensor {name}")))
+    }
+}
+
+fn check_shape(name: &str, view: &TensorView<'_>, expected: &[usize]) -> Result<()> {
+    if view.shape() == expected {
+        return Ok(());
+    }
+    let (expected, got) = (format!("shape {expected:?}"), format!("{:?}", view.shape()));
+    Err(Error::tensor(name, expected, got))
+}
+
+/// Checks that `view` is `[batch, tokens, ...]`.
+pub fn check_leading_shape(
+    name: &str,
+    view: &TensorView<'_>,
+    batch: usize,
+    tokens: usize,
+) -> Result<()> {
+    if view.shape().starts_with(&[batch, tokens]) {
+        return Ok(());
+    }
+    let expected = format!("shape [{batch}, {tokens}, ...]");
+    Err(Error::tensor(name, expected, format!("{:?}", view.shape())))
+}

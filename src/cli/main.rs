@@ -1,0 +1,46 @@
+//! `attention-rollout`: attention rollout of saved attention maps, and pictures of it.
+//!
+//! One module per subcommand; the rest is what they share.
+
+mod backend;
+mod error;
+mod input;
+mod job;
+mod options;
+mod output;
+mod progress;
+mod report;
+mod run;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Attention rollout in batch, on NVIDIA GPUs and CPUs.
+///
+/// Exit status: 0 done; 2 the input or the arguments are wrong; 1 anything else.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::RunArgs),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(args) => run::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            ExitCode::from(error.exit_status())
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Options shared by the subcommands: what to compute, and where.
+
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::str::FromStr;
+
+use attention_rollout::{Discard, DiscardScope};
+use clap::{Args, ValueEnum};
+
+use crate::error::{Error, Result};
+
+/// What to compute.
+#[derive(Args, Clone, Debug)]
+pub struct ConfigArgs {
+    /// What comes out: relevance of start rows, the whole rollout, or the rollout after each layer
+    #[arg(long, value_enum, default_value_t = OutputKind::Rows)]
+    pub output_kind: OutputKind,
+
+    /// Start rows, counted from the first valid token: 0 | 3,7 | last | mean | tensor:NAME (one row per item) |
+    /// count:NAME (row max(k - 1, 0) of an item with k non-zero tokens in NAME)
+    #[arg(long, default_value = "0", value_name = "ROWS")]
+    pub rows: RowsArg,
+
+    /// Start rows of one feature (or of all features below a path), instead of --rows
+    #[arg(long, value_name = "FEATURE=ROWS")]
+    pub rows_for: Vec<RowsFor>,
+
+    /// How heads become one map: mean | max | min | weights:NAME (one weight per head)
+    #[arg(long, default_value = "mean", value_name = "FUSION")]
+    pub head_fusion: FusionArg,
+
+    /// Weight of the attention map beside the residual; one number, or one per layer
+    #[arg(
+        long,
+        default_value = "0.5",
+        value_delimiter = ',',
+        allow_hyphen_values = true
+    )]
+    pub attention_weight: Vec<f32>,
+
+    /// Weight of the identity (the residual connection); one number, or one per layer
+    #[arg(
+        long,
+        default_value = "0.5",
+        value_delimiter = ',',
+        allow_hyphen_values = true
+    )]
+    pub identity_weight: Vec<f32>,
+
+    /// Divide each row by its sum after adding the residual
+    #[arg(long)]
+    pub normalize_rows: bool,
+
+    /// Zero this share of the smallest entries of each fused map (0 <= RATIO < 1)
+    #[arg(
+        long,
+        value_name = "RATIO",
+        default_value_t = 0.0,
+        hide_default_value = true,
+        allow_hyphen_values = true
+    )]
+    pub discard_ratio: f64,
+
+    /// Which entries --discard-ratio looks at: the whole map, or the map without the special tokens
+    #[arg(long, value_enum, default_value_t = ScopeArg::Map)]
+    pub discard_scope: ScopeArg,
+
+    /// Leading tokens that are not patches (CLS, registers)
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    pub special_tokens: usize,
+
+    /// Layers to multiply, as 2.. or ..4 or 2..4
+    #[arg(long, value_name = "RANGE", default_value = "..")]
+    pub layers: LayersArg,
+
+    /// Promise that no token attends to a later one; the upper triangle is then never read
+    #[arg(long)]
+    pub causal: bool,
+}
+
+impl ConfigArgs {
+    /// The discard the options ask for.
+    pub fn discard(&self) -> Result<Option<Discard>> {
+        let ratio = self.discard_ratio;
+        if !(0.0..1.0).contains(&ratio) {
+            return Err(Error::argument(
+                "--discard-ratio",
+                "at least 0 and less than 1",
+                ratio.to_string(),
+            ));
+        }
+        let scope = match self.discard_scope {
+            ScopeArg::Map => DiscardScope::Map,
+            ScopeArg::Patches => DiscardScope::Patches {
+                special_tokens: self.special_tokens,
+            },
+        };
+        Ok((ratio != 0.0).then_some(Discard { ratio, scope }))
+    }
+
+    /// The start rows of the feature with this prefix: the most specific `--rows-for`, else `--rows`.
+    pub fn rows_of(&self, prefix: &str) -> &RowsArg {
+        self.rows_for
+            .iter()
+            .filter(|rows| rows.covers(prefix))
+            .max_by_key(|rows| rows.feature.len())
+            .map_or(&self.rows, |rows| &rows.rows)
+    }
+}
+
+/// Which tensors of the file take part.
+#[derive(Args, Clone, Debug)]
+pub struct SelectArgs {
+    /// Only this feature, or all features below this path
+    #[arg(long, value_name = "FEATURE")]
+    pub feature: Option<String>,
+
+    /// Ignore attention_mask tensors: every token is valid
+    #[arg(long)]
+    pub no_mask: bool,
+}
+
+/// Whether the feature with this prefix is `path` or lies below it.
+pub fn is_below(prefix: &str, path: &str) -> bool {
+    prefix
+        .strip_prefix(path.trim_end_matches('/'))
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Where and how to compute.
+#[derive(Args, Clone, Debug)]
+pub struct DeviceArgs {
+    /// auto | cpu | cuda | cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: DeviceArg,
+
+    /// CPU threads; all cores unless given
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+}
+
+/// `--output-kind`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OutputKind {
+    Rows,
+    Matrix,
+    Cumulative,
+}
+
+/// `--discard-scope`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ScopeArg {
+    Map,
+    Patches,
+}
+
+/// `--precision`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionArg {
+    /// Products as accurate as f32
+    F32,
+    /// Allow a GPU to take products of f16 operands; the CPU computes in f32 all the same
+    Half,
+}
+
+/// `--rows`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowsArg {
+    Rows(Vec<usize>),
+    Last,
+    Mean,
+    Tensor(String),
+    Count(String),
+}
+
+impl FromStr for RowsArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(rows) = named(text, "tensor:", RowsArg::Tensor)
+            .or_else(|| named(text, "count:", RowsArg::Count))
+        {
+            return rows;
+        }
+        match text {
+            "last" => Ok(RowsArg::Last),
+            "mean" => Ok(RowsArg::Mean),
+            rows => rows
+                .split(',')
+                .map(|row| row.trim().parse())
+                .collect::<Result<_, _>>()
+                .map(RowsArg::Rows)
+                .map_err(|_| {
+                    "expected row numbers as 0 or 3,7, or last, mean, tensor:NAME, count:NAME"
+                        .to_owned()
+                }),
+        }
+    }
+}
+
+fn named<T>(text: &str, keyword: &str, make: fn(String) -> T) -> Option<Result<T, String>> {
+    text.strip_prefix(keyword).map(|name| match name {
+        "" => Err(format!("expected the name of a tensor after {keyword}")),
+        name => Ok(make(name.to_owned())),
+    })
+}
+
+/// `--rows-for FEATURE=ROWS`.
+#[derive(Clone, Debug)]
+pub struct RowsFor {
+    feature: String,
+    rows: RowsArg,
+}
+
+impl RowsFor {
+    fn covers(&self, prefix: &str) -> bool {
+        is_below(prefix, &self.feature)
+    }
+}
+
+impl FromStr for RowsFor {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.rsplit_once('=') {
+            Some((feature, rows)) if !feature.is_empty() => Ok(RowsFor {
+                feature: feature.to_owned(),
+                rows: rows.parse()?,
+            }),
+            _ => Err("expected FEATURE=ROWS".to_owned()),
+        }
+    }
+}
+
+/// `--head-fusion`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FusionArg {
+    Mean,
+    Max,
+    Min,
+    Weights(String),
+}
+
+impl FromStr for FusionArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(weights) = named(text, "weights:", FusionArg::Weights) {
+            return weights;
+        }
+        match text {
+            "mean" => Ok(FusionArg::Mean),
+            "max" => Ok(FusionArg::Max),
+            "min" => Ok(FusionArg::Min),
+            _ => Err("expected mean, max, min or weights:NAME".to_owned()),
+        }
+    }
+}
+
+/// `--layers`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayersArg {
+    start: Option<usize>,
+    end: Option<usize>,
+}
+
+impl LayersArg {
+    /// The range in a stack of `layers`; `None` for all of them.
+    pub fn of(&self, layers: usize) -> Option<Range<usize>> {
+        match (self.start, self.end) {
+            (None, None) => None,
+            (start, end) => Some(start.unwrap_or(0)..end.unwrap_or(layers)),
+        }
+    }
+}
+
+impl FromStr for LayersArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bound = |text: &str| match text.trim() {
+            "" => Ok(None),
+            number => number.parse().map(Some).map_err(|_| ()),
+        };
+        text.split_once("..")
+            .and_then(|(start, end)| {
+                Some(LayersArg {
+                    start: bound(start).ok()?,
+                    end: bound(end).ok()?,
+                })
+            })
+            .ok_or_else(|| "expected a range as 2.. or ..4 or 2..4".to_owned())
+    }
+}
+
+/// `--device`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceArg {
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+impl FromStr for DeviceArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let cuda = |ordinal: &str| ordinal.parse().ok().map(DeviceArg::Cuda);
+        match text {
+            "auto" => Some(DeviceArg::Auto),
+            "cpu" => Some(DeviceArg::Cpu),
+            "cuda" => Some(DeviceArg::Cuda(0)),
+            text => text.strip_prefix("cuda:").and_then(cuda),
+        }
+        .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_owned())
+    }
+}

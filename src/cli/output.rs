@@ -1,0 +1,149 @@
+//! Output files: written under a temporary name beside their target, renamed when they are whole.
+
+use std::collections::HashMap;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use tempfile::NamedTempFile;
+
+use crate::error::{Error, Result};
+
+/// A file that appears under its name only when [`commit`](PendingFile::commit) is called, and whole.
+pub struct PendingFile {
+    path: PathBuf,
+    temporary: NamedTempFile,
+}
+
+impl PendingFile {
+    /// Starts a file that will be called `path`.
+    pub fn create(path: &Path) -> Result<Self> {
+        let directory = match path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        if path.file_name().is_none() || path.is_dir() {
+            let source = std::io::Error::other("expected the name of a file");
+            return Err(Error::output(path, "cannot create")(source));
+        }
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".attention-rollout-").suffix(".tmp");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            // The process's umask takes away from this what it takes from any other new file.
+            builder.permissions(std::fs::Permissions::from_mode(0o666));
+        }
+        let temporary = builder
+            .tempfile_in(directory)
+            .map_err(Error::output(path, "cannot create"))?;
+        Ok(PendingFile {
+            path: path.to_owned(),
+            temporary,
+        })
+    }
+
+    /// Writes `bytes` at `offset`.
+    pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let file = self.temporary.as_file_mut();
+        file.seek(SeekFrom::Start(offset))
+            .and_then(|_| file.write_all(bytes))
+            .map_err(Error::output(&self.path, "cannot write"))
+    }
+
+    /// Gives the file its name, replacing what had it.
+    pub fn commit(self) -> Result<()> {
+        let PendingFile { path, temporary } = self;
+        temporary
+            .persist(&path)
+            .map(drop)
+            .map_err(|e| Error::output(&path, "cannot rename into place")(e.error))
+    }
+}
+
+/// Name and shape of one f32 output tensor.
+pub struct TensorSpec {
+    pub name: String,
+    pub shape: Vec<usize>,
+}
+
+impl TensorSpec {
+    /// Number of elements. [`TensorFile::create`] has checked that it fits.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// A safetensors file of f32 tensors, written piece by piece.
+pub struct TensorFile {
+    file: PendingFile,
+    /// Byte offset of each tensor in the file.
+    offsets: HashMap<String, u64>,
+}
+
+impl TensorFile {
+    /// Starts a file called `path` with these tensors, all elements 0 until they are written.
+    pub fn create<'a>(
+        path: &Path,
+        tensors: impl IntoIterator<Item = &'a TensorSpec>,
+    ) -> Result<Self> {
+        let overflow = || {
+            let source = std::io::Error::other("the output does not fit the address space");
+            Error::output(path, "cannot create")(source)
+        };
+        let mut sorted: Vec<&TensorSpec> = tensors.into_iter().collect();
+        sorted.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut end = 0usize;
+        let mut infos = Vec::with_capacity(sorted.len());
+        for spec in &sorted {
+            let bytes = spec
+                .shape
+                .iter()
+                .try_fold(4usize, |product, &extent| product.checked_mul(extent))
+                .ok_or_else(overflow)?;
+            let start = end;
+            end = start.checked_add(bytes).ok_or_else(overflow)?;
+            infos.push((
+                spec.name.clone(),
+                TensorInfo {
+                    dtype: Dtype::F32,
+                    shape: spec.shape.clone(),
+                    data_offsets: (start, end),
+                },
+            ));
+        }
+        let other = |e: String| Error::output(path, "cannot create")(std::io::Error::other(e));
+        let metadata = Metadata::new(None, infos.clone()).map_err(|e| other(e.to_string()))?;
+        let mut header = serde_json::to_vec(&metadata).map_err(|e| other(e.to_string()))?;
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let data = 8 + header.len() as u64;
+
+        let mut file = PendingFile::create(path)?;
+        file.write_at(0, &(header.len() as u64).to_le_bytes())?;
+        file.write_at(8, &header)?;
+        file.temporary
+            .as_file()
+            .set_len(data + end as u64)
+            .map_err(Error::output(path, "cannot write"))?;
+        let offsets = infos
+            .into_iter()
+            .map(|(name, info)| (name, data + info.data_offsets.0 as u64))
+            .collect();
+        Ok(TensorFile { file, offsets })
+    }
+
+    /// Writes `values` into the tensor `name`, from its element `first` on.
+    ///
+    /// # Panics
+    /// Where the file has no such tensor.
+    pub fn write(&mut self, name: &str, first: usize, values: &[f32]) -> Result<()> {
+        let offset = self.offsets[name] + 4 * first as u64;
+        self.file.write_at(offset, bytemuck::cast_slice(values))
+    }
+
+    /// The finished file, still under its temporary name.
+    pub fn into_pending(self) -> PendingFile {
+        self.file
+    }
+}

@@ -1,0 +1,9 @@
+//! Lines on stdout.
+
+use std::fmt::Display;
+use std::io::Write;
+
+/// Prints a line. A reader that has gone away is no error: the work is done, and its exit status tells how it went.
+pub fn line(line: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}

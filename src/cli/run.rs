@@ -1,0 +1,273 @@
+//! `run`: the rollout of every feature of a file.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use attention_rollout::{Output, Problem};
+use clap::Args;
+use serde_json::json;
+
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::input::{InputFile, Maps, Tensors};
+use crate::job::{Job, check_leading_shape, jobs};
+use crate::options::{ConfigArgs, DeviceArgs, OutputKind, PrecisionArg, SelectArgs};
+use crate::output::{TensorFile, TensorSpec};
+use crate::progress::Progress;
+use crate::report;
+
+/// Compute the rollout of attention maps saved in a safetensors file.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// File with tensors layer.<l> or <feature>/layer.<l>, [batch, heads, tokens, tokens] or [batch, tokens, tokens]
+    input: PathBuf,
+
+    /// File to write: [<feature>/]relevance, rollout or rollout.<l>, in f32
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+
+    #[command(flatten)]
+    select: SelectArgs,
+
+    #[command(flatten)]
+    config: ConfigArgs,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+
+    /// How accurate products are
+    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
+    precision: PrecisionArg,
+
+    /// Also write attribution: relevance repeated to the shape of [<feature>/]value
+    #[arg(long)]
+    expand: bool,
+
+    /// Print a summary as JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// What one feature took.
+struct Done {
+    outputs: Vec<TensorSpec>,
+    time: Duration,
+}
+
+/// Runs the subcommand.
+pub fn run(args: &RunArgs) -> Result<()> {
+    let started = Instant::now();
+    if args.expand && args.config.output_kind != OutputKind::Rows {
+        return Err(Error::argument(
+            "--expand",
+            "--output-kind rows",
+            format!("{:?}", args.config.output_kind).to_lowercase(),
+        ));
+    }
+    let file = InputFile::open(&args.input)?;
+    check_distinct(&args.output, file.path())?;
+    let tensors = file.tensors()?;
+    let jobs = jobs(&tensors, &args.select, &args.config)?;
+    let backend = Backend::open(&args.device)?;
+
+    let specs: Vec<Vec<TensorSpec>> = jobs
+        .iter()
+        .map(|job| output_specs(args, &tensors, job))
+        .collect::<Result<_>>()?;
+    let mut output = TensorFile::create(&args.output, specs.iter().flatten())?;
+
+    let total = jobs.iter().map(|job| job.problem.map_bytes() as u64).sum();
+    let mut progress = Progress::start(total);
+    let mut done = Vec::with_capacity(jobs.len());
+    for (job, outputs) in jobs.iter().zip(specs) {
+        let time = run_job(&backend, job, &outputs, &mut output, &mut progress)?;
+        done.push(Done { outputs, time });
+    }
+    drop(progress);
+    output.into_pending().commit()?;
+    summarize(args, &backend, &jobs, &done, started.elapsed())
+}
+
+/// Refuses to write over the file that is being read.
+fn check_distinct(output: &Path, input: &Path) -> Result<()> {
+    match (output.canonicalize(), input.canonicalize()) {
+        (Ok(output), Ok(input)) if output == input => Err(Error::argument(
+            "--output",
+            "another file than the input",
+            input.display().to_string(),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The tensors a job writes: those of the rollout, then the attribution.
+fn output_specs(args: &RunArgs, tensors: &Tensors<'_>, job: &Job<'_>) -> Result<Vec<TensorSpec>> {
+    let prefix = &job.feature.prefix;
+    let shape = job.problem.output_shape();
+    let spec = |name: &str, shape: &[usize]| TensorSpec {
+        name: format!("{prefix}{name}"),
+        shape: shape.to_vec(),
+    };
+    let mut specs = match job.problem.config().output {
+        Output::Rows(_) => vec![spec("relevance", &shape)],
+        Output::Matrix => vec![spec("rollout", &shape)],
+        Output::Cumulative => job
+            .problem
+            .layers()
+            .map(|layer| spec(&format!("rollout.{layer}"), &shape[1..]))
+            .collect(),
+    };
+    if args.expand {
+        let [batch, tokens] = shape[..] else {
+            return Err(Error::argument(
+                "--expand",
+                "one start row",
+                format!("{} in {}", job.problem.start_rows(), job.feature.place()),
+            ));
+        };
+        let name = format!("{prefix}value");
+        let value = tensors.require(&name, "--expand")?;
+        check_leading_shape(&name, value, batch, tokens)?;
+        specs.push(spec("attribution", value.shape()));
+    }
+    Ok(specs)
+}
+
+/// Bytes of output that are held in memory at a time, unless one item alone has more.
+const CHUNK_OUTPUT_BYTES: usize = 64 << 20;
+/// Bytes of maps between two steps of the progress bar, unless one item alone has more.
+const CHUNK_MAP_BYTES: usize = 1 << 30;
+
+/// How many items to compute at a time.
+fn items_per_chunk(problem: &Problem, outputs: &[TensorSpec]) -> usize {
+    let batch = problem.shape().batch.max(1);
+    let elements: usize = outputs.iter().map(TensorSpec::elements).sum();
+    let output = 4 * (elements / batch);
+    let maps = problem.map_bytes() / batch;
+    let of = |bytes: usize, item: usize| bytes / item.max(1);
+    of(CHUNK_OUTPUT_BYTES, output)
+        .min(of(CHUNK_MAP_BYTES, maps))
+        .clamp(1, batch)
+}
+
+fn run_job(
+    backend: &Backend,
+    job: &Job<'_>,
+    outputs: &[TensorSpec],
+    file: &mut TensorFile,
+    progress: &mut Progress,
+) -> Result<Duration> {
+    let batch = job.problem.shape().batch;
+    let step = items_per_chunk(&job.problem, outputs);
+    let mut time = Duration::ZERO;
+    for start in (0..batch).step_by(step) {
+        let items = start..(start + step).min(batch);
+        let part = job.problem.slice_batch(items.clone());
+        let maps = job.feature.maps(items.clone());
+        let layers: Vec<_> = maps.iter().map(Maps::host_layer).collect();
+        let place = || Error::rollout(job.feature.place());
+        let mut out = zeros(part.output_len()).map_err(place())?;
+
+        let started = Instant::now();
+        backend.run(&part, &layers, &mut out).map_err(place())?;
+        time += started.elapsed();
+
+        write_chunk(job, &items, &out, outputs, file)?;
+        progress.add(part.map_bytes() as u64);
+    }
+    Ok(time)
+}
+
+/// Memory that may be more than there is.
+fn zeros(len: usize) -> attention_rollout::Result<Vec<f32>> {
+    let mut out = Vec::new();
+    out.try_reserve_exact(len)
+        .map_err(|_| attention_rollout::Error::HostMemory {
+            what: "rollout",
+            required: len.saturating_mul(4),
+        })?;
+    out.resize(len, 0.0);
+    Ok(out)
+}
+
+/// Writes the results of `items` to where they belong in each output tensor.
+fn write_chunk(
+    job: &Job<'_>,
+    items: &Range<usize>,
+    out: &[f32],
+    outputs: &[TensorSpec],
+    file: &mut TensorFile,
+) -> Result<()> {
+    if let Output::Cumulative = job.problem.config().output {
+        let per_layer = out.len() / outputs.len();
+        let item = per_layer / items.len();
+        for (spec, layer) in outputs.iter().zip(out.chunks_exact(per_layer)) {
+            file.write(&spec.name, items.start * item, layer)?;
+        }
+        return Ok(());
+    }
+    let item = out.len() / items.len();
+    file.write(&outputs[0].name, items.start * item, out)?;
+    if let Some(attribution) = outputs.get(1) {
+        // [B, N] to [B, N, ...]: each token's relevance for everything the token holds.
+        let repeat: usize = attribution.shape[2..].iter().product();
+        let expanded: Vec<f32> = out
+            .iter()
+            .flat_map(|&relevance| std::iter::repeat_n(relevance, repeat))
+            .collect();
+        file.write(&attribution.name, items.start * item * repeat, &expanded)?;
+    }
+    Ok(())
+}
+
+fn summarize(
+    args: &RunArgs,
+    backend: &Backend,
+    jobs: &[Job<'_>],
+    done: &[Done],
+    elapsed: Duration,
+) -> Result<()> {
+    if !args.json {
+        let (features, seconds) = (jobs.len(), elapsed.as_secs_f64());
+        let device = backend.device();
+        let output = args.output.display();
+        report::line(format_args!(
+            "{output}: {features} features on {device} in {seconds:.3} s"
+        ));
+        return Ok(());
+    }
+    let features: Vec<_> = jobs
+        .iter()
+        .zip(done)
+        .map(|(job, done)| {
+            let shape = job.problem.shape();
+            let outputs: serde_json::Map<_, _> = done
+                .outputs
+                .iter()
+                .map(|spec| (spec.name.clone(), json!(spec.shape)))
+                .collect();
+            json!({
+                "feature": job.feature.prefix.trim_end_matches('/'),
+                "layers": shape.layers,
+                "batch": shape.batch,
+                "heads": shape.heads,
+                "tokens": shape.tokens,
+                "dtype": job.feature.dtype.name(),
+                "map_bytes": job.problem.map_bytes(),
+                "seconds": done.time.as_secs_f64(),
+                "outputs": outputs,
+            })
+        })
+        .collect();
+    report::line(json!({
+        "input": args.input,
+        "output": args.output,
+        "device": backend.device(),
+        "threads": backend.threads(),
+        "precision": "f32",
+        "seconds": elapsed.as_secs_f64(),
+        "features": features,
+    }));
+    Ok(())
+}
