@@ -1,0 +1,113 @@
+// What the host hands to each kernel: one struct per kernel, passed by value. src/cuda/params.rs mirrors every struct
+// here field by field; tests/kernels_abi.rs compares sizes and offsets. Strides are in elements, flags are 0 or 1.
+#pragma once
+
+#include "types.cuh"
+
+// Layers one launch can take: the parameters stay below the 4 KB that every driver accepts.
+constexpr u32 MAX_LAYERS_PER_LAUNCH = 64;
+
+// The valid tokens of one item: [start, start + len).
+struct Window {
+  u32 start, len;
+};
+
+// The maps [batch, heads, tokens, tokens] of one layer and its residual weights.
+struct LayerMaps {
+  const void *base;
+  i64 stride_batch, stride_head, stride_row;
+  float attention, identity;
+};
+
+// The maps of a launch's layers, first to last, and how they become fused entries.
+struct Maps {
+  const Window *windows;      // [batch]
+  const float *head_weights;  // [heads]; only weighted fusion reads it
+  const u64 *cuts;            // [layers, batch]; only `discard` variants read it (see discard.cuh)
+  u32 batch, heads, tokens, layers;
+  float head_scale;           // f32 nearest to 1 / heads; only mean fusion reads it
+  u32 window_local;           // maps hold only the window, at their origin (as head_fusion writes them)
+  u32 causal;                 // entries right of the diagonal are 0 and are not read
+  u32 discard_first;          // rows and columns of the window before this one take no part in discard
+  u32 discard_spares_origin;  // entry (first, first) of the window is never discarded
+  u32 reserved;
+  LayerMaps layer[MAX_LAYERS_PER_LAUNCH];
+};
+
+// rollout_rows: from last layer to first, r <- identity r + attention r fused.
+struct RolloutRowsParams {
+  const float *start;         // [batch or 1, start_rows, tokens], counted from the window's start
+  i64 start_stride_batch;     // 0 where all items share their start rows
+  const float *partials_in;   // [batch, splits_in, start_rows, tokens]; read instead of `start` where splits_in > 0
+  float *partials_out;        // [batch, splits, start_rows, tokens]; null: the result goes to `out`
+  float *out;                 // [batch, start_rows, tokens], 0 outside the windows
+  u32 start_rows, splits_in;
+  u32 chunk_columns;          // columns of one warp, a multiple of the elements in 16 bytes
+  u32 chunks_per_block;       // warps that share a row
+  Maps maps;
+};
+
+// rollout_chain: the whole rollout of one item per block.
+struct RolloutChainParams {
+  const float *state;         // [batch, tokens, tokens], the product of the later layers; null: the identity
+  float *out;                 // [batch, tokens, tokens], 0 outside the windows; may be `state`
+  Maps maps;
+};
+
+// head_fusion: fused maps, in window coordinates.
+struct HeadFusionParams {
+  float *fused;               // [layers, batch, len, len] with the strides below
+  i64 stride_layer, stride_batch, stride_row;
+  u32 chunk_columns, chunks_per_block;  // as for rollout_rows
+  Maps maps;
+};
+
+// discard: the cut of every (layer, item).
+struct DiscardParams {
+  const float *fused;         // as head_fusion writes it
+  i64 stride_layer, stride_batch, stride_row;
+  const Window *windows;      // [batch]
+  const u64 *counts;          // [batch]: how many of the smallest entries to take
+  u64 *cuts;                  // [layers, batch]
+  u32 batch, layers, causal, discard_first;
+};
+
+// One layer of fused maps in window coordinates, rows 16-byte aligned, with all that turns them into `Ahat`.
+struct FusedMaps {
+  const float *base;
+  i64 stride_batch, stride_row;
+  const Window *windows;      // [batch]
+  const u64 *cuts;            // [batch]; null: nothing is discarded
+  const float *scales;        // [batch, tokens], as row_scales writes them; null: rows are not normalised
+  float attention, identity;
+  u32 tokens, causal, discard_first, discard_spares_origin;
+};
+
+// row_scales: 1 / (sum of a row of attention * fused + identity * I), or 0.
+struct RowScalesParams {
+  FusedMaps maps;             // `maps.scales` is not read
+  float *scales;              // [batch, tokens], counted from the window's start
+};
+
+// One f32 matrix per item.
+struct Matrices {
+  float *base;
+  i64 stride_batch, stride_row;
+};
+
+// rollout_first: Ahat of one layer, the first step of a product.
+struct RolloutFirstParams {
+  FusedMaps maps;
+  Matrices out;
+  u32 out_windowed;           // `out` holds all tokens: the window is an offset into it
+  u32 reserved;
+};
+
+// rollout_product: one step of the product, out = Ahat state or out = state Ahat.
+struct RolloutProductParams {
+  FusedMaps maps;
+  Matrices state;             // window coordinates, rows 16-byte aligned
+  Matrices out;
+  u32 rows;                   // rows of the state; 0: as many as the window has tokens
+  u32 out_windowed;           // `out` holds all tokens: the window is an offset into it
+};
