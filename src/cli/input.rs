@@ -47,11 +47,6 @@ impl InputFile {
         })
     }
 
-    /// Where the file lies.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Every tensor of the file, by name.
     pub fn tensors(&self) -> Result<Tensors<'_>> {
         let malformed = |reason: String| {

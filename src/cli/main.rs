@@ -4,6 +4,7 @@
 
 mod backend;
 mod error;
+mod heatmap;
 mod input;
 mod job;
 mod options;

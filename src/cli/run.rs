@@ -10,10 +10,11 @@ use serde_json::json;
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::heatmap::{self, Drawing, HeatmapArgs};
 use crate::input::{InputFile, Maps, Tensors};
 use crate::job::{Job, check_leading_shape, jobs};
 use crate::options::{ConfigArgs, DeviceArgs, OutputKind, PrecisionArg, SelectArgs};
-use crate::output::{TensorFile, TensorSpec};
+use crate::output::{PendingFile, TensorFile, TensorSpec};
 use crate::progress::Progress;
 use crate::report;
 
@@ -24,8 +25,8 @@ pub struct RunArgs {
     input: PathBuf,
 
     /// File to write: [<feature>/]relevance, rollout or rollout.<l>, in f32
-    #[arg(long, short, value_name = "FILE")]
-    output: PathBuf,
+    #[arg(long, short, value_name = "FILE", required_unless_present = "heatmap")]
+    output: Option<PathBuf>,
 
     #[command(flatten)]
     select: SelectArgs,
@@ -47,6 +48,9 @@ pub struct RunArgs {
     /// Print a summary as JSON on stdout
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    heatmap: HeatmapArgs,
 }
 
 /// What one feature took.
@@ -66,39 +70,55 @@ pub fn run(args: &RunArgs) -> Result<()> {
         ));
     }
     let file = InputFile::open(&args.input)?;
-    check_distinct(&args.output, file.path())?;
+    check_paths(args)?;
     let tensors = file.tensors()?;
     let jobs = jobs(&tensors, &args.select, &args.config)?;
     let backend = Backend::open(&args.device)?;
-
     let specs: Vec<Vec<TensorSpec>> = jobs
         .iter()
         .map(|job| output_specs(args, &tensors, job))
         .collect::<Result<_>>()?;
-    let mut output = TensorFile::create(&args.output, specs.iter().flatten())?;
+    let drawing = heatmap::prepare(&args.heatmap, args.config.special_tokens, &jobs)?;
+    let file = match &args.output {
+        Some(path) => Some(TensorFile::create(path, specs.iter().flatten())?),
+        None => None,
+    };
 
     let total = jobs.iter().map(|job| job.problem.map_bytes() as u64).sum();
-    let mut progress = Progress::start(total);
+    let mut sink = Sink {
+        file,
+        drawing,
+        drawn: None,
+        progress: Progress::start(total),
+    };
     let mut done = Vec::with_capacity(jobs.len());
     for (job, outputs) in jobs.iter().zip(specs) {
-        let time = run_job(&backend, job, &outputs, &mut output, &mut progress)?;
+        let time = sink.run_job(&backend, job, &outputs)?;
         done.push(Done { outputs, time });
     }
-    drop(progress);
-    output.into_pending().commit()?;
+    sink.commit()?;
     summarize(args, &backend, &jobs, &done, started.elapsed())
 }
 
-/// Refuses to write over the file that is being read.
-fn check_distinct(output: &Path, input: &Path) -> Result<()> {
-    match (output.canonicalize(), input.canonicalize()) {
-        (Ok(output), Ok(input)) if output == input => Err(Error::argument(
-            "--output",
-            "another file than the input",
-            input.display().to_string(),
-        )),
-        _ => Ok(()),
+/// Refuses to write over a file that is being read, and one file over another.
+fn check_paths(args: &RunArgs) -> Result<()> {
+    let mut taken = vec![args.input.clone()];
+    taken.extend(args.heatmap.image.clone());
+    taken.extend(args.heatmap.tokens.clone());
+    let outputs = [
+        ("--output", &args.output),
+        ("--heatmap", &args.heatmap.heatmap),
+    ];
+    for (option, path) in outputs {
+        let Some(path) = path else { continue };
+        let whole = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        if let Some(other) = taken.iter().find(|other| whole(other) == whole(path)) {
+            let got = other.display().to_string();
+            return Err(Error::argument(option, "a file of its own", got));
+        }
+        taken.push(path.clone());
     }
+    Ok(())
 }
 
 /// The tensors a job writes: those of the rollout, then the attribution.
@@ -151,32 +171,68 @@ fn items_per_chunk(problem: &Problem, outputs: &[TensorSpec]) -> usize {
         .clamp(1, batch)
 }
 
-fn run_job(
-    backend: &Backend,
-    job: &Job<'_>,
-    outputs: &[TensorSpec],
-    file: &mut TensorFile,
-    progress: &mut Progress,
-) -> Result<Duration> {
-    let batch = job.problem.shape().batch;
-    let step = items_per_chunk(&job.problem, outputs);
-    let mut time = Duration::ZERO;
-    for start in (0..batch).step_by(step) {
-        let items = start..(start + step).min(batch);
-        let part = job.problem.slice_batch(items.clone());
-        let maps = job.feature.maps(items.clone());
-        let layers: Vec<_> = maps.iter().map(Maps::host_layer).collect();
-        let place = || Error::rollout(job.feature.place());
-        let mut out = zeros(part.output_len()).map_err(place())?;
+/// Where results go.
+struct Sink {
+    file: Option<TensorFile>,
+    drawing: Option<Drawing>,
+    drawn: Option<PendingFile>,
+    progress: Progress,
+}
 
-        let started = Instant::now();
-        backend.run(&part, &layers, &mut out).map_err(place())?;
-        time += started.elapsed();
+impl Sink {
+    /// Computes a job chunk by chunk; returns the time spent computing.
+    fn run_job(
+        &mut self,
+        backend: &Backend,
+        job: &Job<'_>,
+        outputs: &[TensorSpec],
+    ) -> Result<Duration> {
+        let step = items_per_chunk(&job.problem, outputs);
+        let all = match (&self.file, &self.drawing) {
+            (None, Some(drawing)) => drawing.item..drawing.item + 1,
+            _ => 0..job.problem.shape().batch,
+        };
+        let mut time = Duration::ZERO;
+        for start in all.clone().step_by(step) {
+            let items = start..(start + step).min(all.end);
+            let part = job.problem.slice_batch(items.clone());
+            let maps = job.feature.maps(items.clone());
+            let layers: Vec<_> = maps.iter().map(Maps::host_layer).collect();
+            let place = || Error::rollout(job.feature.place());
+            let mut out = zeros(part.output_len()).map_err(place())?;
 
-        write_chunk(job, &items, &out, outputs, file)?;
-        progress.add(part.map_bytes() as u64);
+            let started = Instant::now();
+            backend.run(&part, &layers, &mut out).map_err(place())?;
+            time += started.elapsed();
+
+            self.draw(&items, &out)?;
+            if let Some(file) = &mut self.file {
+                write_chunk(job, &items, &out, outputs, file)?;
+            }
+            self.progress.add(part.map_bytes() as u64);
+        }
+        Ok(time)
     }
-    Ok(time)
+
+    /// Draws the picture where `out`, the results of `items`, holds its item.
+    fn draw(&mut self, items: &Range<usize>, out: &[f32]) -> Result<()> {
+        let is_here = |drawing: &mut Drawing| items.contains(&drawing.item);
+        if let Some(drawing) = self.drawing.take_if(is_here) {
+            let item = out.len() / items.len();
+            let first = (drawing.item - items.start) * item;
+            self.drawn = Some(drawing.draw(&out[first..first + item])?);
+        }
+        Ok(())
+    }
+
+    /// Gives the finished files their names.
+    fn commit(self) -> Result<()> {
+        let files = [self.file.map(TensorFile::into_pending), self.drawn];
+        files
+            .into_iter()
+            .flatten()
+            .try_for_each(PendingFile::commit)
+    }
 }
 
 /// Memory that may be more than there is.
@@ -231,10 +287,13 @@ fn summarize(
     if !args.json {
         let (features, seconds) = (jobs.len(), elapsed.as_secs_f64());
         let device = backend.device();
-        let output = args.output.display();
+        let plural = if features == 1 { "" } else { "s" };
         report::line(format_args!(
-            "{output}: {features} features on {device} in {seconds:.3} s"
+            "rollout of {features} feature{plural} on {device} in {seconds:.3} s"
         ));
+        for path in [&args.output, &args.heatmap.heatmap].into_iter().flatten() {
+            report::line(format_args!("wrote {}", path.display()));
+        }
         return Ok(());
     }
     let features: Vec<_> = jobs
@@ -263,6 +322,7 @@ fn summarize(
     report::line(json!({
         "input": args.input,
         "output": args.output,
+        "heatmap": args.heatmap.heatmap,
         "device": backend.device(),
         "threads": backend.threads(),
         "precision": "f32",

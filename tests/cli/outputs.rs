@@ -73,7 +73,7 @@ fn input_is_never_overwritten() {
     let input = bench.write("in.safetensors", &[("layer.0", Tensor::maps(1, 1, 3, 0))]);
     let before = std::fs::read(&input).unwrap();
     let run = bench.command(["run", "in.safetensors", "-o", "./in.safetensors"]);
-    run.expect_failure(2, &["--output", "another file than the input"]);
+    run.expect_failure(2, &["--output", "a file of its own"]);
     assert_eq!(std::fs::read(&input).unwrap(), before);
 }
 

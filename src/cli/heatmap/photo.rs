@@ -1,0 +1,82 @@
+//! Relevance of patches, over the photo or as a map of its own.
+
+use std::path::Path;
+
+use image::imageops::{FilterType, resize};
+use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageReader, Luma, RgbImage};
+
+use super::canvas::{Canvas, mix};
+use super::scale::{BAR_HEIGHT, Scale};
+use crate::error::{Error, Result};
+
+/// How strongly the colours cover the photo.
+const OPACITY: f32 = 0.55;
+
+/// Side that a map without a photo is enlarged to, about.
+const MAP_SIDE: u32 = 448;
+
+/// Patches as rows and columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    pub height: usize,
+    pub width: usize,
+}
+
+/// Opens the photo, turned as its EXIF orientation says.
+pub fn open(path: &Path) -> Result<RgbImage> {
+    let fail = |e: &dyn std::fmt::Display| Error::input(path, e);
+    let reader = ImageReader::open(path)
+        .and_then(ImageReader::with_guessed_format)
+        .map_err(|e| fail(&e))?;
+    let mut decoder = reader.into_decoder().map_err(|e| fail(&e))?;
+    let orientation = decoder.orientation().map_err(|e| fail(&e))?;
+    let mut photo = DynamicImage::from_decoder(decoder).map_err(|e| fail(&e))?;
+    photo.apply_orientation(orientation);
+    Ok(photo.into_rgb8())
+}
+
+/// Draws `patches` (row by row) over `photo`, which has the size of the result; without one, as squares.
+pub fn draw(
+    patches: &[f32],
+    grid: Grid,
+    scale: &Scale,
+    photo: Option<&RgbImage>,
+    filter: FilterType,
+    with_bar: bool,
+) -> RgbImage {
+    let (columns, rows) = (grid.width as u32, grid.height as u32);
+    let shares = patches.iter().map(|&value| scale.share(value)).collect();
+    let map: ImageBuffer<Luma<f32>, Vec<f32>> =
+        ImageBuffer::from_vec(columns, rows, shares).expect("one value per patch");
+    let picture = match photo {
+        Some(photo) => {
+            let map = resize(&map, photo.width(), photo.height(), filter);
+            let mut picture = photo.clone();
+            for (pixel, Luma([share])) in picture.pixels_mut().zip(map.pixels()) {
+                *pixel = mix(*pixel, scale.color_at(*share), OPACITY);
+            }
+            picture
+        }
+        None => {
+            let cell = (MAP_SIDE / columns.max(rows)).max(1);
+            RgbImage::from_fn(columns * cell, rows * cell, |x, y| {
+                scale.color(patches[(y / cell * columns + x / cell) as usize])
+            })
+        }
+    };
+    if with_bar {
+        below(&picture, scale)
+    } else {
+        picture
+    }
+}
+
+/// The picture with a colour bar below it.
+fn below(picture: &RgbImage, scale: &Scale) -> RgbImage {
+    let (width, height) = picture.dimensions();
+    let mut canvas = Canvas::blank(width, height + BAR_HEIGHT + 8);
+    canvas.paste(picture, 0, 0);
+    let margin = 4.min(width / 4);
+    scale.draw_bar(&mut canvas, margin, height + 6, width - 2 * margin);
+    canvas.into_image()
+}
