@@ -1,0 +1,325 @@
+//! What a launch must obey.
+
+use crate::{
+    code,
+    kernels::{self, Kernel, pointer},
+    machine,
+};
+use cudarc::driver::{
+    CudaContext, CudaStream, DriverError, LaunchConfig,
+    sys::{self, CUfunction_attribute, CUresult},
+};
+use std::ffi::c_void;
+
+fn launch(stream: &CudaStream, kernel: &Kernel, shape: LaunchConfig) -> CUresult {
+    // SAFETY: the kernel takes no arguments.
+    code(unsafe { kernel.launch(stream, shape, &mut []) })
+}
+
+#[test]
+fn extents_have_limits() -> Result<(), DriverError> {
+    let vcuda = machine("sm_90");
+    let context = CudaContext::new(0)?;
+    let stream = context.default_stream();
+    let bounded = kernels::bounded_kernel(&context)?;
+    let accepts = |grid_dim, block_dim| {
+        let shape = LaunchConfig {
+            grid_dim,
+            block_dim,
+            shared_mem_bytes: 0,
+        };
+        launch(&stream, &bounded, shape) == CUresult::CUDA_SUCCESS
+    };
+    assert!(accepts((1, 1, 1), (64, 1, 1)));
+    assert!(accepts((3, 2, 1), (4, 4, 4)));
+    assert!(!accepts((0, 1, 1), (64, 1, 1)));
+    assert!(!accepts((1, 1, 1), (0, 1, 1)));
+    assert!(!accepts((1, 65536, 1), (1, 1, 1)));
+    assert!(!accepts((1, 1, 1), (1, 1, 65)));
+    assert!(!accepts((1, 1, 1), (65, 1, 1)), "the kernel's own bound");
+    assert!(
+        vcuda
+            .message()
+            .contains("65 threads in a block, at most 64"),
+        "{}",
+        vcuda.message()
+    );
+    let add = kernels::add_kernel(&context)?;
+    assert_eq!(
+        add.get(CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
+        1024
+    );
+    assert_eq!(
+        launch(&stream, &add, kernels::shape(1, 1025)),
+        CUresult::CUDA_ERROR_INVALID_VALUE
+    );
+    assert_eq!(vcuda.launches().len(), 2, "refused launches do not run");
+    Ok(())
+}
+
+#[test]
+fn more_than_48_kib_of_shared_memory_must_be_asked_for() -> Result<(), DriverError> {
+    let vcuda = machine("sm_80");
+    let context = CudaContext::new(0)?;
+    let stream = context.default_stream();
+    let kernel = kernels::bounded_kernel(&context)?;
+    let with = |shared_mem_bytes| {
+        launch(
+            &stream,
+            &kernel,
+            LaunchConfig {
+                shared_mem_bytes,
+                ..kernels::shape(1, 32)
+            },
+        )
+    };
+    let opt_in = |bytes| {
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        code(kernel.set(attribute, bytes))
+    };
+    // The kernel has 1 KiB of static shared memory, which counts.
+    assert_eq!(with(47 << 10), CUresult::CUDA_SUCCESS);
+    assert_eq!(with((47 << 10) + 1), CUresult::CUDA_ERROR_INVALID_VALUE);
+    assert!(
+        vcuda.message().contains("cuFuncSetAttribute"),
+        "{}",
+        vcuda.message()
+    );
+    assert_eq!(
+        opt_in((162 << 10) + 1),
+        CUresult::CUDA_ERROR_INVALID_VALUE,
+        "163 KiB on sm_80"
+    );
+    assert_eq!(opt_in(-1), CUresult::CUDA_ERROR_INVALID_VALUE);
+    assert_eq!(opt_in(162 << 10), CUresult::CUDA_SUCCESS);
+    assert_eq!(with(162 << 10), CUresult::CUDA_SUCCESS);
+    assert_eq!(with((162 << 10) + 1), CUresult::CUDA_ERROR_INVALID_VALUE);
+    let shared = vcuda
+        .launches()
+        .last()
+        .map(|launch| (launch.static_shared_bytes, launch.dynamic_shared_bytes));
+    assert_eq!(shared, Some((1 << 10, 162 << 10)));
+    // 164 KiB per multiprocessor: one block of 163 KiB, three of 48 and a little.
+    assert_eq!(kernel.occupancy(32, 162 << 10)?, 1);
+    assert_eq!(kernel.occupancy(32, 47 << 10)?, 3);
+    assert_eq!(kernel.occupancy(65, 0)?, 0);
+    Ok(())
+}
+
+/// Launches through `cuLaunchKernelEx` with a cluster and the cooperative flag.
+fn launch_ex(
+    stream: &CudaStream,
+    kernel: &Kernel,
+    grid: u32,
+    cluster: u32,
+    cooperative: bool,
+) -> CUresult {
+    let mut attributes = Vec::new();
+    for id in [
+        sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
+    ] {
+        let value = match id {
+            sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE => {
+                sys::CUlaunchAttributeValue {
+                    cooperative: cooperative.into(),
+                }
+            }
+            _ => sys::CUlaunchAttributeValue {
+                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
+                    x: cluster,
+                    y: 1,
+                    z: 1,
+                },
+            },
+        };
+        attributes.push(sys::CUlaunchAttribute {
+            id,
+            pad: [0; 4],
+            value,
+        });
+    }
+    let config = sys::CUlaunchConfig {
+        gridDimX: grid,
+        gridDimY: 1,
+        gridDimZ: 1,
+        blockDimX: 32,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: 0,
+        hStream: stream.cu_stream(),
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: attributes.len() as u32,
+    };
+    // SAFETY: the kernel takes no arguments; the configuration lives for the call.
+    unsafe {
+        sys::cuLaunchKernelEx(
+            &config,
+            kernel.function,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+        )
+    }
+}
+
+#[test]
+fn clusters_need_a_device_with_clusters_and_a_fitting_grid() -> Result<(), DriverError> {
+    use CUresult::{CUDA_ERROR_INVALID_CLUSTER_SIZE as BAD, CUDA_SUCCESS as OK};
+    let vcuda = machine("sm_80,sm_90");
+    let old = CudaContext::new(0)?;
+    let kernel = kernels::bounded_kernel(&old)?;
+    let stream = old.default_stream();
+    assert_eq!(
+        launch_ex(&stream, &kernel, 4, 2, false),
+        CUresult::CUDA_ERROR_INVALID_VALUE
+    );
+    assert!(
+        vcuda.message().contains("sm_80 has no clusters"),
+        "{}",
+        vcuda.message()
+    );
+    assert_eq!(
+        launch_ex(&stream, &kernel, 4, 1, false),
+        OK,
+        "a cluster of one block is none"
+    );
+
+    let new = CudaContext::new(1)?;
+    let kernel = kernels::bounded_kernel(&new)?;
+    let stream = new.default_stream();
+    assert_eq!(launch_ex(&stream, &kernel, 4, 2, false), OK);
+    assert_eq!(
+        vcuda.launches().last().map(|launch| launch.cluster),
+        Some([2, 1, 1])
+    );
+    assert_eq!(
+        launch_ex(&stream, &kernel, 5, 2, false),
+        BAD,
+        "the grid is not a multiple"
+    );
+    assert_eq!(
+        launch_ex(&stream, &kernel, 16, 16, false),
+        BAD,
+        "more than is portable"
+    );
+    let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
+    kernel.set(attribute, 1)?;
+    assert_eq!(launch_ex(&stream, &kernel, 16, 16, false), OK);
+    assert_eq!(launch_ex(&stream, &kernel, 32, 32, false), BAD);
+    Ok(())
+}
+
+#[test]
+fn cooperative_blocks_must_fit_the_device() -> Result<(), DriverError> {
+    let vcuda = machine("sm_75");
+    let context = CudaContext::new(0)?;
+    let kernel = kernels::bounded_kernel(&context)?;
+    let stream = context.default_stream();
+    assert_eq!(
+        launch_ex(&stream, &kernel, 8, 1, true),
+        CUresult::CUDA_SUCCESS
+    );
+    assert!(
+        vcuda
+            .launches()
+            .last()
+            .is_some_and(|launch| launch.cooperative)
+    );
+    // 40 multiprocessors with 16 blocks each.
+    let too_large = CUresult::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
+    assert_eq!(launch_ex(&stream, &kernel, 641, 1, true), too_large);
+    assert_eq!(
+        launch_ex(&stream, &kernel, 641, 1, false),
+        CUresult::CUDA_SUCCESS
+    );
+    Ok(())
+}
+
+/// Launches the add kernel with raw argument pointers.
+fn launch_raw(
+    stream: &CudaStream,
+    kernel: &Kernel,
+    params: *mut *mut c_void,
+    extra: *mut *mut c_void,
+) -> CUresult {
+    // SAFETY: the wrong pointers of this test are noticed by the stand-in.
+    unsafe {
+        sys::cuLaunchKernel(
+            kernel.function,
+            1,
+            1,
+            1,
+            32,
+            1,
+            1,
+            0,
+            stream.cu_stream(),
+            params,
+            extra,
+        )
+    }
+}
+
+#[test]
+fn arguments_must_be_there() -> Result<(), DriverError> {
+    use CUresult::{CUDA_ERROR_INVALID_VALUE as INVALID, CUDA_SUCCESS as OK};
+    let vcuda = machine("sm_90");
+    let context = CudaContext::new(0)?;
+    let stream = context.default_stream();
+    let kernel = kernels::add_kernel(&context)?;
+    let null = std::ptr::null_mut();
+    assert_eq!(launch_raw(&stream, &kernel, null, null), INVALID);
+    assert!(
+        vcuda
+            .message()
+            .contains("argument 0 (`add_param_0`, 8 bytes) of 4"),
+        "{}",
+        vcuda.message()
+    );
+
+    let (address, count, value) = (0u64, 0u32, 1f32);
+    let mut params: [*mut c_void; 4] = [
+        pointer(&address),
+        pointer(&address),
+        pointer(&count),
+        pointer(&value),
+    ];
+    assert_eq!(launch_raw(&stream, &kernel, params.as_mut_ptr(), null), OK);
+    params[3] = null.cast();
+    assert_eq!(
+        launch_raw(&stream, &kernel, params.as_mut_ptr(), null),
+        INVALID
+    );
+    assert!(
+        vcuda.message().contains("argument 3"),
+        "{}",
+        vcuda.message()
+    );
+
+    // The same by buffer: two pointers, a count and a value are 24 bytes.
+    let buffer = [0u64; 3];
+    let pack = |bytes: &mut usize| {
+        let (pointer, size) = (
+            (&raw const buffer).cast_mut().cast(),
+            (&raw mut *bytes).cast(),
+        );
+        let mut extra: [*mut c_void; 5] = [
+            std::ptr::without_provenance_mut(1),
+            pointer,
+            std::ptr::without_provenance_mut(2),
+            size,
+            null.cast(),
+        ];
+        launch_raw(&stream, &kernel, null, extra.as_mut_ptr())
+    };
+    assert_eq!(pack(&mut 24), OK);
+    assert_eq!(pack(&mut 20), INVALID, "too few bytes");
+    assert!(
+        vcuda.message().contains("takes 24 bytes of arguments, 20"),
+        "{}",
+        vcuda.message()
+    );
+    assert_eq!(pack(&mut 28), INVALID, "too many bytes");
+    assert_eq!(vcuda.launches().len(), 2);
+    Ok(())
+}
