@@ -9,7 +9,7 @@ mod scale;
 mod tokens;
 
 use std::io::Cursor;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use attention_rollout::{Output, Window};
@@ -233,7 +233,7 @@ fn kind(args: &HeatmapArgs, special_tokens: usize, job: &Job<'_>, window: Window
 }
 
 /// The labels of the item's valid tokens.
-fn labels(path: &PathBuf, item: usize, window: Window, tokens: usize) -> Result<Vec<String>> {
+fn labels(path: &Path, item: usize, window: Window, tokens: usize) -> Result<Vec<String>> {
     let labels = tokens::read(path, item)?;
     match labels.len() {
         len if len == tokens => Ok(labels[window.start..window.end()].to_vec()),
