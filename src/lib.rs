@@ -9,6 +9,9 @@ mod dtype;
 mod error;
 mod input;
 mod layout;
+#[cfg(feature = "cpu")]
+#[doc(hidden)]
+pub mod measure;
 mod problem;
 #[cfg(feature = "cpu")]
 pub mod reference;

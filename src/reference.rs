@@ -10,7 +10,7 @@ use crate::layout::{Shape, Window};
 use crate::problem::Problem;
 
 /// A square matrix over the valid tokens of one item.
-type Matrix = Vec<Vec<f64>>;
+pub(crate) type Matrix = Vec<Vec<f64>>;
 
 /// Computes the output of `problem`, shaped as [`Problem::output_shape`], in f64.
 ///
@@ -59,7 +59,12 @@ pub fn rollout(problem: &Problem, layers: &[HostLayer<'_>]) -> Result<Vec<f64>> 
 }
 
 /// `Ahat` of one layer and item: heads fused, smallest entries discarded, residual added, rows normalised.
-fn layer_matrix(problem: &Problem, layer: usize, maps: &HostLayer<'_>, item: usize) -> Matrix {
+pub(crate) fn layer_matrix(
+    problem: &Problem,
+    layer: usize,
+    maps: &HostLayer<'_>,
+    item: usize,
+) -> Matrix {
     let len = problem.windows()[item].len;
     let mut ahat = vec![vec![0.0; len]; len];
     let mut fused_f32 = vec![vec![0.0; len]; len];

@@ -1,0 +1,139 @@
+//! The floor of a rollout on the CPU: reading every byte of the maps once, and nothing else.
+
+use std::num::NonZeroUsize;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use super::thread_pool;
+use crate::error::Result;
+use crate::input::HostLayer;
+
+/// Reads maps as fast as this machine can with a number of threads.
+///
+/// Which order is fastest depends on the prefetchers (one sequential stream, or several at once as a head average
+/// reads them), so both are tried at the first use and the faster one is kept.
+pub struct HostRead {
+    pool: rayon::ThreadPool,
+    threads: usize,
+    order: OnceLock<Order>,
+}
+
+/// Reads one part of the maps and returns a value that depends on all of it.
+type Order = fn(&[u64]) -> u64;
+
+const ORDERS: [Order; 3] = [read::<1>, read::<2>, read::<12>];
+
+impl HostRead {
+    /// A floor for `threads` threads.
+    ///
+    /// # Errors
+    /// [`Error::Threads`](crate::Error::Threads).
+    pub fn new(threads: NonZeroUsize) -> Result<Self> {
+        Ok(HostRead {
+            pool: thread_pool(threads)?,
+            threads: threads.get(),
+            order: OnceLock::new(),
+        })
+    }
+
+    /// The time to read the first `bytes` bytes of `layers`.
+    pub fn time(&self, layers: &[HostLayer<'_>], bytes: usize) -> Duration {
+        let mut left = bytes / size_of::<u64>();
+        let mut parts = Vec::new();
+        for layer in layers {
+            let words = words(layer);
+            let words = &words[..words.len().min(left)];
+            left -= words.len();
+            parts.push(words);
+        }
+        let order = *self.order.get_or_init(|| {
+            ORDERS
+                .into_iter()
+                .min_by_key(|&order| (0..3).map(|_| self.run(&parts, order)).min())
+                .unwrap_or(ORDERS[0])
+        });
+        self.run(&parts, order)
+    }
+
+    fn run(&self, parts: &[&[u64]], order: Order) -> Duration {
+        let threads = self.threads;
+        let share = |thread: usize| {
+            for part in parts {
+                let words = part.len().div_ceil(threads);
+                let own = part.chunks(words.max(1)).nth(thread).unwrap_or(&[]);
+                std::hint::black_box(order(own));
+            }
+        };
+        let start = Instant::now();
+        if self.threads == 1 {
+            share(0);
+        } else {
+            self.pool.broadcast(|context| share(context.index()));
+        }
+        start.elapsed()
+    }
+}
+
+/// The aligned words of a layer.
+fn words<'a>(layer: &HostLayer<'a>) -> &'a [u64] {
+    match layer {
+        HostLayer::F32(maps) => bytemuck::pod_align_to(maps).1,
+        HostLayer::F16(maps) => bytemuck::pod_align_to(maps).1,
+        HostLayer::Bf16(maps) => bytemuck::pod_align_to(maps).1,
+    }
+}
+
+/// Reads `words` as `STREAMS` sequential streams, taken in turns line by line.
+fn read<const STREAMS: usize>(words: &[u64]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2, as just asked.
+        return unsafe { read_avx2::<STREAMS>(words) };
+    }
+    read_lines::<STREAMS>(words)
+}
+
+/// [`read_lines`], compiled to 32-byte loads.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn read_avx2<const STREAMS: usize>(words: &[u64]) -> u64 {
+    read_lines::<STREAMS>(words)
+}
+
+#[inline(always)]
+fn read_lines<const STREAMS: usize>(words: &[u64]) -> u64 {
+    const LINE: usize = 8;
+    let lines = words.len() / LINE / STREAMS;
+    let streams: [&[u64]; STREAMS] =
+        std::array::from_fn(|stream| &words[stream * lines * LINE..][..lines * LINE]);
+    let mut sums = [[0u64; 4]; STREAMS];
+    for line in 0..lines {
+        for (stream, sum) in streams.iter().zip(&mut sums) {
+            let (near, far) = stream[line * LINE..][..LINE].split_at(4);
+            for ((sum, near), far) in sum.iter_mut().zip(near).zip(far) {
+                *sum ^= near ^ far;
+            }
+        }
+    }
+    let rest = &words[lines * LINE * STREAMS..];
+    sums.iter()
+        .flatten()
+        .chain(rest)
+        .fold(0, |all, sum| all ^ sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_order_reads_every_word() {
+        for len in [0, 1, 95, 96, 97, 1000] {
+            let words: Vec<u64> = (1..=len).collect();
+            let expected = words.iter().fold(0, |all, word| all ^ word);
+            for order in ORDERS {
+                assert_eq!(order(&words), expected, "{len} words");
+            }
+        }
+    }
+}
