@@ -133,6 +133,14 @@ pub struct Feature<'a> {
 }
 
 impl<'a> Tensors<'a> {
+    /// No tensors at all: what stands beside random maps.
+    pub fn none() -> Self {
+        Tensors {
+            path: Path::new(""),
+            views: BTreeMap::new(),
+        }
+    }
+
     /// The tensor called `name`.
     pub fn get(&self, name: &str) -> Option<&TensorView<'a>> {
         self.views.get(name)
@@ -188,6 +196,16 @@ fn layer_name(name: &str) -> Result<Option<(&str, usize)>> {
 }
 
 impl<'a> Feature<'a> {
+    /// The extents of random maps.
+    pub fn without_maps(shape: Shape, dtype: DType) -> Self {
+        Feature {
+            prefix: String::new(),
+            shape,
+            dtype,
+            layers: Vec::new(),
+        }
+    }
+
     fn new(prefix: &str, layers: BTreeMap<usize, &TensorView<'a>>) -> Result<Self> {
         for (expected, &got) in layers.keys().enumerate() {
             if expected != got {

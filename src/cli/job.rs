@@ -42,7 +42,8 @@ pub fn jobs<'a>(
         .collect()
 }
 
-fn problem(
+/// The problem the options state over the maps of `feature`.
+pub fn problem(
     tensors: &Tensors<'_>,
     feature: &Feature<'_>,
     select: &SelectArgs,

@@ -3,6 +3,7 @@
 //! One module per subcommand; the rest is what they share.
 
 mod backend;
+mod bench;
 mod error;
 mod heatmap;
 mod input;
@@ -31,11 +32,13 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Run(run::RunArgs),
+    Bench(bench::BenchArgs),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -48,7 +48,8 @@ pub fn check(problem: &Problem, layers: &[HostLayer<'_>], out: &[f32]) -> Result
             let got = &out[first + problem.windows()[item].start..][..exact.len()];
             for (column, (&got, &exact)) in got.iter().zip(&exact).enumerate() {
                 let error = (f64::from(got) - exact).abs();
-                if !(error <= tolerance * exact + f64::from(f32::MIN_POSITIVE)) {
+                let within = error <= tolerance * exact + f64::from(f32::MIN_POSITIVE);
+                if !within {
                     return Err(format!(
                         "wrong answer: item {item}, layer {last}, row {row}, column {column}: got {got:e}, \
                          expected {exact:e} within {tolerance:e} of it"
