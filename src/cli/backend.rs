@@ -27,6 +27,28 @@ impl Backend {
         }
     }
 
+    /// Every device and way to run that `verify` compares: all there are, unless the options name one.
+    pub fn all(args: &DeviceArgs) -> Result<Vec<Self>> {
+        let Backend::Cpu { threads } = Backend::open(args)?;
+        let single = Backend::Cpu {
+            threads: NonZeroUsize::MIN,
+        };
+        let all = Backend::Cpu { threads };
+        Ok(if threads == NonZeroUsize::MIN {
+            vec![all]
+        } else {
+            vec![single, all]
+        })
+    }
+
+    /// Device and threads, for a table.
+    pub fn label(&self) -> String {
+        match self {
+            Backend::Cpu { threads } if threads.get() == 1 => "cpu, 1 thread".to_owned(),
+            Backend::Cpu { threads } => format!("cpu, {threads} threads"),
+        }
+    }
+
     /// Name for the summary.
     pub fn device(&self) -> &'static str {
         match self {

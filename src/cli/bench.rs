@@ -14,7 +14,7 @@ use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::input::{Feature, InputFile, Maps, Tensors};
 use crate::job::{jobs, problem};
-use crate::options::{ConfigArgs, DeviceArgs, SelectArgs};
+use crate::options::{ConfigArgs, DeviceArgs, OutputKind, SelectArgs};
 use crate::report;
 
 /// Time a rollout on this machine and compare it with reading its maps once, the least any rollout must do.
@@ -37,6 +37,10 @@ pub struct BenchArgs {
 
     #[command(flatten)]
     select: SelectArgs,
+
+    /// What comes out: relevance of start rows, the whole rollout, or the rollout after each layer
+    #[arg(long, value_enum, default_value_t = OutputKind::Rows)]
+    output_kind: OutputKind,
 
     #[command(flatten)]
     config: ConfigArgs,
@@ -103,7 +107,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 fn file_cases(args: &BenchArgs, backend: &Backend, path: &Path) -> Result<Vec<Case>> {
     let file = InputFile::open(path)?;
     let tensors = file.tensors()?;
-    jobs(&tensors, &args.select, &args.config)?
+    jobs(&tensors, &args.select, &args.config, args.output_kind)?
         .iter()
         .map(|job| {
             let maps = job.feature.maps(0..job.feature.shape.batch);
@@ -116,7 +120,13 @@ fn file_cases(args: &BenchArgs, backend: &Backend, path: &Path) -> Result<Vec<Ca
 fn random_case(args: &BenchArgs, backend: &Backend) -> Result<Case> {
     let ShapeArg(shape) = args.shape;
     let feature = Feature::without_maps(shape, args.dtype);
-    let problem = problem(&Tensors::none(), &feature, &args.select, &args.config)?;
+    let problem = problem(
+        &Tensors::none(),
+        &feature,
+        &args.select,
+        &args.config,
+        args.output_kind,
+    )?;
     let inputs = Inputs::random(&shape, args.dtype, args.config.causal, 0);
     new_case(&problem, inputs, backend)
 }

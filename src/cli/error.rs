@@ -37,6 +37,9 @@ pub enum Error {
     /// The device asked for cannot be used.
     #[error("device {device}: {reason}")]
     Device { device: String, reason: String },
+    /// A backend is further from the reference than its error budget.
+    #[error("{failed} of {total} checks exceed their error budget")]
+    Verify { failed: usize, total: usize },
     /// An output cannot be written.
     #[error("{}: {action}: {source}", path.display())]
     Output {
@@ -59,7 +62,7 @@ impl Error {
                 Library::Threads { .. } | Library::HostMemory { .. } => 1,
                 _ => 2,
             },
-            Error::Device { .. } | Error::Output { .. } => 1,
+            Error::Device { .. } | Error::Verify { .. } | Error::Output { .. } => 1,
         }
     }
 

@@ -252,11 +252,19 @@ impl<'a> Feature<'a> {
         })
     }
 
-    /// Name for messages: the prefix, or `input` where it is empty.
-    pub fn place(&self) -> String {
+    /// The prefix without its slash; `.` where there is none.
+    pub fn name(&self) -> &str {
         match self.prefix.trim_end_matches('/') {
-            "" => "input".to_owned(),
-            prefix => format!("feature {prefix}"),
+            "" => ".",
+            name => name,
+        }
+    }
+
+    /// Name for messages.
+    pub fn place(&self) -> String {
+        match self.name() {
+            "." => "input".to_owned(),
+            name => format!("feature {name}"),
         }
     }
 

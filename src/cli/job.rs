@@ -20,6 +20,7 @@ pub fn jobs<'a>(
     tensors: &Tensors<'a>,
     select: &SelectArgs,
     config: &ConfigArgs,
+    kind: OutputKind,
 ) -> Result<Vec<Job<'a>>> {
     let mut features = tensors.features()?;
     if let Some(path) = &select.feature {
@@ -36,7 +37,7 @@ pub fn jobs<'a>(
     features
         .into_iter()
         .map(|feature| {
-            let problem = problem(tensors, &feature, select, config)?;
+            let problem = problem(tensors, &feature, select, config, kind)?;
             Ok(Job { feature, problem })
         })
         .collect()
@@ -48,6 +49,7 @@ pub fn problem(
     feature: &Feature<'_>,
     select: &SelectArgs,
     config: &ConfigArgs,
+    kind: OutputKind,
 ) -> Result<Problem> {
     // First of all, so that no extent below exceeds the bytes of the file.
     feature
@@ -55,7 +57,7 @@ pub fn problem(
         .validate()
         .map_err(Error::rollout(feature.place()))?;
     let beside = Beside { tensors, feature };
-    let output = match config.output_kind {
+    let output = match kind {
         OutputKind::Rows => Output::Rows(beside.start_rows(config.rows_of(&feature.prefix))?),
         OutputKind::Matrix => Output::Matrix,
         OutputKind::Cumulative => Output::Cumulative,

@@ -4,6 +4,7 @@
 
 mod backend;
 mod bench;
+mod devices;
 mod error;
 mod heatmap;
 mod input;
@@ -13,6 +14,7 @@ mod output;
 mod progress;
 mod report;
 mod run;
+mod verify;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -32,13 +34,20 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Run(run::RunArgs),
+    Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),
+    Devices(devices::DevicesArgs),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Devices(args) => {
+            devices::run(&args);
+            Ok(())
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

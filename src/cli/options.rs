@@ -12,10 +12,6 @@ use crate::error::{Error, Result};
 /// What to compute.
 #[derive(Args, Clone, Debug)]
 pub struct ConfigArgs {
-    /// What comes out: relevance of start rows, the whole rollout, or the rollout after each layer
-    #[arg(long, value_enum, default_value_t = OutputKind::Rows)]
-    pub output_kind: OutputKind,
-
     /// Start rows, counted from the first valid token: 0 | 3,7 | last | mean | tensor:NAME (one row per item) |
     /// count:NAME (row max(k - 1, 0) of an item with k non-zero tokens in NAME)
     #[arg(long, default_value = "0", value_name = "ROWS")]

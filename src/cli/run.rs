@@ -31,6 +31,10 @@ pub struct RunArgs {
     #[command(flatten)]
     select: SelectArgs,
 
+    /// What comes out: relevance of start rows, the whole rollout, or the rollout after each layer
+    #[arg(long, value_enum, default_value_t = OutputKind::Rows)]
+    output_kind: OutputKind,
+
     #[command(flatten)]
     config: ConfigArgs,
 
@@ -62,17 +66,17 @@ struct Done {
 /// Runs the subcommand.
 pub fn run(args: &RunArgs) -> Result<()> {
     let started = Instant::now();
-    if args.expand && args.config.output_kind != OutputKind::Rows {
+    if args.expand && args.output_kind != OutputKind::Rows {
         return Err(Error::argument(
             "--expand",
             "--output-kind rows",
-            format!("{:?}", args.config.output_kind).to_lowercase(),
+            format!("{:?}", args.output_kind).to_lowercase(),
         ));
     }
     let file = InputFile::open(&args.input)?;
     check_paths(args)?;
     let tensors = file.tensors()?;
-    let jobs = jobs(&tensors, &args.select, &args.config)?;
+    let jobs = jobs(&tensors, &args.select, &args.config, args.output_kind)?;
     let backend = Backend::open(&args.device)?;
     let specs: Vec<Vec<TensorSpec>> = jobs
         .iter()

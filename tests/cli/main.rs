@@ -2,6 +2,7 @@
 
 mod bad_inputs;
 mod heatmap;
+mod hostile;
 mod outputs;
 mod real_data;
 mod support;

@@ -185,3 +185,64 @@ fn empty_batch_gives_an_empty_result() {
     let cumulative = bench.run_ok(&input, "--output-kind cumulative");
     assert_eq!(cumulative["rollout.0"].shape, [0, 5, 5]);
 }
+
+#[test]
+fn verify_compares_every_output_with_the_reference() {
+    let bench = Bench::new();
+    let input = data("minilm_batch4.safetensors");
+    let verify = [
+        "verify",
+        input.to_str().unwrap(),
+        "--threads",
+        "2",
+        "--json",
+    ];
+    let options = ["--normalize-rows", "--discard-ratio", "0.9", "--items", "3"];
+    let run = bench
+        .command(verify.into_iter().chain(options))
+        .expect_status(0);
+    let report: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    let checks = report["checks"].as_array().unwrap();
+    // Rows, matrix and cumulative, each on one thread and on two.
+    assert_eq!(checks.len(), 6);
+    for check in checks {
+        assert_eq!(check["ok"], true, "{check}");
+        // A budget that any result meets shows nothing: entries are below 1.
+        assert!(check["budget"].as_f64().unwrap() < 1e-4, "{check}");
+    }
+    let cases = data("pyhealth_cases.safetensors");
+    let run = bench
+        .command(["verify", cases.to_str().unwrap(), "--threads", "2"])
+        .expect_status(0);
+    assert!(
+        run.stdout
+            .contains("stageattn_nested/procedures  cumulative")
+    );
+    assert!(!run.stdout.contains("FAILED"));
+    bench
+        .command(["verify", "missing.safetensors"])
+        .expect_failure(2, &["missing.safetensors"]);
+}
+
+#[test]
+fn devices_lists_the_cpu() {
+    let bench = Bench::new();
+    let run = bench.command(["devices", "--json"]).expect_status(0);
+    let devices: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    assert!(devices["cpu"]["threads"].as_u64().unwrap() >= 1);
+    let run = bench.command(["devices"]).expect_status(0);
+    assert!(run.stdout.starts_with("cpu: "));
+}
+
+#[test]
+fn help_and_usage() {
+    let bench = Bench::new();
+    bench.command(["--version"]).expect_status(0);
+    for command in ["run", "verify", "devices"] {
+        let help = bench.command([command, "--help"]).expect_status(0);
+        assert!(help.stdout.contains("--json"));
+    }
+    let nothing: [&str; 0] = [];
+    bench.command(nothing).expect_status(2);
+    bench.command(["rum"]).expect_status(2);
+}

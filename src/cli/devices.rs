@@ -1,0 +1,51 @@
+//! `devices`: what this machine can compute on.
+
+use clap::Args;
+use serde_json::json;
+
+use crate::backend::cpu_threads;
+use crate::report;
+
+/// List the devices a rollout can run on.
+#[derive(Args, Debug)]
+pub struct DevicesArgs {
+    /// Print the list as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the subcommand.
+pub fn run(args: &DevicesArgs) {
+    let (threads, simd) = (cpu_threads(), cpu_simd());
+    if args.json {
+        let architecture = std::env::consts::ARCH;
+        report::line(json!({
+            "cpu": { "architecture": architecture, "threads": threads, "simd": simd },
+        }));
+    } else {
+        let simd = match simd.join(", ") {
+            none if none.is_empty() => "none detected".to_owned(),
+            simd => simd,
+        };
+        report::line(format_args!("cpu: {threads} threads; SIMD: {simd}"));
+    }
+}
+
+/// The vector extensions of this CPU that matter for f32 and f16.
+fn cpu_simd() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    let features = [
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("fma", is_x86_feature_detected!("fma")),
+        ("f16c", is_x86_feature_detected!("f16c")),
+        ("avx512f", is_x86_feature_detected!("avx512f")),
+    ];
+    #[cfg(target_arch = "aarch64")]
+    let features = [("neon", std::arch::is_aarch64_feature_detected!("neon"))];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let features = [];
+    features
+        .into_iter()
+        .filter_map(|(name, is_here): (&str, bool)| is_here.then_some(name))
+        .collect()
+}
