@@ -1,0 +1,309 @@
+"""The rollouts that people use today, timed in a process of their own.
+
+Started by peers.py as `peers_worker.py torch|numpy THREADS DEVICE`; answers one JSON request per line. NumPy and
+PyTorch never share a process: each keeps threads of its own, and they disturb each other.
+"""
+
+import importlib
+import json
+import os
+import sys
+import time
+
+FAMILY, THREADS, DEVICE = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = str(THREADS)
+
+import numpy as np  # noqa: E402
+from safetensors import safe_open  # noqa: E402
+
+# Inputs smaller than this lie in memory more than once and are taken in turn, as in src/measure.
+ROTATION_BYTES = 256 << 20
+MAX_COPIES = 256
+RATIO = 0.9
+
+
+def layers_of(file):
+    """`{feature: [layer names in order]}` of an open safetensors file."""
+    features = {}
+    for name in file.keys():
+        prefix, _, base = name.rpartition("/")
+        if base.startswith("layer."):
+            features.setdefault(prefix, []).append(name)
+    return {key: sorted(names, key=lambda n: int(n.rsplit(".", 1)[1])) for key, names in features.items()}
+
+
+# NumPy -----------------------------------------------------------------------------------------------------------
+
+
+def numpy_loop(layers):
+    rollout = None
+    diagonal = np.arange(layers[0].shape[-1])
+    for attention in layers:
+        ahat = attention.mean(axis=1)
+        ahat *= 0.5
+        ahat[:, diagonal, diagonal] += 0.5
+        rollout = ahat if rollout is None else ahat @ rollout
+    return rollout
+
+
+def numpy_row(layers):
+    row = 0.5 * layers[-1][:, :, 0].mean(axis=1)
+    row[:, 0] += 0.5
+    for attention in reversed(layers[:-1]):
+        fused = attention.mean(axis=1)
+        row = 0.5 * row + 0.5 * (row[:, None, :] @ fused)[:, 0]
+    return row
+
+
+# PyTorch ---------------------------------------------------------------------------------------------------------
+
+
+def torch_loop(layers):
+    """Head mean, residual on the diagonal in place, no product with the identity."""
+    rollout = None
+    for attention in layers:
+        fused = attention.mean(1, dtype=torch.float32)
+        if rollout is None:
+            rollout = fused.mul_(0.5)
+            rollout.diagonal(dim1=-2, dim2=-1).add_(0.5)
+        else:
+            rollout = torch.baddbmm(rollout, fused, rollout, beta=0.5, alpha=0.5)
+    return rollout
+
+
+def torch_row(layers):
+    """Only row 0: vector times matrix, last layer to first. Of the last layer only row 0 is read."""
+    row = layers[-1][:, :, :1].mean(1, dtype=torch.float32).mul_(0.5)
+    row[:, :, 0] += 0.5
+    for attention in reversed(layers[:-1]):
+        fused = attention.mean(1, dtype=torch.float32)
+        row = torch.baddbmm(row, row, fused, beta=0.5, alpha=0.5)
+    return row[:, 0]
+
+
+def discarded(attention):
+    """Head mean with the smallest entries of each item zeroed: vit-explain's definition, for any batch."""
+    fused = attention.mean(1, dtype=torch.float32)
+    flat = fused.view(fused.shape[0], -1)
+    first = flat[:, 0].clone()
+    smallest = flat.topk(int(flat.shape[1] * RATIO), dim=1, largest=False).indices
+    flat.scatter_(1, smallest, 0.0)
+    flat[:, 0] = first
+    return fused
+
+
+def torch_topk(layers):
+    """vit-explain's way: discard with top-k, then the whole product, of which row 0 is wanted."""
+    rollout = None
+    for attention in layers:
+        ahat = discarded(attention).mul_(0.5)
+        ahat.diagonal(dim1=-2, dim2=-1).add_(0.5)
+        rollout = ahat if rollout is None else torch.bmm(ahat, rollout)
+    return rollout[:, 0]
+
+
+def torch_topk_row(layers):
+    """Top-k too, but vector times matrix."""
+    row = None
+    for attention in reversed(layers):
+        fused = discarded(attention)
+        if row is None:
+            row = torch.zeros_like(fused[:, :1])
+            row[:, :, 0] = 1.0
+        row = torch.baddbmm(row, row, fused, beta=0.5, alpha=0.5)
+    return row[:, 0]
+
+
+def pyhealth_algorithm(layers):
+    """AttentionRollout.attribute() line by line, for where the package cannot be installed."""
+    rollout = None
+    for attention in layers:
+        fused = attention.mean(dim=1)
+        identity = torch.eye(fused.shape[1], device=fused.device, dtype=fused.dtype).unsqueeze(0)
+        ahat = 0.5 * (fused + identity)
+        if rollout is None:
+            rollout = identity.expand(fused.shape[0], -1, -1)
+        rollout = torch.bmm(ahat, rollout)
+    return rollout[:, 0]
+
+
+class SavedMaps:
+    """What PyHealth's AttentionRollout asks of a model, over maps that are there already."""
+
+    def __new__(cls):
+        class Model(torch.nn.Module):
+            def set_attention_hooks(self, enabled):
+                pass
+
+            def forward(self, **data):
+                return {}
+
+            def get_attention_layers(self):
+                return self.layers
+
+            def get_relevance_tensor(self, rollout, **data):
+                return {key: matrix[:, 0] for key, matrix in rollout.items()}
+
+        return Model()
+
+
+def pyhealth():
+    """PyHealth's own class, or None where the package is not installed."""
+    try:
+        methods = importlib.import_module("pyhealth.interpret.methods.attention_rollout")
+    except ImportError:
+        return None
+    model = SavedMaps()
+    rollout = methods.AttentionRollout(model)
+
+    def attribute(features):
+        model.layers = {key: [(layer, None) for layer in layers] for key, layers in features.items()}
+        return rollout.attribute()
+
+    return attribute
+
+
+def each(compute):
+    """`compute` for every feature."""
+    return lambda features: {key: compute(layers) for key, layers in features.items()}
+
+
+def graphed(compute):
+    """`compute` as a CUDA graph over fixed inputs, captured once per copy of the inputs."""
+    captured = {}
+
+    def replay(features):
+        key = id(features)
+        if key not in captured:
+            compute(features)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                outputs = compute(features)
+            captured[key] = graph, outputs
+        graph, outputs = captured[key]
+        graph.replay()
+        return outputs
+
+    return replay
+
+
+class Worker:
+    """The systems of one family and the maps they are timed with."""
+
+    def __init__(self):
+        self.copies = []
+        if FAMILY == "numpy":
+            self.systems = {"numpy loop": each(numpy_loop), "numpy row": each(numpy_row)}
+            return
+        torch.set_num_threads(THREADS)
+        torch.set_grad_enabled(False)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        self.systems = {
+            "torch loop": each(torch_loop),
+            "torch row": each(torch_row),
+            "torch topk": each(torch_topk),
+            "torch topk row": each(torch_topk_row),
+        }
+        attribute = pyhealth()
+        name = "pyhealth" if attribute else "pyhealth-algorithm"
+        self.systems[name] = attribute or each(pyhealth_algorithm)
+        for name, compute in (("torch.compile loop", torch_loop), ("torch.compile row", torch_row)):
+            self.systems[name] = each(torch.compile(compute, dynamic=False))
+        if DEVICE != "cpu":
+            self.systems["cuda graph loop"] = graphed(each(torch_loop))
+            self.systems["cuda graph row"] = graphed(each(torch_row))
+
+    def make(self, path, features, dtype):
+        """Writes random maps: softmax of normal numbers, the same for everyone who reads the file."""
+        from safetensors.torch import save_file
+
+        torch.manual_seed(0)
+        element = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[dtype]
+        tensors = {}
+        for key, (layers, batch, heads, tokens) in features.items():
+            for layer in range(layers):
+                maps = torch.softmax(2 * torch.randn(batch, heads, tokens, tokens), -1)
+                tensors[f"{key}/layer.{layer}" if key else f"layer.{layer}"] = maps.to(element)
+        save_file(tensors, path)
+        return {}
+
+    def load(self, path):
+        """Reads the maps of a file, as often as the rotation takes."""
+        self.copies = []
+        framework = "np" if FAMILY == "numpy" else "pt"
+        with safe_open(path, framework) as file:
+            features = {
+                key: [file.get_tensor(name) for name in names] for key, names in layers_of(file).items()
+            }
+        size = sum(layer.nbytes for layers in features.values() for layer in layers)
+        for _ in range(min(MAX_COPIES, -(-ROTATION_BYTES // size))):
+            copied = {}
+            for key, layers in features.items():
+                if FAMILY == "numpy":
+                    copied[key] = [layer.copy() for layer in layers]
+                else:
+                    copied[key] = [layer.to(DEVICE, copy=True) for layer in layers]
+            self.copies.append(copied)
+        return {"copies": len(self.copies)}
+
+    def time(self, system, runs):
+        """Times in microseconds, after a warm-up run."""
+        compute = self.systems[system]
+        times = []
+        for run in range(runs + 1):
+            features = self.copies[run % len(self.copies)]
+            if DEVICE == "cpu":
+                start = time.perf_counter()
+                compute(features)
+                elapsed = (time.perf_counter() - start) * 1e6
+            else:
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                compute(features)
+                end.record()
+                end.synchronize()
+                elapsed = start.elapsed_time(end) * 1e3
+            times.append(elapsed)
+        return {"times_us": times[1:]}
+
+    def check(self, system, answer):
+        """Largest difference from the answers in a file, over all features."""
+        worst = 0.0
+        outputs = self.systems[system](self.copies[0])
+        with safe_open(answer, "np") as file:
+            for key, output in outputs.items():
+                name = "relevance" if output.ndim == 2 else "rollout"
+                expected = file.get_tensor(f"{key}/{name}" if key else name)
+                got = output if FAMILY == "numpy" else output.float().cpu().numpy()
+                worst = max(worst, float(np.abs(got - expected).max()))
+        return {"difference": worst}
+
+    def versions(self):
+        """Versions of what is measured."""
+        if FAMILY == "numpy":
+            return {"numpy": np.__version__}
+        found = {"torch": torch.__version__}
+        if "pyhealth" in self.systems:
+            found["pyhealth"] = importlib.metadata.version("pyhealth")
+        return {**found, "systems": list(self.systems)}
+
+
+def main():
+    # Libraries print; the answers must be all there is on the real stdout.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    worker = Worker()
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = getattr(worker, request.pop("do"))(**request)
+        answers.write(json.dumps(answer) + "\n")
+
+
+if FAMILY == "torch":
+    import importlib.metadata
+
+    import torch
+if __name__ == "__main__":
+    main()
