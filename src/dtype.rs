@@ -59,7 +59,7 @@ mod sealed {
     impl Sealed for half::bf16 {}
 }
 
-/// A type that attention maps can be made of: `f32`, [`f16`] or [`bf16`].
+/// A type that attention maps can be made of: `f32`, [`struct@f16`] or [`bf16`].
 pub trait Element: sealed::Sealed + bytemuck::Pod + Send + Sync {
     /// The type's tag.
     const DTYPE: DType;

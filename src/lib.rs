@@ -24,3 +24,8 @@ pub use error::{Error, Result};
 pub use input::HostLayer;
 pub use layout::{Shape, Strides, Window};
 pub use problem::{Problem, ProblemBuilder};
+
+// Compiles and runs the example of the README.
+#[cfg(all(doctest, feature = "cpu"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -8,14 +8,14 @@ mod photo;
 mod scale;
 mod tokens;
 
-use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use attention_rollout::{Output, Window};
 use clap::{Args, ValueEnum};
+use image::RgbImage;
+use image::codecs::png::{CompressionType, FilterType as PngFilter, PngEncoder};
 use image::imageops::FilterType;
-use image::{ImageFormat, RgbImage};
 
 use crate::error::{Error, Result};
 use crate::job::Job;
@@ -297,12 +297,14 @@ impl Drawing {
                 matrix::draw(&matrix, len, labels.as_deref(), self.scale)
             }
         };
-        let mut png = Cursor::new(Vec::new());
+        let mut png = Vec::new();
+        let encoder =
+            PngEncoder::new_with_quality(&mut png, CompressionType::Best, PngFilter::Adaptive);
         picture
-            .write_to(&mut png, ImageFormat::Png)
+            .write_with_encoder(encoder)
             .expect("an RGB picture in memory can be encoded");
         let mut file = self.file;
-        file.write_at(0, png.get_ref())?;
+        file.write_at(0, &png)?;
         Ok(file)
     }
 }
