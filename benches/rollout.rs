@@ -111,7 +111,11 @@ fn minilm(criterion: &mut Criterion) {
             let tensor = tensors
                 .tensor(&format!("layer.{layer}"))
                 .expect("six layers");
-            bytemuck::pod_collect_to_vec(tensor.data())
+            let elements = tensor.data().as_chunks::<4>().0;
+            elements
+                .iter()
+                .map(|&bytes| f32::from_le_bytes(bytes))
+                .collect()
         })
         .collect();
     let shape = Shape {
