@@ -139,15 +139,18 @@ impl Driver {
             dynamic_shared_bytes: shape.dynamic_shared,
             counts: (&report).into(),
         });
-        let foreign = |base: u64| {
-            self.memory
-                .find(base)
-                .is_some_and(|(_, allocation)| allocation.device != device)
+        let problem = |base: u64| match self.memory.find(base) {
+            Some((_, found)) if found.device != device => Some("belongs to another device"),
+            Some((_, found)) if !found.ready => Some("is not allocated yet in stream order"),
+            _ => None,
         };
-        if let Some(traffic) = report.traffic.iter().find(|traffic| foreign(traffic.base)) {
+        let mut touched = report.traffic.iter();
+        if let Some((base, what)) =
+            touched.find_map(|touched| Some((touched.base, problem(touched.base)?)))
+        {
             let message = format!(
-                "`{}` on device {device} touched the allocation at {:#x} of another device",
-                function.name, traffic.base
+                "`{}` touched the allocation at {base:#x}, which {what}",
+                function.name
             );
             return self.refuse(Code::IllegalAddress, message);
         }

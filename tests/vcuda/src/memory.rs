@@ -33,6 +33,8 @@ pub struct Allocation {
     pub bytes: u64,
     /// Counts allocations from 1; what `CU_POINTER_ATTRIBUTE_BUFFER_ID` answers. 0 is a module's variable.
     pub id: u64,
+    /// Whether the stream it was allocated on got there.
+    pub ready: bool,
 }
 
 impl DeviceMemory {
@@ -46,6 +48,18 @@ impl DeviceMemory {
     pub fn contains(&self, address: u64, bytes: u64) -> bool {
         self.find(address)
             .is_some_and(|(base, allocation)| bytes <= allocation.bytes - (address - base))
+    }
+
+    /// The same, of one whose allocation has been executed.
+    pub fn contains_ready(&self, address: u64, bytes: u64) -> bool {
+        self.contains(address, bytes) && self.find(address).is_some_and(|(_, found)| found.ready)
+    }
+
+    /// The allocation that starts there may be used from now on.
+    pub fn make_ready(&mut self, base: u64) {
+        if let Some(allocation) = self.live.get_mut(&base) {
+            allocation.ready = true;
+        }
     }
 
     /// Bytes alive on a device.
@@ -107,8 +121,8 @@ impl DeviceMemory {
 }
 
 impl Driver {
-    /// Allocates device memory for a context.
-    pub fn allocate(&mut self, context: Handle, bytes: usize) -> Result<u64, Code> {
+    /// Allocates device memory for a context, ready or to be made so.
+    pub fn allocate(&mut self, context: Handle, bytes: usize, ready: bool) -> Result<u64, Code> {
         self.counters.device_allocations += 1;
         if self.orders.take_allocation() {
             return self.refuse(Code::OutOfMemory, "the allocation fails by order");
@@ -143,6 +157,7 @@ impl Driver {
                 device,
                 bytes: bytes as u64,
                 id,
+                ready,
             },
         );
         Ok(base)
@@ -309,6 +324,7 @@ mod tests {
                 device: 1,
                 bytes: 10,
                 id: 1,
+                ready: true,
             },
         );
         assert!(device.contains(base + 4, 6) && !device.contains(base + 4, 7));

@@ -137,6 +137,7 @@ impl Driver {
                     device,
                     bytes,
                     id: 0,
+                    ready: true,
                 },
             );
         }

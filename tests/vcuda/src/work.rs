@@ -28,6 +28,8 @@ pub enum Op {
         width: usize,
         count: usize,
     },
+    /// `cuMemAllocAsync`: the address exists already, and may be used from here on.
+    Allocate(u64),
     /// `cuMemFreeAsync`.
     Free(u64),
     /// A kernel.
@@ -135,6 +137,10 @@ impl Driver {
                 let written = self.memory.memory.write(*dst, &bytes);
                 written.or_else(|error| self.refuse(Code::IllegalAddress, error.to_string()))
             }
+            Op::Allocate(address) => {
+                self.memory.make_ready(*address);
+                Ok(())
+            }
             Op::Free(address) => match self.memory.free(*address) {
                 true => Ok(()),
                 false => self.refuse(
@@ -155,13 +161,13 @@ impl Driver {
 
     /// The range was valid when the work was submitted; it must be so still.
     fn check_device(&mut self, address: u64, bytes: usize, what: &str) -> Result<(), Code> {
-        if bytes == 0 || self.memory.contains(address, bytes as u64) {
+        if bytes == 0 || self.memory.contains_ready(address, bytes as u64) {
             return Ok(());
         }
         self.refuse(
             Code::IllegalAddress,
             format!(
-                "{what}: {bytes} bytes at {address:#x} were freed before the work was executed"
+                "{what}: {bytes} bytes at {address:#x} were freed before the work ran, or not allocated yet"
             ),
         )
     }

@@ -9,12 +9,17 @@ use crate::{
 };
 
 exports! {
-    /// Host to device, done when the call returns.
+    /// Host to device. The source may be reused when the call returns; from pageable memory, the bytes
+    /// may be on their way still, which only other streams can notice.
     fn cuMemcpyHtoD_v2(driver, dst: u64, src: usize, bytes: usize) {
         driver.forbid_while_capturing("cuMemcpyHtoD")?;
         let stream = driver.stream_of(0)?;
+        driver.wait_for_stream(stream)?;
         to_device(driver, dst, src, bytes, stream)?;
-        driver.wait_for_stream(stream)
+        if driver.host.contains(src, bytes) {
+            driver.wait_for_stream(stream)?;
+        }
+        Ok(())
     }
 
     /// Host to device in stream order.

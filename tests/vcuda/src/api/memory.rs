@@ -12,7 +12,7 @@ exports! {
         if bytes == 0 {
             return Err(Code::InvalidValue);
         }
-        let base = driver.allocate(context, bytes)?;
+        let base = driver.allocate(context, bytes, true)?;
         address.set(base)
     }
 
@@ -31,8 +31,7 @@ exports! {
         }
     }
 
-    /// Allocates device memory in stream order. The address is usable at once: use before the stream
-    /// gets there is not noticed. Empty allocations are null.
+    /// Allocates device memory in stream order. An empty allocation is null.
     fn cuMemAllocAsync(driver, address: Out<u64>, bytes: usize, stream: u64) {
         allocate_in_order(driver, address, bytes, stream)
     }
@@ -178,12 +177,12 @@ fn allocate_in_order(
     let stream = driver.stream_of(stream)?;
     driver.forbid_on_capturing(stream, "cuMemAllocAsync")?;
     let context = driver.stream(stream)?.context;
-    let base = if bytes == 0 {
-        0
-    } else {
-        driver.allocate(context, bytes)?
-    };
-    address.set(base)
+    if bytes == 0 {
+        return address.set(0);
+    }
+    let base = driver.allocate(context, bytes, false)?;
+    address.set(base)?;
+    driver.submit(stream, Op::Allocate(base))
 }
 
 fn allocate_pinned(driver: &mut Driver, pointer: Out<usize>, bytes: usize) -> Result<(), Code> {

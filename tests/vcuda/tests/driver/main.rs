@@ -7,6 +7,7 @@ mod kernels;
 mod launches;
 mod machine;
 mod ordering;
+mod raw;
 
 use cudarc::driver::{DriverError, sys::CUresult};
 use vcuda::client::{Vcuda, install};

@@ -224,6 +224,40 @@ fn freed_in_stream_order_and_used_elsewhere_is_a_fault() -> Result<(), DriverErr
 }
 
 #[test]
+fn allocated_in_stream_order_and_used_elsewhere_is_a_fault() -> Result<(), DriverError> {
+    let pair = Pair::new(Ordering::Lazy)?;
+    // SAFETY: the use that comes too early is the point, and is noticed.
+    unsafe {
+        let address = result::malloc_async(pair.producer.cu_stream(), 16)?;
+        result::memset_d8_async(address, 0, 16, pair.producer.cu_stream())?;
+        result::memset_d8_async(address, 0, 16, pair.consumer.cu_stream())?;
+    }
+    let early = code(pair.consumer.synchronize());
+    assert_eq!(early, sys::CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+    assert!(pair.vcuda.message().contains("not allocated yet"));
+    Ok(())
+}
+
+#[test]
+fn a_synchronous_copy_from_pageable_memory_may_still_be_on_its_way() -> Result<(), DriverError> {
+    let pair = Pair::new(Ordering::Lazy)?;
+    let (address, _) = cudarc::driver::DevicePtr::device_ptr(&pair.out, &pair.producer);
+    let read = |stream: &Arc<CudaStream>| stream.clone_dtoh(&pair.out).map(|out| out[0]);
+    let mut host = [7f32; 64];
+    // SAFETY: in bounds.
+    unsafe { result::memcpy_htod_sync(address, &host) }?;
+    host.fill(8.0);
+    assert_eq!(
+        read(&pair.consumer),
+        Ok(0.0),
+        "a non-blocking stream need not see it yet"
+    );
+    assert_eq!(read(&pair.producer.context().default_stream()), Ok(7.0));
+    assert_eq!(read(&pair.consumer), Ok(7.0));
+    Ok(())
+}
+
+#[test]
 fn the_legacy_stream_orders_blocking_streams_and_no_others() -> Result<(), DriverError> {
     let vcuda = machine("sm_90");
     let context = CudaContext::new(0)?;
