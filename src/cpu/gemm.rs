@@ -1,0 +1,89 @@
+//! Safe matrix views over the GEMM crate, single-threaded: the team is the parallelism.
+
+/// A row-major matrix to read.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    data: &'a [f32],
+    stride: usize,
+    rows: usize,
+    columns: usize,
+}
+
+/// A row-major matrix to write.
+pub(crate) struct MatrixMut<'a> {
+    data: &'a mut [f32],
+    stride: usize,
+    rows: usize,
+    columns: usize,
+}
+
+fn check(len: usize, stride: usize, rows: usize, columns: usize) {
+    assert!(columns <= stride);
+    assert!(rows == 0 || (rows - 1) * stride + columns <= len);
+}
+
+impl<'a> Matrix<'a> {
+    /// `[rows, columns]` with `stride` elements from row to row.
+    ///
+    /// # Panics
+    /// Where `data` is too short.
+    pub fn new(data: &'a [f32], stride: usize, rows: usize, columns: usize) -> Self {
+        check(data.len(), stride, rows, columns);
+        Matrix {
+            data,
+            stride,
+            rows,
+            columns,
+        }
+    }
+}
+
+impl<'a> MatrixMut<'a> {
+    /// `[rows, columns]` with `stride` elements from row to row.
+    ///
+    /// # Panics
+    /// Where `data` is too short.
+    pub fn new(data: &'a mut [f32], stride: usize, rows: usize, columns: usize) -> Self {
+        check(data.len(), stride, rows, columns);
+        MatrixMut {
+            data,
+            stride,
+            rows,
+            columns,
+        }
+    }
+}
+
+/// `to = left * right`, or `to += left * right` where `add`.
+///
+/// # Panics
+/// Where the extents do not fit each other.
+pub(crate) fn multiply(to: MatrixMut<'_>, add: bool, left: Matrix<'_>, right: Matrix<'_>) {
+    assert_eq!(left.columns, right.rows);
+    assert_eq!((to.rows, to.columns), (left.rows, right.columns));
+    // SAFETY: the views were checked to hold their extents, and `to` is borrowed mutably, so nothing aliases it.
+    // Strides are below `isize::MAX` since they index slices.
+    unsafe {
+        gemm::gemm(
+            to.rows,
+            to.columns,
+            left.columns,
+            to.data.as_mut_ptr(),
+            1,
+            to.stride as isize,
+            add,
+            left.data.as_ptr(),
+            1,
+            left.stride as isize,
+            right.data.as_ptr(),
+            1,
+            right.stride as isize,
+            f32::from(u8::from(add)),
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
