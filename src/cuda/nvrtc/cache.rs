@@ -89,7 +89,11 @@ fn directory(variable: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
         return Some(directory.into());
     }
     // The XDG base directory specification has relative paths ignored.
-    let absolute = |name: &str| set(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let absolute = |name: &str| {
+        set(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
     let base = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
     Some(base.join("attention-rollout"))
 }

@@ -120,11 +120,7 @@ impl Nvrtc {
     ///
     /// [`NvrtcError::UnsupportedArch`] when this version does not know the target, [`NvrtcError::Compile`] with the
     /// log when it rejects the source or an option, [`NvrtcError::Builtins`] when its second half is missing.
-    pub fn compile(
-        &self,
-        source: &Source<'_>,
-        options: &Options,
-    ) -> Result<Compiled, NvrtcError> {
+    pub fn compile(&self, source: &Source<'_>, options: &Options) -> Result<Compiled, NvrtcError> {
         if !self.archs.contains(&options.target.arch().number) {
             return Err(NvrtcError::UnsupportedArch {
                 target: options.target,
@@ -133,9 +129,7 @@ impl Nvrtc {
             });
         }
         let arguments = options.arguments();
-        let program = self
-            .api
-            .program(source.name, source.text, source.headers)?;
+        let program = self.api.program(source.name, source.text, source.headers)?;
         let code = program.compile(&arguments)?;
         let log = program.log()?;
         match code {
@@ -200,7 +194,11 @@ mod tests {
         let options = Options::new(Target::Ptx(80.into()));
         assert_eq!(
             options.arguments(),
-            ["--gpu-architecture=compute_80", "--std=c++17", "--no-source-include"]
+            [
+                "--gpu-architecture=compute_80",
+                "--std=c++17",
+                "--no-source-include"
+            ]
         );
     }
 }

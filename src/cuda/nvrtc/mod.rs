@@ -62,7 +62,10 @@ pub struct Version {
 
 impl Version {
     /// The oldest NVRTC accepted.
-    pub const OLDEST_NVRTC: Version = Version { major: 12, minor: 0 };
+    pub const OLDEST_NVRTC: Version = Version {
+        major: 12,
+        minor: 0,
+    };
 }
 
 impl fmt::Display for Version {

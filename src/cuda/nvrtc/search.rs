@@ -130,11 +130,7 @@ fn places(variables: Variables<'_>) -> Vec<Place> {
     places
 }
 
-fn place(
-    name: &str,
-    root: Option<PathBuf>,
-    directories: impl Fn(&Path) -> Vec<PathBuf>,
-) -> Place {
+fn place(name: &str, root: Option<PathBuf>, directories: impl Fn(&Path) -> Vec<PathBuf>) -> Place {
     Place {
         name: name.to_owned(),
         directories: root.as_deref().map(directories).unwrap_or_default(),

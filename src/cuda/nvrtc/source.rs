@@ -30,10 +30,7 @@ pub struct Source<'a> {
 impl Source<'static> {
     /// A kernel file of this crate, with all its `.cuh` parts as headers; `None` when there is no such file.
     pub fn embedded(name: &str) -> Option<Self> {
-        let (name, text) = EMBEDDED
-            .iter()
-            .copied()
-            .find(|(file, _)| *file == name)?;
+        let (name, text) = EMBEDDED.iter().copied().find(|(file, _)| *file == name)?;
         Some(Self {
             name,
             text,
@@ -76,7 +73,12 @@ mod tests {
         for (name, text) in embedded_sources() {
             let source = Source::embedded(name).unwrap();
             assert_eq!(source.text, *text);
-            assert!(source.headers.iter().all(|(name, _)| name.ends_with(".cuh")));
+            assert!(
+                source
+                    .headers
+                    .iter()
+                    .all(|(name, _)| name.ends_with(".cuh"))
+            );
         }
         assert!(Source::embedded("missing.cu").is_none());
     }
