@@ -1,5 +1,7 @@
 //! Compiling a source for a target.
 
+use std::fmt;
+
 use super::api::{BUILTIN_OPERATION_FAILURE, COMPILATION, INVALID_OPTION};
 use super::log;
 use super::{KernelResources, Nvrtc, NvrtcError, Source, Target};
@@ -105,12 +107,22 @@ impl Compiled {
 }
 
 /// Code that the driver can load.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Image {
     /// Machine code, an ELF file.
     Cubin(Vec<u8>),
     /// PTX text.
     Ptx(String),
+}
+
+/// Shows the kind and the size; the bytes would bury everything else.
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Image::Cubin(bytes) => write!(f, "Cubin({} bytes)", bytes.len()),
+            Image::Ptx(text) => write!(f, "Ptx({} bytes)", text.len()),
+        }
+    }
 }
 
 impl Nvrtc {

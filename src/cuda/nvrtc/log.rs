@@ -8,8 +8,8 @@
 pub struct KernelResources {
     /// The symbol.
     pub name: String,
-    /// Whether it can be launched. A function that was not inlined is not an entry: its stack and its spills are its
-    /// own, the rest is counted in the kernels that call it and is 0 here.
+    /// Whether it can be launched. Of a function that was not inlined, which is not an entry, the assembler tells the
+    /// stack and the spills alone; the rest is counted in the kernels that call it and is 0 here.
     pub is_entry: bool,
     /// Registers per thread.
     pub registers: u32,
