@@ -212,11 +212,7 @@ impl Driver {
             return Err(code);
         }
         if let Some(primary) = device.primary {
-            if let Some(Context {
-                retained: Some(count),
-                ..
-            }) = self.contexts.get_mut(&primary)
-            {
+            if let Some(count) = self.retentions(primary) {
                 *count += 1;
             }
             return Ok(primary);
@@ -247,11 +243,7 @@ impl Driver {
     /// Gives one retention back; the last one destroys the context.
     pub fn release_primary(&mut self, ordinal: i32) -> Result<(), Code> {
         let primary = self.device(ordinal)?.primary.ok_or(Code::InvalidContext)?;
-        if let Some(Context {
-            retained: Some(count),
-            ..
-        }) = self.contexts.get_mut(&primary)
-        {
+        if let Some(count) = self.retentions(primary) {
             *count -= 1;
             if *count > 0 {
                 return Ok(());
@@ -261,7 +253,11 @@ impl Driver {
         Ok(())
     }
 
-    /// Whether the primary context exists.
+    fn retentions(&mut self, context: Handle) -> Option<&mut u32> {
+        self.contexts.get_mut(&context)?.retained.as_mut()
+    }
+
+    /// The primary context, if it exists.
     pub fn primary(&mut self, ordinal: i32) -> Result<Option<Handle>, Code> {
         Ok(self.device(ordinal)?.primary)
     }

@@ -57,6 +57,22 @@ fn a_lazy_fault_shows_when_the_host_waits() -> Result<(), DriverError> {
 }
 
 #[test]
+fn races_are_faults_unless_the_checks_are_off() -> Result<(), DriverError> {
+    let vcuda = machine("sm_90");
+    let run = || -> Result<(), DriverError> {
+        let context = CudaContext::new(0)?;
+        let kernel = kernels::Module::load(&context, kernels::RACE)?.kernel("race")?;
+        // SAFETY: the race is the point.
+        unsafe { kernel.launch(&context.default_stream(), kernels::shape(1, 64), &mut []) }
+    };
+    assert_eq!(code(run()), CUresult::CUDA_ERROR_LAUNCH_FAILED);
+    assert!(vcuda.message().contains("race"), "{}", vcuda.message());
+    vcuda.reset();
+    vcuda.set_race_checks(false);
+    run()
+}
+
+#[test]
 fn the_kth_allocation_fails_once() -> Result<(), DriverError> {
     let vcuda = machine("sm_90");
     let context = CudaContext::new(0)?;

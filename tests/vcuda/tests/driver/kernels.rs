@@ -65,6 +65,23 @@ pub const BOUNDED: &str = "
 }
 ";
 
+/// `race()`: every thread writes its own index to the same place in shared memory.
+pub const RACE: &str = "
+.version 8.0
+.target sm_75
+.address_size 64
+
+.visible .entry race()
+{
+    .shared .align 4 .b8 place[4];
+    .reg .b32 %r<3>;
+    mov.u32 %r1, %tid.x;
+    mov.u32 %r2, place;
+    st.shared.u32 [%r2], %r1;
+    ret;
+}
+";
+
 /// A kernel and the module it keeps loaded.
 #[derive(Clone)]
 pub struct Kernel {

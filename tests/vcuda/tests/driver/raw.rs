@@ -175,6 +175,44 @@ fn the_compiler_log_is_handed_over() -> Result<(), DriverError> {
 }
 
 #[test]
+fn modules_load_from_files() -> Result<(), DriverError> {
+    let _vcuda = machine("sm_90");
+    let (_stream, _buffer) = bench()?;
+    let path = std::env::temp_dir().join(format!("vcuda-{}.ptx", std::process::id()));
+    let load = || {
+        let path = std::ffi::CString::new(path.to_str().expect("UTF-8")).expect("no zero byte");
+        result::module::load(path)
+    };
+    assert_eq!(
+        load(),
+        Err(DriverError(CUresult::CUDA_ERROR_FILE_NOT_FOUND))
+    );
+    std::fs::write(&path, kernels::ADD).expect("a writable directory for temporary files");
+    let module = load();
+    std::fs::remove_file(&path).expect("it was just written");
+    // SAFETY: loaded, and unloaded once.
+    unsafe {
+        let module = module?;
+        let function = result::module::get_function(module, c"add".into())?;
+        assert_eq!(
+            result::module::get_function(module, c"add".into())?,
+            function
+        );
+        result::module::unload(module)?;
+        let gone = result::module::unload(module);
+        assert_eq!(gone, Err(DriverError(CUresult::CUDA_ERROR_INVALID_HANDLE)));
+        let mut value = 0;
+        let gone = sys::cuFuncGetAttribute(
+            &mut value,
+            sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS,
+            function,
+        );
+        assert_eq!(gone, CUresult::CUDA_ERROR_INVALID_HANDLE);
+    }
+    Ok(())
+}
+
+#[test]
 fn streams_tell_about_themselves() -> Result<(), DriverError> {
     let _vcuda = machine("sm_90");
     let (legacy, _buffer) = bench()?;
