@@ -126,10 +126,7 @@ pub fn install(models: &str) -> Result<Vcuda, InstallError> {
 }
 
 fn load() -> Result<Library, InstallError> {
-    let looked = candidates();
-    let Some(path) = looked.iter().find(|path| path.is_file()).cloned() else {
-        return Err(InstallError::Missing { looked });
-    };
+    let path = library_path()?;
     // SAFETY: the library's initialisers do nothing.
     let library = unsafe { Library::new(&path) }.map_err(|error| InstallError::Load {
         path: path.clone(),
@@ -150,6 +147,14 @@ fn load() -> Result<Library, InstallError> {
         return Err(InstallError::RealDriver);
     }
     Ok(library)
+}
+
+/// The library's file. A child process given it as `LD_PRELOAD` has the stand-in as its driver from the
+/// start, with the devices that `VCUDA_DEVICES` names (as [`install`] does), or one `sm_90`.
+pub fn library_path() -> Result<PathBuf, InstallError> {
+    let looked = candidates();
+    let found = looked.iter().find(|path| path.is_file()).cloned();
+    found.ok_or(InstallError::Missing { looked })
 }
 
 /// Where cargo puts the library, seen from a test program in `target/<profile>/deps`: beside it, or, built

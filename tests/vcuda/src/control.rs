@@ -41,13 +41,8 @@ pub unsafe extern "C" fn vcuda_set_devices(models: *const c_char) -> u32 {
     // SAFETY: the caller's promise.
     let names = unsafe { text(models) };
     direct(|driver| {
-        let names = names?;
-        let names = names
-            .split(',')
-            .map(str::trim)
-            .filter(|name| !name.is_empty());
-        let models: Option<Vec<Model>> = names.map(Model::find).collect();
-        driver.set_devices(&models.ok_or(Code::InvalidValue)?);
+        let models = Model::parse(&names?).ok_or(Code::InvalidValue)?;
+        driver.set_devices(&models);
         Ok(())
     })
 }

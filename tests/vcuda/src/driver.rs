@@ -13,6 +13,7 @@ use crate::{
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
+    env,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, LazyLock, Mutex, PoisonError},
     thread::ThreadId,
@@ -77,7 +78,7 @@ pub struct Context {
     pub limits: BTreeMap<u32, usize>,
 }
 
-static DRIVER: LazyLock<Mutex<Driver>> = LazyLock::new(|| Mutex::new(Driver::new()));
+static DRIVER: LazyLock<Mutex<Driver>> = LazyLock::new(|| Mutex::new(Driver::at_start()));
 
 thread_local! {
     /// Contexts of this thread, the current one last.
@@ -128,6 +129,18 @@ pub fn enter(name: &'static str, body: impl FnOnce(&mut Driver) -> Result<(), Co
 }
 
 impl Driver {
+    /// The driver of a process that may have been told its devices by its parent.
+    fn at_start() -> Driver {
+        let mut driver = Driver::new();
+        if let Some(models) = env::var("VCUDA_DEVICES")
+            .ok()
+            .and_then(|names| Model::parse(&names))
+        {
+            driver.set_devices(&models);
+        }
+        driver
+    }
+
     fn new() -> Driver {
         let mut driver = Driver {
             initialised: false,

@@ -185,6 +185,15 @@ impl Model {
         MODELS.iter().copied().find(|model| model.arch == arch)
     }
 
+    /// The models named in a list like `sm_90,sm_80`; `None` if one of them does not exist.
+    pub fn parse(list: &str) -> Option<Vec<Model>> {
+        let names = list
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty());
+        names.map(Model::find).collect()
+    }
+
     /// `90` for `sm_90`.
     pub fn sm(&self) -> u32 {
         self.major * 10 + self.minor

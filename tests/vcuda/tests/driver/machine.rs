@@ -9,6 +9,7 @@ use cudarc::driver::{
     CudaContext, DriverError, result,
     sys::{CUdevice_attribute, CUresult},
 };
+use std::{env, process::Command};
 
 #[test]
 fn a_machine_without_a_gpu_has_no_device() {
@@ -49,6 +50,31 @@ fn devices_are_what_was_chosen() -> Result<(), DriverError> {
         CudaContext::new(0)?.uuid()?.bytes,
         CudaContext::new(1)?.uuid()?.bytes
     );
+    Ok(())
+}
+
+#[test]
+fn a_child_process_is_given_the_library() {
+    let library = vcuda::client::library_path().unwrap_or_else(|error| panic!("{error}"));
+    let child = Command::new(env::current_exe().expect("this program"))
+        .args(["--exact", "machine::the_child", "--nocapture"])
+        .env("LD_PRELOAD", library)
+        .env("VCUDA_DEVICES", "sm_75,sm_89")
+        .output()
+        .expect("this program runs");
+    let text = String::from_utf8_lossy(&child.stdout);
+    assert!(text.contains("2 devices, the last (8, 9)"), "{text}");
+}
+
+/// Does nothing unless the test above runs it.
+#[test]
+fn the_child() -> Result<(), DriverError> {
+    if env::var_os("VCUDA_DEVICES").is_none() {
+        return Ok(());
+    }
+    let count = CudaContext::device_count()?;
+    let last = CudaContext::new(count as usize - 1)?;
+    println!("{count} devices, the last {:?}", last.compute_capability()?);
     Ok(())
 }
 
