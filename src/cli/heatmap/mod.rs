@@ -8,14 +8,14 @@ mod photo;
 mod scale;
 mod tokens;
 
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use attention_rollout::{Output, Window};
 use clap::{Args, ValueEnum};
-use image::RgbImage;
-use image::codecs::png::{CompressionType, FilterType as PngFilter, PngEncoder};
 use image::imageops::FilterType;
+use image::{ImageFormat, RgbImage};
 
 use crate::error::{Error, Result};
 use crate::job::Job;
@@ -297,14 +297,12 @@ impl Drawing {
                 matrix::draw(&matrix, len, labels.as_deref(), self.scale)
             }
         };
-        let mut png = Vec::new();
-        let encoder =
-            PngEncoder::new_with_quality(&mut png, CompressionType::Best, PngFilter::Adaptive);
+        let mut png = Cursor::new(Vec::new());
         picture
-            .write_with_encoder(encoder)
+            .write_to(&mut png, ImageFormat::Png)
             .expect("an RGB picture in memory can be encoded");
         let mut file = self.file;
-        file.write_at(0, &png)?;
+        file.write_at(0, png.get_ref())?;
         Ok(file)
     }
 }
