@@ -23,6 +23,7 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    thread::{self, ThreadId},
 };
 
 /// The file cargo builds.
@@ -51,6 +52,8 @@ pub enum InstallError {
     },
     /// A driver that is not this library was loaded before.
     RealDriver,
+    /// This thread holds a `Vcuda` already, and would wait for itself.
+    Nested,
     /// There is no such device model.
     UnknownModel {
         /// What was asked for.
@@ -75,6 +78,7 @@ impl fmt::Display for InstallError {
                 )
             }
             InstallError::RealDriver => f.write_str("a CUDA driver was loaded before the stand-in"),
+            InstallError::Nested => f.write_str("this thread has the stand-in installed already"),
             InstallError::UnknownModel { models } => write!(f, "no device model {models:?}"),
         }
     }
@@ -110,12 +114,16 @@ pub struct Vcuda {
 pub fn install(models: &str) -> Result<Vcuda, InstallError> {
     static TURN: Mutex<()> = Mutex::new(());
     static LIBRARY: OnceLock<Result<Library, InstallError>> = OnceLock::new();
+    if *holder() == Some(thread::current().id()) {
+        return Err(InstallError::Nested);
+    }
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let library = LIBRARY.get_or_init(load).as_ref().map_err(Clone::clone)?;
     let vcuda = Vcuda {
         library,
         _turn: turn,
     };
+    *holder() = Some(thread::current().id());
     vcuda.reset();
     if !vcuda.try_set_devices(models) {
         return Err(InstallError::UnknownModel {
@@ -123,6 +131,12 @@ pub fn install(models: &str) -> Result<Vcuda, InstallError> {
         });
     }
     Ok(vcuda)
+}
+
+/// The thread whose turn it is.
+fn holder() -> MutexGuard<'static, Option<ThreadId>> {
+    static HOLDER: Mutex<Option<ThreadId>> = Mutex::new(None);
+    HOLDER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn load() -> Result<Library, InstallError> {
@@ -327,5 +341,6 @@ impl Vcuda {
 impl Drop for Vcuda {
     fn drop(&mut self) {
         self.reset();
+        *holder() = None;
     }
 }

@@ -79,6 +79,19 @@ fn the_child() -> Result<(), DriverError> {
 }
 
 #[test]
+fn a_thread_does_not_wait_for_itself() {
+    use vcuda::client::{InstallError, install};
+    let vcuda = machine("sm_90");
+    assert!(matches!(install("sm_80"), Err(InstallError::Nested)));
+    drop(vcuda);
+    assert!(matches!(
+        install("sm_81"),
+        Err(InstallError::UnknownModel { .. })
+    ));
+    assert!(install("sm_80").is_ok());
+}
+
+#[test]
 fn unknown_models_are_refused() {
     let vcuda = machine("sm_90");
     let refused =
