@@ -19,7 +19,7 @@ use libloading::{Library, Symbol};
 use serde::de::DeserializeOwned;
 use std::{
     env,
-    ffi::{CString, c_char},
+    ffi::{CStr, CString, c_char},
     fmt,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
@@ -100,7 +100,8 @@ pub enum Ordering {
 /// The installed library, this test's alone while it lives.
 ///
 /// The driver is one per process, so tests that use it take turns: [`install`] waits for the one before to
-/// drop its `Vcuda`. Drop it last, after contexts and buffers: bind it first.
+/// drop its `Vcuda`. Drop it last, after contexts, streams and buffers, which would otherwise call into the
+/// next test's machine: bind it first among a function's variables, declare it last among a struct's fields.
 pub struct Vcuda {
     library: &'static Library,
     _turn: MutexGuard<'static, ()>,
@@ -303,31 +304,35 @@ impl Vcuda {
         self.text(c"vcuda_message")
     }
 
-    fn record<T: DeserializeOwned>(&self, name: &std::ffi::CStr) -> T {
+    fn record<T: DeserializeOwned>(&self, name: &CStr) -> T {
         let text = self.text(name);
         serde_json::from_str(&text)
             .unwrap_or_else(|error| panic!("{name:?} answered {text}: {error}"))
     }
 
-    fn text(&self, name: &std::ffi::CStr) -> String {
-        self.call(
-            name,
-            |read: unsafe extern "C" fn(*mut u8, usize) -> usize| {
-                // SAFETY: null asks for the length alone; then there is room for as much.
-                let mut buffer = vec![0; unsafe { read(std::ptr::null_mut(), 0) }];
+    fn text(&self, name: &CStr) -> String {
+        type Read = unsafe extern "C" fn(*mut u8, usize) -> usize;
+        self.call(name, |read: Read| {
+            let mut buffer = Vec::new();
+            loop {
+                // SAFETY: there is as much room as said.
                 let length = unsafe { read(buffer.as_mut_ptr(), buffer.len()) };
-                buffer.truncate(length);
-                String::from_utf8_lossy(&buffer).into_owned()
-            },
-        )
+                if length <= buffer.len() {
+                    buffer.truncate(length);
+                    return String::from_utf8_lossy(&buffer).into_owned();
+                }
+                // The text may grow meanwhile: other threads of the test go on.
+                buffer.resize(length * 2, 0);
+            }
+        })
     }
 
-    fn command<F: Copy>(&self, name: &std::ffi::CStr, call: impl FnOnce(F) -> u32) {
+    fn command<F: Copy>(&self, name: &CStr, call: impl FnOnce(F) -> u32) {
         let code = self.call(name, call);
         assert_eq!(code, 0, "{name:?} does not understand its arguments");
     }
 
-    fn call<F: Copy, T>(&self, name: &std::ffi::CStr, call: impl FnOnce(F) -> T) -> T {
+    fn call<F: Copy, T>(&self, name: &CStr, call: impl FnOnce(F) -> T) -> T {
         // SAFETY: every caller gives the signature that `control` exports under the name; the interface
         // version was compared.
         let symbol: Result<Symbol<F>, _> = unsafe { self.library.get(name) };

@@ -41,9 +41,10 @@ fn a_lazy_fault_shows_when_the_host_waits() -> Result<(), DriverError> {
     let kernel = kernels::add_kernel(&context)?;
     let input = stream.clone_htod(&[1f32; 65])?;
     let mut short = stream.alloc_zeros::<f32>(64)?;
+    let mut long = stream.alloc_zeros::<f32>(65)?;
     vcuda.set_ordering(Ordering::Lazy);
     kernels::add(&stream, &kernel, &mut short, &input, 1.0)?;
-    kernels::add(&stream, &kernel, &mut short, &input, 1.0)?;
+    kernels::add(&stream, &kernel, &mut long, &input, 1.0)?;
     assert_eq!(
         code(stream.synchronize()),
         CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
@@ -176,6 +177,23 @@ fn a_lost_device_stays_lost() -> Result<(), DriverError> {
         "the other device works on"
     );
     Ok(())
+}
+
+#[test]
+fn handles_from_before_a_reset_mean_nothing_after_it() -> Result<(), DriverError> {
+    use cudarc::driver::result::stream::{StreamKind, create, synchronize};
+    let vcuda = machine("sm_90");
+    let before = CudaContext::new(0)?;
+    let old = create(StreamKind::NonBlocking)?;
+    vcuda.reset();
+    let after = CudaContext::new(0)?;
+    assert_ne!(before.cu_ctx(), after.cu_ctx());
+    let new = create(StreamKind::NonBlocking)?;
+    // SAFETY: the stand-in refuses the handle that is no more.
+    unsafe {
+        assert_eq!(code(synchronize(old)), CUresult::CUDA_ERROR_INVALID_HANDLE);
+        synchronize(new)
+    }
 }
 
 #[test]

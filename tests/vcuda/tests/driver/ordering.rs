@@ -12,13 +12,13 @@ use vcuda::client::{Ordering, Vcuda};
 /// Two streams on one buffer: `producer` writes 1 into it, `consumer` adds 1 into `out`. Event tracking
 /// of cudarc is off, so the test says what depends on what.
 struct Pair {
-    vcuda: Vcuda,
     producer: Arc<CudaStream>,
     consumer: Arc<CudaStream>,
     kernel: Kernel,
     ones: CudaSlice<f32>,
     buffer: CudaSlice<f32>,
     out: CudaSlice<f32>,
+    vcuda: Vcuda,
 }
 
 impl Pair {
@@ -64,13 +64,6 @@ impl Pair {
 
     fn result(&self) -> Result<f32, DriverError> {
         Ok(self.consumer.clone_dtoh(&self.out)?[0])
-    }
-}
-
-impl Drop for Pair {
-    fn drop(&mut self) {
-        // Fields drop in order of declaration, `vcuda` first: nothing may be queued then.
-        let _ = (self.producer.synchronize(), self.consumer.synchronize());
     }
 }
 
@@ -182,7 +175,75 @@ fn pinned_sources_are_read_late_and_pageable_ones_at_once() -> Result<(), Driver
 }
 
 #[test]
-fn pinned_memory_freed_too_early_is_a_fault() -> Result<(), DriverError> {
+fn of_several_streams_the_newest_goes_first() -> Result<(), DriverError> {
+    let mut pair = Pair::new(Ordering::Lazy)?;
+    pair.produce()?;
+    pair.consume()?;
+    pair.consumer.context().synchronize()?;
+    assert_eq!(pair.result()?, 1.0);
+    Ok(())
+}
+
+#[test]
+fn every_way_to_wait_counts_as_one() -> Result<(), DriverError> {
+    let mut pair = Pair::new(Ordering::Lazy)?;
+    let mut before = pair.vcuda.counters();
+    let mut waited_and_ran = |pair: &Pair| {
+        let after = pair.vcuda.counters();
+        let difference = (
+            after.host_waits - before.host_waits,
+            after.kernels_run - before.kernels_run,
+        );
+        before = after;
+        difference
+    };
+    pair.produce()?;
+    pair.producer.synchronize()?;
+    assert_eq!(waited_and_ran(&pair), (1, 1), "cuStreamSynchronize");
+    pair.produce()?;
+    pair.producer.context().synchronize()?;
+    assert_eq!(waited_and_ran(&pair), (1, 1), "cuCtxSynchronize");
+    pair.produce()?;
+    pair.producer.record_event(None)?.synchronize()?;
+    assert_eq!(waited_and_ran(&pair), (1, 1), "cuEventSynchronize");
+    // SAFETY: allocated and freed once.
+    let unused = unsafe { result::malloc_sync(4) }?;
+    pair.produce()?;
+    let frees = pair.vcuda.counters().device_frees;
+    // SAFETY: as above.
+    unsafe { result::free_sync(unused) }?;
+    assert_eq!(waited_and_ran(&pair), (1, 1), "cuMemFree");
+    assert_eq!(pair.vcuda.counters().device_frees, frees + 1);
+    pair.produce()?;
+    pair.producer.clone_dtoh(&pair.out)?;
+    assert_eq!(waited_and_ran(&pair), (1, 1), "a copy into pageable memory");
+    Ok(())
+}
+
+#[test]
+fn a_pinned_source_freed_too_early_is_a_fault() -> Result<(), DriverError> {
+    let vcuda = machine("sm_90");
+    let context = CudaContext::new(0)?;
+    let stream = context.default_stream();
+    let device = stream.alloc_zeros::<u8>(4)?;
+    vcuda.set_ordering(Ordering::Lazy);
+    // SAFETY: the stand-in checks that the range is still pinned before it touches it.
+    unsafe {
+        let pinned = result::malloc_host(4, 0)?;
+        let (address, _guard) = cudarc::driver::DevicePtr::device_ptr(&device, &stream);
+        let source = std::slice::from_raw_parts(pinned.cast::<u8>(), 4);
+        result::memcpy_htod_async(address, source, stream.cu_stream())?;
+        result::free_host(pinned)?;
+    }
+    assert_eq!(
+        code(stream.synchronize()),
+        sys::CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+    );
+    Ok(())
+}
+
+#[test]
+fn a_pinned_destination_freed_too_early_is_a_fault() -> Result<(), DriverError> {
     let vcuda = machine("sm_90");
     let context = CudaContext::new(0)?;
     let stream = context.default_stream();
