@@ -295,19 +295,6 @@ impl Memory {
         )
     }
 
-    pub(crate) fn find_raw(&self, addr: u64) -> Option<(u64, u64, u64)> {
-        let map = self.lock();
-        map.find(addr)
-            .map(|a| (a.base, a.base + a.len, a.pointer(0) as u64))
-    }
-
-    /// Everything the interim engine may have written counts as initialised.
-    pub(crate) fn mark_all_initialised(&self) {
-        for a in self.lock().live.values() {
-            a.mark_initialised(0, a.len);
-        }
-    }
-
     fn lock(&self) -> RwLockReadGuard<'_, Map> {
         self.map.read().unwrap_or_else(PoisonError::into_inner)
     }

@@ -3,6 +3,8 @@
 use crate::config::Dim3;
 use crate::fault::ParseError;
 use crate::memory::Memory;
+use crate::op::Program;
+use crate::parse::parse_module;
 
 /// One kernel parameter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,11 +50,16 @@ pub struct Kernel {
     pub max_threads: Option<u32>,
     /// Cluster the kernel was compiled for, from `.reqnctapercluster`.
     pub cluster: Option<Dim3>,
-    pub(crate) inner: crate::poc::parse::Kernel,
+    /// Exact block shape, from `.reqntid`.
+    pub required_threads: Option<Dim3>,
+    /// Whether it must be launched with clusters, from `.explicitcluster`.
+    pub needs_cluster: bool,
+    pub(crate) program: Program,
 }
 
 /// A parsed PTX module.
 pub struct Module {
+    target: String,
     kernels: Vec<Kernel>,
     globals: Vec<GlobalVar>,
 }
@@ -60,34 +67,25 @@ pub struct Module {
 impl Module {
     /// Parses PTX text. Anything not modelled is an error, with its line and text.
     pub fn parse(ptx: &str) -> Result<Self, ParseError> {
-        let m = crate::poc::parse::Module::parse(ptx).map_err(|e| ParseError {
-            line: 0,
-            text: String::new(),
-            message: e.0,
-        })?;
-        let kernels = m.kernels.into_values().map(|k| Kernel {
-            name: k.name.clone(),
-            params: k
-                .params
-                .iter()
-                .map(|p| Param {
-                    name: p.name.clone(),
-                    offset: p.off,
-                    size: p.size,
-                    align: p.align,
-                })
-                .collect(),
-            param_bytes: k.param_bytes,
-            static_shared_bytes: k.shared_bytes,
-            local_bytes: k.local_bytes,
-            max_threads: Some(k.maxntid),
-            cluster: None,
-            inner: k,
-        });
+        let (target, kernels, globals) = parse_module(ptx)?;
         Ok(Self {
-            kernels: kernels.collect(),
-            globals: Vec::new(),
+            target,
+            kernels,
+            globals,
         })
+    }
+
+    /// The `.target` of the text, such as `sm_90a`.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// The number in the target: 90 for `sm_90a`, 0 without a target.
+    pub fn sm(&self) -> u32 {
+        self.target
+            .bytes()
+            .filter(u8::is_ascii_digit)
+            .fold(0, |n, d| n * 10 + u32::from(d - b'0'))
     }
 
     /// The kernel of that name.
