@@ -3,14 +3,20 @@
 use std::num::NonZeroUsize;
 use std::thread::available_parallelism;
 
-use attention_rollout::{HostLayer, Problem, cpu};
+use attention_rollout::cpu::{self, Choice, Form, Simd};
+use attention_rollout::{HostLayer, Output, Problem};
 
 use crate::error::{Error, Result};
 use crate::options::{DeviceArg, DeviceArgs};
 
 /// A device that is ready to compute.
+#[derive(Clone, Copy, Debug)]
 pub enum Backend {
-    Cpu { threads: NonZeroUsize },
+    Cpu {
+        threads: NonZeroUsize,
+        /// How to compute, where the plan shall not choose.
+        choice: Option<Choice>,
+    },
 }
 
 impl Backend {
@@ -19,6 +25,7 @@ impl Backend {
         match args.device {
             DeviceArg::Auto | DeviceArg::Cpu => Ok(Backend::Cpu {
                 threads: args.threads.unwrap_or_else(cpu_threads),
+                choice: None,
             }),
             DeviceArg::Cuda(ordinal) => Err(Error::Device {
                 device: format!("cuda:{ordinal}"),
@@ -27,26 +34,43 @@ impl Backend {
         }
     }
 
-    /// Every device and way to run that `verify` compares: all there are, unless the options name one.
-    pub fn all(args: &DeviceArgs) -> Result<Vec<Self>> {
-        let Backend::Cpu { threads } = Backend::open(args)?;
-        let single = Backend::Cpu {
-            threads: NonZeroUsize::MIN,
-        };
-        let all = Backend::Cpu { threads };
-        Ok(if threads == NonZeroUsize::MIN {
-            vec![all]
+    /// Every way this device can compute `problem`: the plan's own choice, on one thread and on all, and then each
+    /// form with each instruction set.
+    pub fn variants(&self, problem: &Problem) -> Vec<Self> {
+        let Backend::Cpu { threads, .. } = *self;
+        let mut variants: Vec<Backend> = if threads == NonZeroUsize::MIN {
+            vec![*self]
         } else {
-            vec![single, all]
-        })
-    }
-
-    /// Device and threads, for a table.
-    pub fn label(&self) -> String {
-        match self {
-            Backend::Cpu { threads } if threads.get() == 1 => "cpu, 1 thread".to_owned(),
-            Backend::Cpu { threads } => format!("cpu, {threads} threads"),
+            let single = NonZeroUsize::MIN;
+            vec![
+                Backend::Cpu {
+                    threads: single,
+                    choice: None,
+                },
+                *self,
+            ]
+        };
+        let forms: &[Form] = match problem.config().output {
+            Output::Rows(_) => &[Form::Rows, Form::Product],
+            Output::Matrix | Output::Cumulative => &[Form::Product],
+        };
+        let mut instruction_sets = vec![Simd::Portable];
+        if Simd::detect() != Simd::Portable {
+            instruction_sets.push(Simd::detect());
         }
+        for &form in forms {
+            for &simd in &instruction_sets {
+                for share_rest in [false, true] {
+                    let choice = Some(Choice {
+                        form,
+                        simd,
+                        share_rest,
+                    });
+                    variants.push(Backend::Cpu { threads, choice });
+                }
+            }
+        }
+        variants
     }
 
     /// Name for the summary.
@@ -57,26 +81,68 @@ impl Backend {
     }
 
     /// CPU threads in use.
-    pub fn threads(&self) -> usize {
+    pub fn threads(&self) -> NonZeroUsize {
         match self {
-            Backend::Cpu { threads } => threads.get(),
+            Backend::Cpu { threads, .. } => *threads,
         }
     }
 
-    /// Computes `problem` over `layers` into `out`.
+    /// Makes `problem` ready to run.
+    pub fn plan(&self, problem: &Problem) -> attention_rollout::Result<Plan> {
+        match *self {
+            Backend::Cpu { threads, choice } => {
+                let options = cpu::Options {
+                    threads: Some(threads),
+                };
+                Ok(Plan::Cpu(match choice {
+                    Some(choice) => cpu::Plan::with_choice(problem, &options, choice)?,
+                    None => cpu::Plan::new(problem, &options)?,
+                }))
+            }
+        }
+    }
+}
+
+/// A problem made ready to run on a [`Backend`].
+pub enum Plan {
+    Cpu(cpu::Plan),
+}
+
+impl Plan {
+    /// What computes the problem, in a few words.
+    pub fn variant(&self) -> String {
+        match self {
+            Plan::Cpu(plan) => {
+                let Choice {
+                    form,
+                    simd,
+                    share_rest,
+                } = plan.choice();
+                let sharing = if share_rest && plan.threads() > 1 {
+                    ", items shared"
+                } else {
+                    ""
+                };
+                format!("{form}, {simd}{sharing}")
+            }
+        }
+    }
+
+    /// Bytes of memory beside inputs and outputs.
+    pub fn workspace_bytes(&self) -> usize {
+        match self {
+            Plan::Cpu(plan) => plan.workspace_bytes(),
+        }
+    }
+
+    /// Computes the rollout of `layers` into `out`.
     pub fn run(
-        &self,
-        problem: &Problem,
+        &mut self,
         layers: &[HostLayer<'_>],
         out: &mut [f32],
     ) -> attention_rollout::Result<()> {
         match self {
-            Backend::Cpu { threads } => {
-                let options = cpu::Options {
-                    threads: Some(*threads),
-                };
-                cpu::Plan::new(problem, &options)?.run(layers, out)
-            }
+            Plan::Cpu(plan) => plan.run(layers, out),
         }
     }
 }

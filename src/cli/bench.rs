@@ -97,7 +97,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             })?;
         }
     }
-    let floor = HostRead::new(threads(&backend)).map_err(Error::rollout("bench"))?;
+    let floor = HostRead::new(backend.threads()).map_err(Error::rollout("bench"))?;
     let times =
         measure::time(&mut cases, &floor, args.runs.get()).map_err(Error::rollout("bench"))?;
     summarize(args, &backend, &cases, &times);
@@ -132,11 +132,7 @@ fn random_case(args: &BenchArgs, backend: &Backend) -> Result<Case> {
 }
 
 fn new_case(problem: &Problem, inputs: Inputs, backend: &Backend) -> Result<Case> {
-    Case::new(problem, inputs, threads(backend)).map_err(Error::rollout("bench"))
-}
-
-fn threads(backend: &Backend) -> NonZeroUsize {
-    NonZeroUsize::new(backend.threads()).unwrap_or(NonZeroUsize::MIN)
+    Case::new(problem, inputs, backend.threads()).map_err(Error::rollout("bench"))
 }
 
 fn summarize(args: &BenchArgs, backend: &Backend, cases: &[Case], times: &Times) {

@@ -67,7 +67,7 @@ pub fn problem(
         residual: residual(config, feature.shape.layers)?,
         normalize_rows: config.normalize_rows,
         discard: config.discard()?,
-        layers: config.layers.of(feature.shape.layers),
+        layers: select.layers.of(feature.shape.layers),
         causal: config.causal,
         output,
     };

@@ -11,6 +11,7 @@ mod input;
 mod job;
 mod options;
 mod output;
+mod plan;
 mod progress;
 mod report;
 mod run;
@@ -36,6 +37,7 @@ enum Command {
     Run(run::RunArgs),
     Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),
+    Plan(plan::PlanArgs),
     Devices(devices::DevicesArgs),
 }
 
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Devices(args) => {
             devices::run(&args);
             Ok(())

@@ -65,10 +65,6 @@ pub struct ConfigArgs {
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     pub special_tokens: usize,
 
-    /// Layers to multiply, as 2.. or ..4 or 2..4
-    #[arg(long, value_name = "RANGE", default_value = "..")]
-    pub layers: LayersArg,
-
     /// Promise that no token attends to a later one; the upper triangle is then never read
     #[arg(long)]
     pub causal: bool,
@@ -104,8 +100,8 @@ impl ConfigArgs {
     }
 }
 
-/// Which tensors of the file take part.
-#[derive(Args, Clone, Debug)]
+/// Which features, tokens and layers of the file take part.
+#[derive(Args, Clone, Debug, Default)]
 pub struct SelectArgs {
     /// Only this feature, or all features below this path
     #[arg(long, value_name = "FEATURE")]
@@ -114,6 +110,10 @@ pub struct SelectArgs {
     /// Ignore attention_mask tensors: every token is valid
     #[arg(long)]
     pub no_mask: bool,
+
+    /// Layers to multiply, as 2.. or ..4 or 2..4
+    #[arg(long, value_name = "RANGE", default_value = "..")]
+    pub layers: LayersArg,
 }
 
 /// Whether the feature with this prefix is `path` or lies below it.
@@ -254,7 +254,7 @@ impl FromStr for FusionArg {
 }
 
 /// `--layers`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LayersArg {
     start: Option<usize>,
     end: Option<usize>,

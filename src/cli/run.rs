@@ -61,6 +61,8 @@ pub struct RunArgs {
 struct Done {
     outputs: Vec<TensorSpec>,
     time: Duration,
+    /// `None` where there was nothing to compute.
+    variant: Option<String>,
 }
 
 /// Runs the subcommand.
@@ -97,8 +99,12 @@ pub fn run(args: &RunArgs) -> Result<()> {
     };
     let mut done = Vec::with_capacity(jobs.len());
     for (job, outputs) in jobs.iter().zip(specs) {
-        let time = sink.run_job(&backend, job, &outputs)?;
-        done.push(Done { outputs, time });
+        let (time, variant) = sink.run_job(&backend, job, &outputs)?;
+        done.push(Done {
+            outputs,
+            time,
+            variant,
+        });
     }
     sink.commit()?;
     summarize(args, &backend, &jobs, &done, started.elapsed())
@@ -184,19 +190,19 @@ struct Sink {
 }
 
 impl Sink {
-    /// Computes a job chunk by chunk; returns the time spent computing.
+    /// Computes a job chunk by chunk; returns the time spent computing, and what computed it.
     fn run_job(
         &mut self,
         backend: &Backend,
         job: &Job<'_>,
         outputs: &[TensorSpec],
-    ) -> Result<Duration> {
+    ) -> Result<(Duration, Option<String>)> {
         let step = items_per_chunk(&job.problem, outputs);
         let all = match (&self.file, &self.drawing) {
             (None, Some(drawing)) => drawing.item..drawing.item + 1,
             _ => 0..job.problem.shape().batch,
         };
-        let mut time = Duration::ZERO;
+        let (mut time, mut variant) = (Duration::ZERO, None);
         for start in all.clone().step_by(step) {
             let items = start..(start + step).min(all.end);
             let part = job.problem.slice_batch(items.clone());
@@ -206,8 +212,10 @@ impl Sink {
             let mut out = zeros(part.output_len()).map_err(place())?;
 
             let started = Instant::now();
-            backend.run(&part, &layers, &mut out).map_err(place())?;
+            let mut plan = backend.plan(&part).map_err(place())?;
+            plan.run(&layers, &mut out).map_err(place())?;
             time += started.elapsed();
+            variant.get_or_insert_with(|| plan.variant());
 
             self.draw(&items, &out)?;
             if let Some(file) = &mut self.file {
@@ -215,7 +223,7 @@ impl Sink {
             }
             self.progress.add(part.map_bytes() as u64);
         }
-        Ok(time)
+        Ok((time, variant))
     }
 
     /// Draws the picture where `out`, the results of `items`, holds its item.
@@ -318,6 +326,7 @@ fn summarize(
                 "tokens": shape.tokens,
                 "dtype": job.feature.dtype.name(),
                 "map_bytes": job.problem.map_bytes(),
+                "variant": done.variant,
                 "seconds": done.time.as_secs_f64(),
                 "outputs": outputs,
             })

@@ -69,7 +69,7 @@ const KINDS: [(OutputKind, &str); 3] = [
 pub fn run(args: &VerifyArgs) -> Result<()> {
     let file = InputFile::open(&args.input)?;
     let tensors = file.tensors()?;
-    let backends = Backend::all(&args.device)?;
+    let backend = Backend::open(&args.device)?;
     let per_kind: Vec<_> = KINDS
         .into_iter()
         .map(|(kind, name)| Ok((name, jobs(&tensors, &args.select, &args.config, kind)?)))
@@ -82,7 +82,7 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
     for feature in 0..features {
         for (name, jobs) in &per_kind {
             let job = &jobs[feature];
-            check(job, name, args.items, &backends, &mut checks)?;
+            check(job, name, args.items, &backend, &mut checks)?;
             progress.add(job.problem.map_bytes() as u64);
         }
     }
@@ -107,7 +107,7 @@ fn check(
     job: &Job<'_>,
     output: &'static str,
     items: NonZeroUsize,
-    backends: &[Backend],
+    backend: &Backend,
     checks: &mut Vec<Check>,
 ) -> Result<()> {
     let items = 0..job.problem.shape().batch.min(items.get());
@@ -117,14 +117,25 @@ fn check(
     let layers: Vec<HostLayer<'_>> = maps.iter().map(Maps::host_layer).collect();
     let expected = reference::rollout(&problem, &layers).map_err(place())?;
     let budget = budget(&problem, &layers, &expected).map_err(place())?;
-    for backend in backends {
+    let mut seen = Vec::new();
+    for variant in backend.variants(&problem) {
+        let mut plan = variant.plan(&problem).map_err(place())?;
+        let threads = variant.threads();
+        let plural = if threads.get() == 1 { "" } else { "s" };
+        let device = variant.device();
+        let label = format!("{device}, {threads} thread{plural}: {}", plan.variant());
+        // What the plan chose by itself comes up again among all choices.
+        if seen.contains(&label) {
+            continue;
+        }
+        seen.push(label.clone());
         // What a backend forgets to write stays NaN and fails.
         let mut out = vec![f32::NAN; problem.output_len()];
-        backend.run(&problem, &layers, &mut out).map_err(place())?;
+        plan.run(&layers, &mut out).map_err(place())?;
         checks.push(Check {
             feature: job.feature.name().to_owned(),
             output,
-            backend: backend.label(),
+            backend: label,
             error: max_error(&out, &expected),
             budget,
         });

@@ -1,0 +1,125 @@
+//! `plan`: how a problem would be computed here, without any maps.
+
+use attention_rollout::measure::HostRead;
+use attention_rollout::{DType, HostLayer, Shape};
+use clap::Args;
+use serde_json::json;
+
+use crate::backend::{Backend, Plan};
+use crate::error::{Error, Result};
+use crate::input::{Feature, Tensors};
+use crate::job::problem;
+use crate::options::{ConfigArgs, DeviceArgs, OutputKind, SelectArgs};
+use crate::report;
+
+/// Show how a problem would be computed on this machine: the form chosen, the workspace, the bytes to move, and the
+/// floor, the time it takes to read the maps once.
+#[derive(Args, Debug)]
+pub struct PlanArgs {
+    /// Layers of the model
+    #[arg(long)]
+    layers: usize,
+
+    /// Items of a batch
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+
+    /// Heads of a layer; 1 where the maps are fused already
+    #[arg(long)]
+    heads: usize,
+
+    /// Tokens of an item
+    #[arg(long)]
+    tokens: usize,
+
+    /// Element type of the maps: f32 | f16 | bf16
+    #[arg(long, default_value = "f32")]
+    dtype: DType,
+
+    /// What comes out: relevance of start rows, the whole rollout, or the rollout after each layer
+    #[arg(long, value_enum, default_value_t = OutputKind::Rows)]
+    output_kind: OutputKind,
+
+    #[command(flatten)]
+    config: ConfigArgs,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+
+    /// Print the plan as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Bytes read to measure the floor: more than caches hold.
+const SAMPLE_BYTES: usize = 512 << 20;
+
+/// Runs the subcommand.
+pub fn run(args: &PlanArgs) -> Result<()> {
+    let shape = Shape {
+        layers: args.layers,
+        batch: args.batch,
+        heads: args.heads,
+        tokens: args.tokens,
+    };
+    let feature = Feature::without_maps(shape, args.dtype);
+    let select = SelectArgs::default();
+    let problem = problem(
+        &Tensors::none(),
+        &feature,
+        &select,
+        &args.config,
+        args.output_kind,
+    )?;
+    let backend = Backend::open(&args.device)?;
+    let plan: Plan = backend.plan(&problem).map_err(Error::rollout("plan"))?;
+
+    let (map_bytes, output_bytes) = (problem.map_bytes(), 4 * problem.output_len());
+    let bandwidth = read_bandwidth(&backend)?;
+    let floor = map_bytes as f64 / bandwidth;
+    let (variant, workspace) = (plan.variant(), plan.workspace_bytes());
+    let (device, threads) = (backend.device(), backend.threads());
+    if args.json {
+        report::line(json!({
+            "device": device,
+            "threads": threads,
+            "variant": variant,
+            "map_bytes": map_bytes,
+            "output_bytes": output_bytes,
+            "workspace_bytes": workspace,
+            "read_bytes_per_second": bandwidth,
+            "floor_seconds": floor,
+        }));
+        return Ok(());
+    }
+    report::line(format_args!("problem    {shape}, {}", args.dtype));
+    report::line(format_args!("device     {device}, {threads} threads"));
+    report::line(format_args!("variant    {variant}"));
+    report::line(format_args!("workspace  {}", bytes(workspace)));
+    report::line(format_args!(
+        "to move    {} of maps, {} of output",
+        bytes(map_bytes),
+        bytes(output_bytes)
+    ));
+    report::line(format_args!(
+        "floor      {:.3} ms to read the maps once from memory, at {:.1} GB/s (measured just now)",
+        1e3 * floor,
+        bandwidth / 1e9
+    ));
+    Ok(())
+}
+
+/// Bytes per second at which this machine reads memory: the best of a few reads.
+fn read_bandwidth(backend: &Backend) -> Result<f64> {
+    let place = "reading memory";
+    let read = HostRead::new(backend.threads()).map_err(Error::rollout(place))?;
+    let sample = vec![1.0f32; SAMPLE_BYTES / 4];
+    let times = (0..3).map(|_| read.time(&[HostLayer::F32(&sample)], SAMPLE_BYTES));
+    let best = times.min().unwrap_or_default();
+    Ok(SAMPLE_BYTES as f64 / best.as_secs_f64())
+}
+
+/// A size for people.
+fn bytes(bytes: usize) -> String {
+    indicatif::DecimalBytes(bytes as u64).to_string()
+}
