@@ -46,13 +46,14 @@ pub struct PlanArgs {
     #[command(flatten)]
     device: DeviceArgs,
 
+    /// Memory to read for measuring the floor, in MiB; more than the caches hold
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..))]
+    sample: u16,
+
     /// Print the plan as JSON
     #[arg(long)]
     json: bool,
 }
-
-/// Bytes read to measure the floor: more than caches hold.
-const SAMPLE_BYTES: usize = 512 << 20;
 
 /// Runs the subcommand.
 pub fn run(args: &PlanArgs) -> Result<()> {
@@ -75,7 +76,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let plan: Plan = backend.plan(&problem).map_err(Error::rollout("plan"))?;
 
     let (map_bytes, output_bytes) = (problem.map_bytes(), 4 * problem.output_len());
-    let bandwidth = read_bandwidth(&backend)?;
+    let bandwidth = read_bandwidth(&backend, usize::from(args.sample) << 20)?;
     let floor = map_bytes as f64 / bandwidth;
     let (variant, workspace) = (plan.variant(), plan.workspace_bytes());
     let (device, threads) = (backend.device(), backend.threads());
@@ -110,13 +111,13 @@ pub fn run(args: &PlanArgs) -> Result<()> {
 }
 
 /// Bytes per second at which this machine reads memory: the best of a few reads.
-fn read_bandwidth(backend: &Backend) -> Result<f64> {
+fn read_bandwidth(backend: &Backend, sample_bytes: usize) -> Result<f64> {
     let place = "reading memory";
     let read = HostRead::new(backend.threads()).map_err(Error::rollout(place))?;
-    let sample = vec![1.0f32; SAMPLE_BYTES / 4];
-    let times = (0..3).map(|_| read.time(&[HostLayer::F32(&sample)], SAMPLE_BYTES));
+    let sample = vec![1.0f32; sample_bytes / 4];
+    let times = (0..3).map(|_| read.time(&[HostLayer::F32(&sample)], sample_bytes));
     let best = times.min().unwrap_or_default();
-    Ok(SAMPLE_BYTES as f64 / best.as_secs_f64())
+    Ok(sample_bytes as f64 / best.as_secs_f64())
 }
 
 /// A size for people.

@@ -245,7 +245,7 @@ fn plan_shows_what_would_run() {
     let bench = Bench::new();
     let sizes = "--layers 12 --batch 8 --heads 12 --tokens 197";
     let plan = |options: &str| {
-        let arguments = format!("plan --json {sizes} {options}");
+        let arguments = format!("plan --json --sample 1 {sizes} {options}");
         let stdout = bench
             .command(arguments.split_whitespace())
             .expect_status(0)
