@@ -2,8 +2,8 @@
 
 use crate::{code, kernels, machine};
 use cudarc::driver::{
-    CudaContext, DriverError,
-    sys::{CUevent_flags, CUresult},
+    CudaContext, DevicePtr, DriverError, result,
+    sys::{self, CUevent_flags, CUresult},
 };
 use std::thread;
 
@@ -36,6 +36,69 @@ fn a_kernel_computes_and_is_reported() -> Result<(), DriverError> {
     );
     assert!(launch.counts.warp_instructions > 0);
     assert!(launch.counts.lane_instructions > launch.counts.warp_instructions);
+    let traffic = |buffer| {
+        let (address, _guard) = DevicePtr::<f32>::device_ptr(buffer, &stream);
+        let traffic = launch.traffic_at(address);
+        (
+            traffic.bytes,
+            traffic.read.bytes,
+            traffic.written.distinct_bytes,
+        )
+    };
+    assert_eq!(
+        (traffic(&input), traffic(&out)),
+        ((400, 400, 0), (400, 0, 400))
+    );
+    // Four warps, the last of which has four threads with work: a load and a store each.
+    assert_eq!((launch.class("global"), launch.class("mma")), (8, 0));
+    Ok(())
+}
+
+#[test]
+fn a_module_has_variables() -> Result<(), DriverError> {
+    let vcuda = machine("sm_90");
+    let context = CudaContext::new(0)?;
+    let stream = context.default_stream();
+    let module = kernels::Module::load(&context, kernels::COUNT)?;
+    let kernel = module.kernel("count")?;
+    let (mut address, mut bytes) = (0, 0);
+    // SAFETY: valid pointers; the module is loaded.
+    unsafe {
+        let (module, name) = (module.handle, c"counter");
+        sys::cuModuleGetGlobal_v2(&mut address, &mut bytes, module, name.as_ptr()).result()?;
+    }
+    let variable = address;
+    let value = || {
+        let mut value = [0u8; 4];
+        // SAFETY: in bounds.
+        unsafe { result::memcpy_dtoh_sync(&mut value, variable) }?;
+        Ok::<_, DriverError>(u32::from_le_bytes(value))
+    };
+    assert_eq!(bytes, 4);
+    assert_eq!(value()?, 5, "as the text says");
+    for _ in 0..2 {
+        // SAFETY: the kernel takes no arguments.
+        unsafe { kernel.launch(&stream, kernels::shape(1, 1), &mut []) }?;
+    }
+    assert_eq!(value()?, 7);
+
+    // Unloading waits for the work that needs the variable.
+    vcuda.set_ordering(vcuda::client::Ordering::Lazy);
+    // SAFETY: as above.
+    unsafe { kernel.launch(&stream, kernels::shape(1, 1), &mut []) }?;
+    assert_eq!(vcuda.counters().kernels_run, 2);
+    assert_eq!(
+        vcuda.usage().allocations,
+        0,
+        "a variable is not the program's allocation"
+    );
+    // SAFETY: as above.
+    let missing = unsafe {
+        sys::cuModuleGetGlobal_v2(&mut address, &mut bytes, module.handle, c"other".as_ptr())
+    };
+    assert_eq!(missing, CUresult::CUDA_ERROR_NOT_FOUND);
+    drop((kernel, module));
+    assert_eq!(vcuda.counters().kernels_run, 3);
     Ok(())
 }
 
@@ -124,7 +187,7 @@ fn what_a_context_takes_with_it_counts_as_leaked() -> Result<(), DriverError> {
         "cudarc tracks reads and writes of the buffer"
     );
     // SAFETY: nothing uses the context afterwards; what cudarc then frees is gone, and told so.
-    unsafe { cudarc::driver::result::primary_ctx::release(context.cu_device()) }?;
+    unsafe { result::primary_ctx::release(context.cu_device()) }?;
     let usage = vcuda.usage();
     let leaked = |kind: &str| usage.leaked.get(kind).copied();
     assert_eq!(leaked("allocations"), Some(1));
@@ -146,7 +209,7 @@ fn copies_are_bounds_checked() -> Result<(), DriverError> {
     let (address, _guard) = cudarc::driver::DevicePtr::device_ptr(&buffer, &stream);
     let mut host = [0u8; 17];
     // SAFETY: `host` has 17 bytes; the device side is what is wrong.
-    let result = unsafe { cudarc::driver::result::memcpy_dtoh_sync(&mut host, address) };
+    let result = unsafe { result::memcpy_dtoh_sync(&mut host, address) };
     assert_eq!(code(result), CUresult::CUDA_ERROR_INVALID_VALUE);
     assert!(
         vcuda.message().contains("overrun the 16 bytes"),
@@ -154,10 +217,10 @@ fn copies_are_bounds_checked() -> Result<(), DriverError> {
         vcuda.message()
     );
     // SAFETY: as above.
-    let result = unsafe { cudarc::driver::result::memcpy_htod_sync(address + 16, &host[..1]) };
+    let result = unsafe { result::memcpy_htod_sync(address + 16, &host[..1]) };
     assert_eq!(code(result), CUresult::CUDA_ERROR_INVALID_VALUE);
     // SAFETY: in bounds.
-    unsafe { cudarc::driver::result::memcpy_dtoh_sync(&mut host[..16], address) }?;
+    unsafe { result::memcpy_dtoh_sync(&mut host[..16], address) }?;
     Ok(())
 }
 
@@ -181,6 +244,9 @@ fn events_time_and_query() -> Result<(), DriverError> {
     end.record(&stream)?;
     assert!(start.elapsed_ms(&end)? > 0.0);
     assert!(end.elapsed_ms(&start)? < 0.0);
+    // SAFETY: refused.
+    let unknown = unsafe { sys::cuEventCreate(&mut std::ptr::null_mut(), 8) };
+    assert_eq!(unknown, CUresult::CUDA_ERROR_INVALID_VALUE);
     let untimed = stream.record_event(None)?;
     assert_eq!(
         code(start.elapsed_ms(&untimed)),
@@ -191,7 +257,6 @@ fn events_time_and_query() -> Result<(), DriverError> {
 
 #[test]
 fn pinned_memory_round_trips_and_is_recognised() -> Result<(), DriverError> {
-    use cudarc::driver::sys;
     let vcuda = machine("sm_90,sm_90");
     let context = CudaContext::new(1)?;
     let stream = context.default_stream();

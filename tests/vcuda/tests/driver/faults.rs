@@ -215,6 +215,10 @@ fn destroyed_things_are_refused() -> Result<(), DriverError> {
             code(result::free_sync(address)),
             CUresult::CUDA_ERROR_INVALID_VALUE
         );
+        let buffer = result::malloc_sync(16)?;
+        let inside = result::free_async(buffer + 4, std::ptr::null_mut());
+        assert_eq!(code(inside), CUresult::CUDA_ERROR_INVALID_VALUE);
+        result::free_async(buffer, std::ptr::null_mut())?;
         let freed = result::memset_d8_sync(address, 0, 16);
         assert_eq!(code(freed), CUresult::CUDA_ERROR_INVALID_VALUE);
     }

@@ -82,6 +82,38 @@ pub const RACE: &str = "
 }
 ";
 
+/// `count()` adds 1 to the module's variable `counter`, which starts at 5.
+pub const COUNT: &str = "
+.version 8.0
+.target sm_75
+.address_size 64
+
+.global .align 4 .u32 counter = 5;
+
+.visible .entry count()
+{
+    .reg .b32 %r<3>;
+    ld.global.u32 %r1, [counter];
+    add.s32 %r2, %r1, 1;
+    st.global.u32 [counter], %r2;
+    ret;
+}
+";
+
+/// `clustered()` does nothing, in clusters of two blocks.
+pub const CLUSTERED: &str = "
+.version 8.0
+.target sm_90
+.address_size 64
+
+.visible .entry clustered()
+.explicitcluster
+.reqnctapercluster 2, 1, 1
+{
+    ret;
+}
+";
+
 /// A kernel and the module it keeps loaded.
 #[derive(Clone)]
 pub struct Kernel {
@@ -100,7 +132,7 @@ unsafe impl Sync for Module {}
 
 /// A loaded module.
 pub struct Module {
-    handle: sys::CUmodule,
+    pub handle: sys::CUmodule,
     context: Arc<CudaContext>,
 }
 

@@ -210,6 +210,29 @@ fn clusters_need_a_device_with_clusters_and_a_fitting_grid() -> Result<(), Drive
 }
 
 #[test]
+fn a_kernel_can_bring_its_cluster() -> Result<(), DriverError> {
+    let vcuda = machine("sm_90");
+    let context = CudaContext::new(0)?;
+    let stream = context.default_stream();
+    let kernel = kernels::Module::load(&context, kernels::CLUSTERED)?.kernel("clustered")?;
+    let width = CUfunction_attribute::CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_WIDTH;
+    assert_eq!(kernel.get(width)?, 2);
+    assert_eq!(
+        launch(&stream, &kernel, kernels::shape(4, 32)),
+        CUresult::CUDA_SUCCESS
+    );
+    assert_eq!(vcuda.launches()[0].cluster, [2, 1, 1]);
+    let bad = CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE;
+    assert_eq!(launch(&stream, &kernel, kernels::shape(5, 32)), bad);
+    assert_eq!(
+        launch_ex(&stream, &kernel, 8, 4, false),
+        bad,
+        "another cluster than compiled"
+    );
+    Ok(())
+}
+
+#[test]
 fn cooperative_blocks_must_fit_the_device() -> Result<(), DriverError> {
     let vcuda = machine("sm_75");
     let context = CudaContext::new(0)?;

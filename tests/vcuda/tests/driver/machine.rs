@@ -7,7 +7,7 @@ use crate::{
 };
 use cudarc::driver::{
     CudaContext, DriverError, result,
-    sys::{CUdevice_attribute, CUresult},
+    sys::{self, CUdevice_attribute, CUresult},
 };
 use std::{env, process::Command};
 
@@ -130,16 +130,46 @@ fn primary_contexts_are_counted_per_thread_and_device() -> Result<(), DriverErro
 
 #[test]
 fn a_context_of_its_own_and_two_devices_do_not_mix() -> Result<(), DriverError> {
-    let _vcuda = machine("sm_90,sm_90");
+    let vcuda = machine("sm_90,sm_90");
     let contexts = [CudaContext::new(0)?, CudaContext::new(1)?];
     let own = CudaContext::new_non_primary(0, 0)?;
     assert_ne!(own.cu_ctx(), contexts[0].cu_ctx());
     drop(own);
     let streams = [contexts[0].default_stream(), contexts[1].default_stream()];
+    for (ordinal, context) in contexts.iter().enumerate() {
+        context.bind_to_thread()?;
+        let mut device = -1;
+        // SAFETY: a valid pointer.
+        unsafe { sys::cuCtxGetDevice(&mut device) }.result()?;
+        assert_eq!(device, ordinal as i32);
+    }
+    let invalid = CUresult::CUDA_ERROR_INVALID_HANDLE;
+    let kernel = kernels::bounded_kernel(&contexts[0])?;
+    // SAFETY: the kernel takes no arguments.
+    let launched = unsafe { kernel.launch(&streams[1], kernels::shape(1, 1), &mut []) };
+    assert_eq!(
+        code(launched),
+        invalid,
+        "a kernel of one context on a stream of another"
+    );
+    let event = contexts[0].new_event(None)?;
+    contexts[1].bind_to_thread()?;
+    // SAFETY: both are alive; the default stream is the bound context's.
+    let recorded = unsafe { result::event::record(event.cu_event(), streams[1].cu_stream()) };
+    assert_eq!(code(recorded), invalid, "an event likewise");
     let here = streams[0].clone_htod(&[1f32; 8])?;
     let there = streams[1].clone_dtod(&here)?;
     assert_eq!(streams[1].clone_dtoh(&there)?, [1.0; 8]);
 
+    let kernel = kernels::add_kernel(&contexts[0])?;
+    let mut out = streams[0].alloc_zeros::<f32>(8)?;
+    let result = kernels::add(&streams[0], &kernel, &mut out, &there, 1.0);
+    assert_eq!(code(result), CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+    assert!(
+        vcuda.message().contains("belongs to another device"),
+        "{}",
+        vcuda.message()
+    );
     Ok(())
 }
 
@@ -155,6 +185,10 @@ fn modules_are_refused_as_a_driver_does() -> Result<(), DriverError> {
         vcuda.message().contains("sm_90 does not run on sm_80"),
         "{}",
         vcuda.message()
+    );
+    assert_eq!(
+        load(&kernels::ADD.replace("add.f32", "sub.nonsense")),
+        CUresult::CUDA_ERROR_INVALID_PTX
     );
     assert_eq!(load("not PTX"), CUresult::CUDA_ERROR_INVALID_PTX);
 
@@ -200,6 +234,10 @@ fn memory_is_as_large_as_said() -> Result<(), DriverError> {
     drop(first);
     assert_eq!(context.mem_get_info()?.0, 600);
     drop(second);
+    let third = stream.alloc_zeros::<u8>(600)?;
+    vcuda.set_ordering(vcuda::client::Ordering::Lazy);
+    drop(third);
+    stream.alloc_zeros::<u8>(600)?;
     vcuda.set_memory_limit(0, u64::MAX);
     // SAFETY: never used.
     let huge = unsafe { stream.alloc::<u8>(64 << 30) };

@@ -6,7 +6,9 @@ mod faults;
 mod kernels;
 mod launches;
 mod machine;
+mod memory;
 mod ordering;
+mod pair;
 mod raw;
 
 use cudarc::driver::{DriverError, sys::CUresult};
