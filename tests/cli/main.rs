@@ -3,6 +3,7 @@
 mod bad_inputs;
 mod heatmap;
 mod hostile;
+mod large;
 mod outputs;
 mod real_data;
 mod support;
