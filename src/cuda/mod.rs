@@ -6,5 +6,4 @@
 pub mod geometry;
 pub mod nvrtc;
 pub mod params;
-pub mod source;
 pub mod variant;

@@ -1,5 +1,6 @@
 //! The functions of an NVRTC library, and safe calls of them.
 
+use std::error::Error as _;
 use std::ffi::{CStr, CString, OsStr, c_char, c_int};
 use std::fmt;
 use std::fs;
@@ -95,7 +96,10 @@ impl Api {
         // installers put NVRTC, whose initialisers have no requirements.
         let library = unsafe { Library::new(file) }.map_err(|error| NvrtcError::Open {
             path: file.into(),
-            reason: error.to_string(),
+            // The error itself says that opening failed, its source why.
+            reason: error
+                .source()
+                .map_or_else(|| error.to_string(), ToString::to_string),
         })?;
         let library = ManuallyDrop::new(library);
         // SAFETY: the names are NVRTC's own, the signatures are those of nvrtc.h (the same from version 11.2 to 13),

@@ -81,8 +81,9 @@ pub enum NvrtcError {
 
     /// The library cannot find its second half, `libnvrtc-builtins.so`, which belongs beside it.
     #[error(
-        "NVRTC at {} cannot load its builtins library, which belongs in the same directory: {log}",
-        path.display()
+        "NVRTC at {} cannot load its builtins library, which belongs in the same directory: {}",
+        path.display(),
+        log.trim_end()
     )]
     Builtins {
         /// The library.

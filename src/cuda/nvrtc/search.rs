@@ -58,7 +58,7 @@ pub(super) fn find(
             looked.push(Looked {
                 place: place.name,
                 outcome: match place.root {
-                    Some(root) => format!("no NVRTC under {}", root.display()),
+                    Some(root) => format!("no NVRTC at {}", root.display()),
                     None => "not set".to_owned(),
                 },
             });
