@@ -106,40 +106,43 @@ fn more_than_48_kib_of_shared_memory_must_be_asked_for() -> Result<(), DriverErr
     Ok(())
 }
 
-/// Launches through `cuLaunchKernelEx` with a cluster and the cooperative flag.
-fn launch_ex(
+/// Calls `then` with a configuration of 32 threads per block, a cluster and the cooperative flag.
+fn configured<T>(
     stream: &CudaStream,
-    kernel: &Kernel,
     grid: u32,
     cluster: u32,
     cooperative: bool,
-) -> CUresult {
-    let mut attributes = Vec::new();
-    for id in [
-        sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-        sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
-    ] {
-        let value = match id {
-            sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE => {
-                sys::CUlaunchAttributeValue {
-                    cooperative: cooperative.into(),
-                }
-            }
-            _ => sys::CUlaunchAttributeValue {
-                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
-                    x: cluster,
-                    y: 1,
-                    z: 1,
-                },
+    then: impl FnOnce(&sys::CUlaunchConfig) -> T,
+) -> T {
+    use sys::CUlaunchAttributeID::{
+        CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION as CLUSTER,
+        CU_LAUNCH_ATTRIBUTE_COOPERATIVE as COOPERATIVE,
+    };
+    let cluster_dim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
+        x: cluster,
+        y: 1,
+        z: 1,
+    };
+    let values = [
+        (
+            CLUSTER,
+            sys::CUlaunchAttributeValue {
+                clusterDim: cluster_dim,
             },
-        };
-        attributes.push(sys::CUlaunchAttribute {
-            id,
-            pad: [0; 4],
-            value,
-        });
-    }
-    let config = sys::CUlaunchConfig {
+        ),
+        (
+            COOPERATIVE,
+            sys::CUlaunchAttributeValue {
+                cooperative: cooperative.into(),
+            },
+        ),
+    ];
+    let mut attributes = values.map(|(id, value)| sys::CUlaunchAttribute {
+        id,
+        pad: [0; 4],
+        value,
+    });
+    then(&sys::CUlaunchConfig {
         gridDimX: grid,
         gridDimY: 1,
         gridDimZ: 1,
@@ -150,16 +153,66 @@ fn launch_ex(
         hStream: stream.cu_stream(),
         attrs: attributes.as_mut_ptr(),
         numAttrs: attributes.len() as u32,
-    };
-    // SAFETY: the kernel takes no arguments; the configuration lives for the call.
-    unsafe {
+    })
+}
+
+/// Launches a kernel without arguments through `cuLaunchKernelEx`.
+fn launch_ex(
+    stream: &CudaStream,
+    kernel: &Kernel,
+    grid: u32,
+    cluster: u32,
+    cooperative: bool,
+) -> CUresult {
+    // SAFETY: the configuration lives for the call.
+    configured(stream, grid, cluster, cooperative, |config| unsafe {
         sys::cuLaunchKernelEx(
-            &config,
+            config,
             kernel.function,
             std::ptr::null_mut(),
             std::ptr::null_mut(),
         )
-    }
+    })
+}
+
+#[test]
+fn occupancy_of_clusters_and_shared_memory() -> Result<(), DriverError> {
+    let _vcuda = machine("sm_90,sm_75");
+    let context = CudaContext::new(0)?;
+    let kernel = kernels::bounded_kernel(&context)?;
+    let stream = context.default_stream();
+    let clusters = |cluster| {
+        let mut number = 0;
+        // SAFETY: valid pointers.
+        let result = configured(&stream, cluster, cluster, false, |config| unsafe {
+            sys::cuOccupancyMaxActiveClusters(&mut number, kernel.function, config)
+        });
+        (result, number)
+    };
+    // 32 blocks on each of 132 multiprocessors.
+    assert_eq!(clusters(1), (CUresult::CUDA_SUCCESS, 4224));
+    assert_eq!(clusters(8), (CUresult::CUDA_SUCCESS, 528));
+    assert_eq!(clusters(16).0, CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE);
+
+    let (mut size, mut bytes) = (0, 0);
+    // SAFETY: valid pointers.
+    let sizes = configured(&stream, 1, 1, false, |config| unsafe {
+        sys::cuOccupancyMaxPotentialClusterSize(&mut size, kernel.function, config)
+    });
+    assert_eq!((sizes, size), (CUresult::CUDA_SUCCESS, 8));
+    // SAFETY: as above. Two blocks on 228 KiB: 114 each, of which 1 is reserved and 1 static.
+    let room =
+        unsafe { sys::cuOccupancyAvailableDynamicSMemPerBlock(&mut bytes, kernel.function, 2, 32) };
+    assert_eq!((room, bytes), (CUresult::CUDA_SUCCESS, 112 << 10));
+
+    let old = CudaContext::new(1)?;
+    let (kernel, stream) = (kernels::bounded_kernel(&old)?, old.default_stream());
+    // SAFETY: as above.
+    let none = configured(&stream, 1, 1, false, |config| unsafe {
+        sys::cuOccupancyMaxPotentialClusterSize(&mut size, kernel.function, config)
+    });
+    assert_eq!(none, CUresult::CUDA_ERROR_NOT_SUPPORTED);
+    Ok(())
 }
 
 #[test]
