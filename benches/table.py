@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Writes a CSV of peers.py as tables of ratios into the README, between its two markers.
+
+    python3 benches/table.py benches/results/<machine>/<date>.csv
+"""
+
+import pathlib
+import sys
+
+from results import OURS, READ, Results
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+TITLES = {
+    "rows": "One row of the rollout (`--rows 0`)",
+    "matrix": "The whole rollout (`--output-kind matrix`)",
+    "discard": "One row with discard (`--discard-ratio 0.9`)",
+}
+NAMES = {
+    "pyhealth": "PyHealth",
+    "pyhealth-algorithm": "PyHealth's algorithm",
+    "torch row": "PyTorch, row",
+    "torch loop": "PyTorch, loop",
+    "torch.compile row": "torch.compile, row",
+    "torch.compile loop": "torch.compile, loop",
+    "numpy row": "NumPy, row",
+    "numpy loop": "NumPy, loop",
+    "torch topk": "PyTorch top-k, loop",
+    "torch topk row": "PyTorch top-k, row",
+    "cuda graph row": "CUDA graph, row",
+    "cuda graph loop": "CUDA graph, loop",
+}
+
+
+def table(results, output):
+    """One table: a line for each shape, element type and number of threads."""
+    keys = [key for key in results.times if key.output == output]
+    systems = [name for name in NAMES if any(name in results.times[key] for key in keys)]
+    lines = [
+        "| maps | extents | threads | ms | times the read | " + " | ".join(NAMES[name] for name in systems) + " |",
+        "|---|---|---|---|---|" + "---|" * len(systems),
+    ]
+    for key in keys:
+        ours = results.minimum(key, OURS)
+        extents = key.extents if ";" not in key.extents else f"{key.extents.count(';') + 1} features"
+        cells = [f"{key.shape}, {key.dtype}", extents, str(key.threads), f"{ours / 1e3:.2f}"]
+        cells.append(f"{ours / results.minimum(key, READ):.2f}")
+        for system in systems:
+            ratio = results.ratio(key, system)
+            cells.append("{:.2f} ({:.2f}-{:.2f})".format(*ratio) if ratio else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def slower(results):
+    """Where another system is faster."""
+    found = []
+    for key in results.times:
+        for system, name in NAMES.items():
+            ratio = results.ratio(key, system)
+            if ratio and ratio[0] < 1:
+                threads = "1 thread" if key.threads == 1 else f"{key.threads} threads"
+                found.append(f"{name} on {key.shape} ({key.output}, {key.dtype}, {threads}: {ratio[0]:.2f})")
+    return "Slower than: " + "; ".join(found) + "." if found else "Slower than none of them in any line."
+
+
+def section(results, path):
+    """The README section."""
+    runs = max(results.runs(key, OURS) for key in results.times)
+    yield f"Measured {results.note('date')} on: {results.note('processor')}. Versions: {results.note('versions')}."
+    yield (
+        f"Every time is the smallest of up to {runs} runs in turns with the others, after a check that the answers "
+        f"agree; [raw times]({path.relative_to(ROOT)}), made by `{results.note('command')}`."
+    )
+    yield ""
+    yield (
+        "Extents are layers x batch x heads x tokens. *Times the read* compares with reading the same bytes of the "
+        "maps once, as fast as this machine can with as many threads. The other columns say how many times as long as this "
+        "crate a system takes: above 1 this crate is faster (in brackets, the range of the ratio of medians over the "
+        "processes)."
+    )
+    yield ""
+    yield (
+        "*Row* carries one row from the last layer to the first, which is the least PyTorch can do; *loop* multiplies "
+        "whole matrices, head mean and residual done in place; PyHealth is its own `AttentionRollout.attribute()` on "
+        "the saved maps. *Top-k* discards as vit-explain does."
+    )
+    for output, title in TITLES.items():
+        if any(key.output == output for key in results.times):
+            yield from ["", f"**{title}**", "", *table(results, output)]
+    yield from ["", slower(results)]
+
+
+def main():
+    path = pathlib.Path(sys.argv[1]).resolve()
+    text = README.read_text()
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    README.write_text("\n".join([before + BEGIN, "", *section(Results(path), path), "", END + after]))
+
+
+if __name__ == "__main__":
+    main()
