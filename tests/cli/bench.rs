@@ -16,7 +16,10 @@ fn times_of_a_file_are_json() {
     for list in ["runs_us", "floor_us"] {
         assert_eq!(times[list].as_array().unwrap().len(), 3, "{list}");
     }
-    assert!(times["shapes"].as_array().unwrap().len() > 1, "every feature");
+    assert!(
+        times["shapes"].as_array().unwrap().len() > 1,
+        "every feature"
+    );
     assert!(times["floor_ratio"].as_f64().unwrap() > 0.0);
 }
 
