@@ -149,7 +149,7 @@ impl Driver {
         }
         let base = self.memory.memory.alloc(bytes);
         let id = self.counters.device_allocations;
-        self.memory.memory.label(base, &format!("allocation {id}"));
+        self.memory.memory.label(base, &format!("#{id}"));
         self.memory.adopt(
             base,
             Allocation {
