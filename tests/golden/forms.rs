@@ -82,7 +82,11 @@ impl Form {
 
     /// The input words, `[inputs][32]`, the same on every machine.
     pub fn input(&self) -> Vec<u32> {
-        let mut random = SplitMix(self.name.bytes().fold(7, |h: u64, b| h.wrapping_mul(131) ^ u64::from(b)));
+        let mut random = SplitMix(
+            self.name
+                .bytes()
+                .fold(7, |h: u64, b| h.wrapping_mul(131) ^ u64::from(b)),
+        );
         self.inputs
             .iter()
             .enumerate()
