@@ -131,6 +131,14 @@ pub enum Error {
         /// Layers pushed.
         got: usize,
     },
+    /// One problem of a group cannot be run.
+    #[error("problem {member} of the group: {source}")]
+    Member {
+        /// Which problem, counted in the order given.
+        member: usize,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
     /// The CPU thread pool could not be started.
     #[error("could not start {threads} CPU threads: {reason}")]
     Threads {

@@ -12,9 +12,11 @@ mod layout;
 #[cfg(feature = "cpu")]
 #[doc(hidden)]
 pub mod measure;
+pub mod post;
 mod problem;
 #[cfg(feature = "cpu")]
 pub mod reference;
+mod validate;
 
 pub use config::{
     Discard, DiscardScope, HeadFusion, Output, Residual, ResidualWeights, RolloutConfig, StartRows,
@@ -24,6 +26,7 @@ pub use error::{Error, Result};
 pub use input::HostLayer;
 pub use layout::{Shape, Strides, Window};
 pub use problem::{Problem, ProblemBuilder};
+pub use validate::{Defect, DefectKind, validate};
 
 // Compiles and runs the example of the README.
 #[cfg(all(doctest, feature = "cpu"))]

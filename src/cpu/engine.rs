@@ -3,10 +3,10 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::cpu::map::Job;
-use crate::cpu::prepared::{Form, Prepared, Sizes, Workspace};
+use crate::cpu::prepared::{Form, Prepared, Workspace};
 use crate::cpu::product::{self, ProductScratch, ProductShared};
 use crate::cpu::rows::{self, RowsScratch, RowsShared};
 use crate::cpu::team::{Member, Shared, Team};
@@ -15,27 +15,25 @@ use crate::input::HostLayer;
 
 /// A team, its memory, and the problems it is ready to run.
 pub(crate) struct Engine {
-    team: Team,
+    team: Arc<Team>,
     problems: Vec<Prepared>,
     members: Vec<Mutex<Workspace>>,
     shared: Workspace,
-    /// Claims of the problems up to and including each; filled at the start of a run.
+    /// The problems, those with large items first.
+    order: Vec<usize>,
+    /// Claims of the problems up to and including each, in that order; filled at the start of a run.
     claims: Vec<usize>,
 }
 
-/// What one problem of a run reads and writes. The lengths have been checked.
-#[derive(Clone, Copy)]
-pub(crate) struct Data<'a> {
-    pub layers: &'a [HostLayer<'a>],
-    pub out: Shared<'a>,
-}
-
 impl Engine {
-    pub fn new(team: Team, problems: Vec<Prepared>) -> Result<Self> {
+    pub fn new(team: Arc<Team>, problems: Vec<Prepared>) -> Result<Self> {
         let members = (0..team.members())
             .map(|_| Workspace::for_member(&problems).map(Mutex::new))
             .collect::<Result<_>>()?;
+        let mut order: Vec<usize> = (0..problems.len()).collect();
+        order.sort_by_key(|&p| std::cmp::Reverse(problems[p].item_bytes()));
         Ok(Engine {
+            order,
             shared: Workspace::for_team(&problems, team.members())?,
             claims: vec![0; problems.len()],
             members,
@@ -60,139 +58,166 @@ impl Engine {
         members.sum::<usize>() + self.shared.bytes()
     }
 
-    /// Computes `items(p)` of every problem `p` from and to `data(p)`.
-    pub fn run<'a>(
+    /// Calls `compute` for each of the items `items(problem)` of every problem: once, or once on every member where the
+    /// team shares the item. Problems with large items come first, so that no member ends on one alone.
+    pub fn run(
         &mut self,
-        items: impl Fn(usize) -> Range<usize> + Sync,
-        data: impl Fn(usize) -> Data<'a> + Sync,
+        items: impl Fn(&Prepared) -> Range<usize> + Sync,
+        compute: impl Fn(Turn<'_>) + Sync,
     ) {
         let threads = self.threads();
         let alone = |p: usize| {
-            let items = items(p);
+            let items = items(&self.problems[p]);
             items.start..items.end - self.problems[p].team_items(items.len(), threads)
         };
         let mut claims = 0;
-        for (p, end) in self.claims.iter_mut().enumerate() {
+        for (&p, end) in self.order.iter().zip(&mut self.claims) {
             claims += alone(p).len().div_ceil(self.problems[p].items_per_claim);
             *end = claims;
         }
         let next = AtomicUsize::new(0);
         let shared = Shared::new(&mut self.shared.floats);
-        let (problems, members, ends) = (&self.problems, &self.members, &self.claims);
+        let (problems, members) = (&self.problems, &self.members);
+        let (order, ends) = (&self.order, &self.claims);
         self.team.run(|member| {
             let mut workspace = lock(&members[member.index]);
             loop {
                 let claim = next.fetch_add(1, Ordering::Relaxed);
-                let p = ends.partition_point(|&end| end <= claim);
-                let Some(prepared) = problems.get(p) else {
+                let at = ends.partition_point(|&end| end <= claim);
+                let Some(&index) = order.get(at) else {
                     break;
                 };
-                let before = p.checked_sub(1).map_or(0, |p| ends[p]);
-                let items = alone(p);
-                let first = items.start + (claim - before) * prepared.items_per_claim;
-                for item in first..(first + prepared.items_per_claim).min(items.end) {
-                    compute(prepared, Member::ALONE, item, &mut workspace, None, data(p));
+                let before = at.checked_sub(1).map_or(0, |at| ends[at]);
+                let items = alone(index);
+                let step = problems[index].items_per_claim;
+                let first = items.start + (claim - before) * step;
+                for item in first..(first + step).min(items.end) {
+                    compute(Turn {
+                        index,
+                        item,
+                        prepared: &problems[index],
+                        member: Member::ALONE,
+                        workspace: &mut workspace,
+                        shared: None,
+                    });
                 }
             }
-            for (p, prepared) in problems.iter().enumerate() {
-                for item in alone(p).end..items(p).end {
-                    let shared = Some(shared);
-                    compute(prepared, member, item, &mut workspace, shared, data(p));
+            for (index, prepared) in problems.iter().enumerate() {
+                for item in alone(index).end..items(prepared).end {
+                    compute(Turn {
+                        index,
+                        item,
+                        prepared,
+                        member,
+                        workspace: &mut workspace,
+                        shared: Some(shared),
+                    });
                 }
             }
         });
     }
 }
 
-/// A workspace holds nothing between items, so one that a panic left behind is as good as any.
-fn lock(workspace: &Mutex<Workspace>) -> std::sync::MutexGuard<'_, Workspace> {
-    workspace.lock().unwrap_or_else(PoisonError::into_inner)
+/// One item to compute, and with what.
+pub(crate) struct Turn<'a> {
+    /// The problem, counted in the order they were given.
+    pub index: usize,
+    pub item: usize,
+    prepared: &'a Prepared,
+    /// Who computes: one member alone, or one of the team.
+    pub member: Member<'a>,
+    workspace: &'a mut Workspace,
+    /// The team's memory, where the team computes the item.
+    shared: Option<Shared<'a>>,
 }
 
-/// Computes one item: alone where `shared` is `None`, else as one of the team.
-fn compute(
-    prepared: &Prepared,
-    member: Member<'_>,
-    item: usize,
-    workspace: &mut Workspace,
-    shared: Option<Shared<'_>>,
-    data: Data<'_>,
-) {
-    let Prepared {
-        problem,
-        choice,
-        sizes,
-        ..
-    } = prepared;
-    let Sizes {
-        relevance,
-        fused,
-        weights,
-        map,
-        keys,
-        spare,
-        parts,
-    } = *sizes;
-    let Workspace {
-        floats,
-        keys: memory,
-    } = workspace;
-    let keys = &mut memory[..keys];
-    let job = Job {
-        simd: choice.simd,
-        problem,
-        layers: data.layers,
-        out: data.out,
-    };
-    let mut rest = &mut floats[..];
-    let mut take = |len: usize| {
-        let (taken, left) = std::mem::take(&mut rest).split_at_mut(len);
-        rest = left;
+/// Cuts a slice into parts from the front.
+struct Cut<'a>(&'a mut [f32]);
+
+impl<'a> Cut<'a> {
+    fn take(&mut self, len: usize) -> &'a mut [f32] {
+        let (taken, rest) = std::mem::take(&mut self.0).split_at_mut(len);
+        self.0 = rest;
         taken
-    };
-    match choice.form {
-        Form::Rows => {
-            let mut scratch = RowsScratch {
-                relevance: take(relevance),
-                part: take(relevance),
-                next: take(relevance),
-                fused: take(fused),
-                weights: take(weights),
-                map: take(map),
-                keys,
-            };
-            match shared {
-                None => {
-                    let len = problem.start_rows() * problem.shape().tokens;
-                    // SAFETY: this item was handed to this member alone.
-                    let out = unsafe { data.out.get_mut(item * len..(item + 1) * len) };
-                    rows::item(job, item, &mut scratch, out);
-                }
-                Some(shared) => {
-                    let shared = RowsShared {
-                        parts: shared.slice(0..parts),
-                        map: shared.slice(parts..parts + map),
-                    };
-                    rows::item_by_team(job, member, item, &mut scratch, shared);
-                }
+    }
+}
+
+impl<'a> Turn<'a> {
+    /// The problem, everything decided.
+    pub fn prepared(&self) -> &'a Prepared {
+        self.prepared
+    }
+
+    /// Computes the item's output from `layers` into `out`, the output of the whole problem. Lengths have been checked.
+    pub fn rollout(self, layers: &[HostLayer<'_>], out: Shared<'_>) {
+        let job = Job {
+            simd: self.prepared.choice.simd,
+            problem: &self.prepared.problem,
+            layers,
+            out,
+        };
+        let (member, item) = (self.member, self.item);
+        match self.prepared.choice.form {
+            Form::Rows => self.rows(job),
+            Form::Product => {
+                let (mut scratch, shared) = self.product_memory();
+                product::item(job, member, item, &mut scratch, shared);
             }
         }
-        Form::Product => {
-            let mut scratch = ProductScratch {
-                ahat: take(fused),
-                keys,
-            };
-            let shared = match shared {
-                None => ProductShared {
-                    spare: Shared::new(take(spare)),
-                    map: Shared::new(take(map)),
-                },
-                Some(shared) => ProductShared {
-                    spare: shared.slice(0..spare),
-                    map: shared.slice(spare..spare + map),
-                },
-            };
-            product::item(job, member, item, &mut scratch, shared);
+    }
+
+    fn rows(self, job: Job<'_>) {
+        let sizes = &self.prepared.sizes;
+        let mut memory = Cut(&mut self.workspace.floats);
+        let mut scratch = RowsScratch {
+            relevance: memory.take(sizes.relevance),
+            part: memory.take(sizes.relevance),
+            next: memory.take(sizes.relevance),
+            fused: memory.take(sizes.fused),
+            weights: memory.take(sizes.weights),
+            map: memory.take(sizes.map),
+            keys: &mut self.workspace.keys[..sizes.keys],
+        };
+        match self.shared {
+            None => {
+                let len = job.problem.start_rows() * job.problem.shape().tokens;
+                // SAFETY: this item was handed to this member alone.
+                let out = unsafe { job.out.get_mut(self.item * len..(self.item + 1) * len) };
+                rows::item(job, self.item, &mut scratch, out);
+            }
+            Some(shared) => {
+                let shared = RowsShared {
+                    parts: shared.slice(0..sizes.parts),
+                    map: shared.slice(sizes.parts..sizes.parts + sizes.map),
+                };
+                rows::item_by_team(job, self.member, self.item, &mut scratch, shared);
+            }
         }
     }
+
+    /// Memory for product form: the member's own, and what those who compute the item share.
+    pub fn product_memory(self) -> (ProductScratch<'a>, ProductShared<'a>) {
+        let sizes = &self.prepared.sizes;
+        let mut memory = Cut(&mut self.workspace.floats);
+        let scratch = ProductScratch {
+            ahat: memory.take(sizes.fused),
+            keys: &mut self.workspace.keys[..sizes.keys],
+        };
+        let shared = match self.shared {
+            None => ProductShared {
+                spare: Shared::new(memory.take(sizes.spare)),
+                map: Shared::new(memory.take(sizes.map)),
+            },
+            Some(shared) => ProductShared {
+                spare: shared.slice(0..sizes.spare),
+                map: shared.slice(sizes.spare..sizes.spare + sizes.map),
+            },
+        };
+        (scratch, shared)
+    }
+}
+
+/// A workspace holds nothing between items, so one that a panic left behind is as good as any.
+fn lock(workspace: &Mutex<Workspace>) -> MutexGuard<'_, Workspace> {
+    workspace.lock().unwrap_or_else(PoisonError::into_inner)
 }

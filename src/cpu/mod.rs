@@ -4,19 +4,23 @@ mod discard;
 mod engine;
 mod fuse;
 mod gemm;
+mod group;
 mod map;
 mod plan;
 mod prepared;
 mod product;
 mod rows;
 mod simd;
+mod stream;
 mod team;
 
 use std::num::NonZeroUsize;
 
+pub use group::{Group, GroupMember};
 pub use plan::Plan;
 pub use prepared::{Choice, Form};
 pub use simd::Simd;
+pub use stream::Stream;
 
 /// How to run on the CPU.
 #[derive(Clone, Debug, Default)]

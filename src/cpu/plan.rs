@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
-use crate::cpu::engine::{Data, Engine};
+use crate::cpu::engine::Engine;
 use crate::cpu::prepared::{Choice, Prepared};
 use crate::cpu::team::{Shared, Team};
 use crate::cpu::{Options, Progress};
@@ -45,7 +46,7 @@ impl Plan {
     /// # Errors
     /// As [`new`](Plan::new).
     pub fn with_choice(problem: &Problem, options: &Options, choice: Choice) -> Result<Self> {
-        let team = Team::new(options.threads)?;
+        let team = Arc::new(Team::new(options.threads)?);
         let prepared = Prepared::new(problem, choice, team.members())?;
         Ok(Plan {
             engine: Engine::new(team, vec![prepared])?,
@@ -87,9 +88,9 @@ impl Plan {
     /// As [`Problem::check_layers`].
     pub fn run(&mut self, layers: &[HostLayer<'_>], out: &mut [f32]) -> Result<()> {
         self.problem().check_layers(layers, out.len())?;
-        let batch = self.problem().shape().batch;
         let out = Shared::new(out);
-        self.engine.run(|_| 0..batch, |_| Data { layers, out });
+        self.engine
+            .run(Prepared::items, |turn| turn.rollout(layers, out));
         Ok(())
     }
 
@@ -109,7 +110,8 @@ impl Plan {
         let out = Shared::new(out);
         for first in (0..total).step_by(items_per_chunk.get()) {
             let done = total.min(first.saturating_add(items_per_chunk.get()));
-            self.engine.run(|_| first..done, |_| Data { layers, out });
+            self.engine
+                .run(|_| first..done, |turn| turn.rollout(layers, out));
             progress(Progress { done, total });
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! What a plan decides and measures out before it runs: the form, the instruction set, and the workspace.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::config::Output;
 use crate::cpu::simd::Simd;
@@ -59,6 +60,16 @@ impl Form {
         match problem.config().output {
             Output::Rows(_) if row_form <= product_form || rows <= 1.0 => Form::Rows,
             _ => Form::Product,
+        }
+    }
+}
+
+impl Form {
+    /// `wanted` where `problem` can be computed so: matrices come from product form alone.
+    pub(crate) fn possible(problem: &Problem, wanted: Form) -> Self {
+        match problem.config().output {
+            Output::Rows(_) => wanted,
+            Output::Matrix | Output::Cumulative => Form::Product,
         }
     }
 }
@@ -158,10 +169,7 @@ pub(crate) struct Prepared {
 impl Prepared {
     /// Decides how `problem` runs on a team of `members`.
     pub fn new(problem: &Problem, choice: Choice, members: usize) -> Result<Self> {
-        let form = match problem.config().output {
-            Output::Rows(_) => choice.form,
-            Output::Matrix | Output::Cumulative => Form::Product,
-        };
+        let form = Form::possible(problem, choice.form);
         let map_bytes = problem.map_bytes();
         let item_bytes = map_bytes / problem.shape().batch.max(1);
         Ok(Prepared {
@@ -172,6 +180,16 @@ impl Prepared {
                 .clamp(1, problem.shape().batch.div_ceil(4 * members).max(1)),
             map_bytes,
         })
+    }
+
+    /// All items.
+    pub fn items(&self) -> Range<usize> {
+        0..self.problem.shape().batch
+    }
+
+    /// Bytes of maps read for one item, on average.
+    pub fn item_bytes(&self) -> usize {
+        self.map_bytes / self.problem.shape().batch.max(1)
     }
 
     /// Of `items`, how many of the last ones the team computes together.

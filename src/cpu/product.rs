@@ -8,6 +8,7 @@ use crate::cpu::gemm::{self, Matrix, MatrixMut};
 use crate::cpu::map::{FusedMap, Job};
 use crate::cpu::simd::Simd;
 use crate::cpu::team::{Member, Shared};
+use crate::problem::Problem;
 
 /// Rows multiplied at a time where the maps are causal: what lies right of the block's diagonal is left out.
 const CAUSAL_BLOCK_ROWS: usize = 64;
@@ -117,30 +118,50 @@ pub(crate) fn item(
     if let Output::Rows(_) = output
         && member.index == 0
     {
-        let rows = problem.start_rows();
-        let rollout = place(steps - 1);
-        // SAFETY: all members have passed the last step's barrier; only member 0 goes on.
-        let (rollout, out, start) = unsafe {
+        let out_len = problem.start_rows() * tokens;
+        let (rollout, spare) = (place(steps - 1), place(steps));
+        // SAFETY: all members have passed the last step's barrier, and only member 0 goes on; the two places are
+        // different matrices.
+        let (rollout, out, spare) = unsafe {
             (
                 rollout.buffer.get(rollout.rows(0..len, len)),
-                out.get_mut(item * rows * tokens..(item + 1) * rows * tokens),
-                place(steps).buffer.get_mut(place(steps).rows(0..len, len)),
+                out.get_mut(item * out_len..(item + 1) * out_len),
+                spare.buffer.get_mut(spare.rows(0..len, len)),
             )
         };
-        for row in 0..rows {
-            // The matrix that holds no rollout holds one start row after the other.
-            let start = &mut start[..len];
-            problem.start_weights(item, row, start);
-            gemm::multiply(
-                MatrixMut::new(&mut out[row * tokens + window.start..], len, 1, len),
-                false,
-                Matrix::new(start, len, 1, len),
-                Matrix::new(rollout, len, len, len),
-            );
-        }
+        start_rows(
+            problem,
+            item,
+            Matrix::new(rollout, len, len, len),
+            spare,
+            out,
+        );
     }
     // The next item reuses what this one has shared.
     member.wait();
+}
+
+/// Writes the start rows of `item` times its rollout `[len, len]` into the item's window of `out`, `[start rows,
+/// tokens]`. `start` holds at least `len` weights.
+pub(crate) fn start_rows(
+    problem: &Problem,
+    item: usize,
+    rollout: Matrix<'_>,
+    start: &mut [f32],
+    out: &mut [f32],
+) {
+    let window = problem.windows()[item];
+    let start = &mut start[..window.len];
+    for (row, out) in out.chunks_exact_mut(problem.shape().tokens).enumerate() {
+        problem.start_weights(item, row, start);
+        let out = &mut out[window.start..window.end()];
+        gemm::multiply(
+            MatrixMut::new(out, window.len, 1, window.len),
+            false,
+            Matrix::new(start, window.len, 1, window.len),
+            rollout,
+        );
+    }
 }
 
 /// One layer of one item: `to = Ahat before`, or `to = Ahat` where nothing came before. Ends with a barrier.

@@ -1,0 +1,261 @@
+//! Rollout while the model runs: layers are pushed in forward order and need not outlive the push.
+
+use std::sync::Arc;
+
+use crate::config::{Output, Residual, ResidualWeights, RolloutConfig};
+use crate::cpu::Options;
+use crate::cpu::engine::Engine;
+use crate::cpu::fuse::ItemMaps;
+use crate::cpu::gemm::Matrix;
+use crate::cpu::prepared::{Choice, Form, Prepared, zeroed};
+use crate::cpu::product::{self, Place};
+use crate::cpu::team::{Shared, Team};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::input::HostLayer;
+use crate::layout::{Shape, product as checked};
+use crate::problem::Problem;
+
+/// A rollout that takes one layer at a time.
+///
+/// In row form it keeps `Ahat` of every layer, `layers * batch * tokens^2` floats, and is done in one pass over them; in
+/// product form it keeps two rollouts, `2 * batch * tokens^2` floats (all of them for [`Output::Cumulative`]), at the
+/// price of a matrix product per layer. [`Choice`] decides; without one, row form where the output are a few rows.
+pub struct Stream {
+    engine: Engine,
+    /// The whole problem, whose windows and start rows the state is read with.
+    problem: Problem,
+    state: State,
+    pushed: usize,
+}
+
+/// What is kept of the layers pushed.
+enum State {
+    /// `Ahat` of every layer `[layers, batch, tokens, tokens]`, and the engine that multiplies start rows by them.
+    Layers(Vec<f32>, Box<Engine>),
+    /// Rollouts `[layers or 2, batch, tokens, tokens]`.
+    Rollouts(Vec<f32>),
+}
+
+impl Stream {
+    /// Makes ready for the layers of `problem`'s range.
+    ///
+    /// # Errors
+    /// [`Error::Threads`], [`Error::HostMemory`], [`Error::SizeOverflow`].
+    pub fn new(problem: &Problem, options: &Options) -> Result<Self> {
+        Stream::with_choice(problem, options, Choice::of(problem))
+    }
+
+    /// As [`new`](Stream::new), computed as `choice` says. Matrix outputs are computed in product form whatever the
+    /// choice says.
+    ///
+    /// # Errors
+    /// As [`new`](Stream::new).
+    pub fn with_choice(problem: &Problem, options: &Options, choice: Choice) -> Result<Self> {
+        let team = Arc::new(Team::new(options.threads)?);
+        let Shape { batch, tokens, .. } = *problem.shape();
+        let layers = problem.layers().len();
+        let slabs = |count| checked("the state of a stream", &[count, batch, tokens, tokens]);
+        let form = Form::possible(problem, choice.form);
+        let state = match form {
+            Form::Rows => {
+                let kept = kept_problem(problem)?;
+                let prepared = Prepared::new(&kept, Choice { form, ..choice }, team.members())?;
+                let engine = Engine::new(Arc::clone(&team), vec![prepared])?;
+                State::Layers(zeroed(slabs(layers)?)?, Box::new(engine))
+            }
+            Form::Product => State::Rollouts(zeroed(slabs(match problem.config().output {
+                Output::Cumulative => layers,
+                Output::Matrix | Output::Rows(_) => layers.min(2),
+            })?)?),
+        };
+        // Every layer becomes an `Ahat`, as in product form.
+        let step = Choice {
+            form: Form::Product,
+            ..choice
+        };
+        let mut prepared = Prepared::new(problem, step, team.members())?;
+        // The rollouts are in the state.
+        prepared.sizes.spare = 0;
+        Ok(Stream {
+            engine: Engine::new(team, vec![prepared])?,
+            problem: problem.clone(),
+            state,
+            pushed: 0,
+        })
+    }
+
+    /// The problem, whole.
+    pub fn problem(&self) -> &Problem {
+        &self.problem
+    }
+
+    /// Row form where layers are kept, product form where they are multiplied at once.
+    pub fn form(&self) -> Form {
+        match self.state {
+            State::Layers(..) => Form::Rows,
+            State::Rollouts(_) => Form::Product,
+        }
+    }
+
+    /// Layers pushed since the last [`finish`](Stream::finish).
+    pub fn pushed(&self) -> usize {
+        self.pushed
+    }
+
+    /// Bytes kept between pushes, and of workspace.
+    pub fn state_bytes(&self) -> usize {
+        let kept = match &self.state {
+            State::Layers(kept, engine) => size_of_val(&kept[..]) + engine.workspace_bytes(),
+            State::Rollouts(kept) => size_of_val(&kept[..]),
+        };
+        kept + self.engine.workspace_bytes()
+    }
+
+    /// Takes in the next layer of the problem's range. `maps` is not needed any more once this returns. The layer's
+    /// strides are the problem's.
+    ///
+    /// # Errors
+    /// [`Error::StreamedLayers`] where the range has been pushed; else as [`Problem::check_layer`]. After an error
+    /// the stream is as it was.
+    pub fn push_layer(&mut self, maps: HostLayer<'_>) -> Result<()> {
+        let expected = self.problem.layers().len();
+        if self.pushed == expected {
+            return Err(Error::StreamedLayers {
+                expected,
+                got: expected + 1,
+            });
+        }
+        let layer = self.problem.layers().start + self.pushed;
+        self.problem.check_layer(layer, &maps)?;
+        let Shape { batch, tokens, .. } = *self.problem.shape();
+        let square = tokens * tokens;
+        let (kept, multiply) = match &mut self.state {
+            State::Layers(kept, _) => (kept, false),
+            State::Rollouts(kept) => (kept, self.pushed > 0),
+        };
+        let slabs = (kept.len() / (batch * square).max(1)).max(1);
+        let kept = Shared::new(kept);
+        let pushed = self.pushed;
+        self.engine.run(Prepared::items, |turn| {
+            let prepared = turn.prepared();
+            let (member, item) = (turn.member, turn.item);
+            let window = prepared.problem.windows()[item];
+            let place = |step: usize| Place {
+                buffer: kept,
+                first: (step % slabs * batch + item) * square + window.start * (tokens + 1),
+                stride: tokens,
+            };
+            let maps = ItemMaps {
+                problem: &prepared.problem,
+                maps,
+                layer,
+                item,
+            };
+            let before = multiply.then(|| place(pushed - 1));
+            let (mut scratch, shared) = turn.product_memory();
+            let simd = prepared.choice.simd;
+            if window.len > 0 {
+                product::step(
+                    simd,
+                    member,
+                    maps,
+                    &mut scratch,
+                    shared.map,
+                    before,
+                    place(pushed),
+                );
+            }
+        });
+        self.pushed += 1;
+        Ok(())
+    }
+
+    /// Writes the result of the layers pushed into `out`, shaped as [`Problem::output_shape`], and starts anew.
+    ///
+    /// # Errors
+    /// [`Error::StreamedLayers`] where layers are missing, [`Error::Len`] where `out` has another length. After an
+    /// error the stream is as it was.
+    pub fn finish(&mut self, out: &mut [f32]) -> Result<()> {
+        let expected = self.problem.layers().len();
+        if self.pushed != expected {
+            return Err(Error::StreamedLayers {
+                expected,
+                got: self.pushed,
+            });
+        }
+        let len = self.problem.output_len();
+        if out.len() != len {
+            return Err(Error::Len {
+                what: "output",
+                expected: len,
+                got: out.len(),
+            });
+        }
+        let Shape { batch, tokens, .. } = *self.problem.shape();
+        let square = tokens * tokens;
+        match &mut self.state {
+            State::Layers(kept, engine) => {
+                let layers: Vec<_> = match batch * square {
+                    0 => vec![HostLayer::F32(&[]); expected],
+                    slab => kept.chunks_exact(slab).map(HostLayer::from).collect(),
+                };
+                let out = Shared::new(out);
+                engine.run(Prepared::items, |turn| turn.rollout(&layers, out));
+            }
+            State::Rollouts(kept) => match self.problem.config().output {
+                Output::Cumulative => out.copy_from_slice(kept),
+                Output::Matrix => {
+                    let slab = (expected - 1) % 2 * batch * square;
+                    out.copy_from_slice(&kept[slab..][..batch * square]);
+                }
+                Output::Rows(_) => {
+                    let slab = (expected - 1) % 2 * batch * square;
+                    let kept = &kept[slab..];
+                    let out = Shared::new(out);
+                    self.engine.run(Prepared::items, |turn| {
+                        if turn.member.index == 0 {
+                            let problem = &turn.prepared().problem;
+                            let item = turn.item;
+                            let window = problem.windows()[item];
+                            let len = problem.start_rows() * tokens;
+                            // SAFETY: this item is computed by this member alone.
+                            let out = unsafe { out.get_mut(item * len..(item + 1) * len) };
+                            out.fill(0.0);
+                            if window.len == 0 {
+                                return;
+                            }
+                            let first = item * square + window.start * (tokens + 1);
+                            let rollout =
+                                Matrix::new(&kept[first..], tokens, window.len, window.len);
+                            let (scratch, _) = turn.product_memory();
+                            let start = &mut scratch.ahat[..window.len];
+                            product::start_rows(problem, item, rollout, start, out);
+                        }
+                    });
+                }
+            },
+        }
+        self.pushed = 0;
+        Ok(())
+    }
+}
+
+/// The problem over kept `Ahat`s: heads fused, entries discarded, residual added, rows normalised.
+fn kept_problem(problem: &Problem) -> Result<Problem> {
+    let shape = Shape {
+        layers: problem.layers().len(),
+        heads: 1,
+        ..*problem.shape()
+    };
+    let config = RolloutConfig {
+        residual: ResidualWeights::Uniform(Residual::new(1.0, 0.0)),
+        causal: problem.config().causal,
+        output: problem.config().output.clone(),
+        ..RolloutConfig::default()
+    };
+    Problem::builder(shape, DType::F32)
+        .config(config)
+        .windows(problem.windows().to_vec())
+        .build()
+}

@@ -1,0 +1,179 @@
+//! Finding what no softmax gives.
+
+mod common;
+
+use attention_rollout::{
+    DType, Defect, DefectKind, Error, HostLayer, Problem, RolloutConfig, Shape, Window, validate,
+};
+use common::generate::{Case, Layout};
+
+const SHAPE: Shape = Shape {
+    layers: 3,
+    batch: 2,
+    heads: 2,
+    tokens: 4,
+};
+
+/// f32 rows of up to 40 entries sum to 1 within 40 roundings.
+const TOLERANCE: f64 = 40.0 / (1 << 24) as f64;
+
+/// Uniform maps with `value` at `[layer, item, head, row, column]`.
+fn maps_with(at: [usize; 5], value: f32) -> Vec<Vec<f32>> {
+    let mut maps = vec![vec![0.25; 64]; 3];
+    let [layer, item, head, row, column] = at;
+    maps[layer][((item * 2 + head) * 4 + row) * 4 + column] = value;
+    maps
+}
+
+fn find(problem: &Problem, maps: &[Vec<f32>]) -> Option<Defect> {
+    let layers: Vec<_> = maps.iter().map(|m| HostLayer::from(&m[..])).collect();
+    validate(problem, &layers, 1e-6).unwrap()
+}
+
+fn problem(config: RolloutConfig) -> Problem {
+    Problem::new(SHAPE, DType::F32, config).unwrap()
+}
+
+#[test]
+fn defects_are_named() {
+    let problem = problem(RolloutConfig::default());
+    for (value, kind) in [
+        (
+            -0.5,
+            DefectKind::Negative {
+                column: 3,
+                value: -0.5,
+            },
+        ),
+        (
+            f32::INFINITY,
+            DefectKind::NotFinite {
+                column: 3,
+                value: f32::INFINITY,
+            },
+        ),
+        (
+            0.5,
+            DefectKind::RowSum {
+                sum: 1.25,
+                tolerance: 1e-6,
+            },
+        ),
+    ] {
+        let defect = find(&problem, &maps_with([2, 1, 0, 2, 3], value));
+        let want = Defect {
+            layer: 2,
+            item: 1,
+            head: 0,
+            row: 2,
+            kind,
+        };
+        assert_eq!(defect, Some(want));
+    }
+    let defect = find(&problem, &maps_with([0, 0, 1, 3, 0], f32::NAN)).unwrap();
+    assert!(matches!(defect.kind, DefectKind::NotFinite { column: 0, value } if value.is_nan()));
+    assert_eq!(
+        defect.to_string(),
+        "layer 0, item 0, head 1, row 3: column 0 is NaN"
+    );
+}
+
+#[test]
+fn the_first_of_several_is_found() {
+    let problem = problem(RolloutConfig::default());
+    let mut maps = maps_with([1, 1, 1, 3, 3], -1.0);
+    maps[1][0] = 2.0;
+    maps[2][0] = f32::NAN;
+    let defect = find(&problem, &maps).unwrap();
+    assert_eq!(
+        (defect.layer, defect.item, defect.head, defect.row),
+        (1, 0, 0, 0)
+    );
+    assert!(matches!(defect.kind, DefectKind::RowSum { sum: 2.75, .. }));
+}
+
+#[test]
+fn what_is_not_read_is_not_looked_at() {
+    let nan = |at| maps_with(at, f32::NAN);
+    let config = |layers, causal| RolloutConfig {
+        layers,
+        causal,
+        ..RolloutConfig::default()
+    };
+    assert_eq!(
+        find(&problem(config(Some(1..3), false)), &nan([0, 0, 0, 0, 0])),
+        None
+    );
+    let mut causal = nan([0, 0, 0, 0, 1]);
+    for map in causal
+        .iter_mut()
+        .flat_map(|layer| layer.chunks_exact_mut(16))
+    {
+        for (i, row) in map.chunks_exact_mut(4).enumerate() {
+            row[..=i].fill(1.0 / (i + 1) as f32);
+        }
+    }
+    assert_eq!(find(&problem(config(None, true)), &causal), None);
+    let windowed = Problem::builder(SHAPE, DType::F32)
+        .windows(vec![
+            Window { start: 1, len: 3 },
+            Window { start: 0, len: 0 },
+        ])
+        .build()
+        .unwrap();
+    let mut maps = vec![vec![1.0 / 3.0; 64]; 3];
+    maps[0][0] = f32::NAN;
+    maps[1][32..].fill(f32::NAN);
+    assert_eq!(find(&windowed, &maps), None);
+    maps[0][5] = 0.5;
+    let defect = find(&windowed, &maps).unwrap();
+    assert_eq!((defect.row, defect.head), (1, 0));
+}
+
+#[test]
+fn softmax_maps_of_every_layout_and_type_are_well() {
+    for dtype in DType::ALL {
+        for layout in [
+            Layout::Contiguous,
+            Layout::HeadMajor,
+            Layout::LayersInside,
+            Layout::PaddedRows,
+        ] {
+            let mut case = Case::new(
+                Shape {
+                    tokens: 37,
+                    ..SHAPE
+                },
+                5,
+            );
+            case.dtype = dtype;
+            case.layout = layout;
+            let generated = case.generate();
+            let roundoff = common::compare::element_roundoff(dtype);
+            let tolerance = TOLERANCE + roundoff;
+            let defect = validate(&generated.problem, &generated.layers(), tolerance).unwrap();
+            assert_eq!(defect, None, "{dtype} {layout:?}");
+        }
+    }
+}
+
+#[test]
+fn bad_arguments_are_refused() {
+    let problem = problem(RolloutConfig::default());
+    let maps = maps_with([0, 0, 0, 0, 0], 0.25);
+    let layers: Vec<_> = maps.iter().map(|m| HostLayer::from(&m[..])).collect();
+    for tolerance in [-1.0, f64::NAN] {
+        assert!(matches!(
+            validate(&problem, &layers, tolerance),
+            Err(Error::Parameter { .. })
+        ));
+    }
+    assert!(matches!(
+        validate(&problem, &layers[1..], 1e-6),
+        Err(Error::Count {
+            expected: 3,
+            got: 2,
+            ..
+        })
+    ));
+}
