@@ -233,18 +233,24 @@ impl Problem {
     /// Shape of the output: `[batch, tokens]` for one start row, `[batch, rows, tokens]` for more,
     /// `[batch, tokens, tokens]` or `[layers, batch, tokens, tokens]`.
     pub fn output_shape(&self) -> Vec<usize> {
-        let Shape { batch, tokens, .. } = self.shape;
-        match &self.config.output {
-            Output::Rows(_) if self.start_rows() == 1 => vec![batch, tokens],
-            Output::Rows(_) => vec![batch, self.start_rows(), tokens],
-            Output::Matrix => vec![batch, tokens, tokens],
-            Output::Cumulative => vec![self.layers.len(), batch, tokens, tokens],
-        }
+        let (extents, rank) = self.output_extents();
+        extents[extents.len() - rank..].to_vec()
     }
 
     /// Elements of the output.
     pub fn output_len(&self) -> usize {
-        self.output_shape().iter().product()
+        self.output_extents().0.iter().product()
+    }
+
+    /// Extents of the output behind leading ones, and how many of them are its own.
+    fn output_extents(&self) -> ([usize; 4], usize) {
+        let Shape { batch, tokens, .. } = self.shape;
+        match &self.config.output {
+            Output::Rows(_) if self.start_rows() == 1 => ([1, 1, batch, tokens], 2),
+            Output::Rows(_) => ([1, batch, self.start_rows(), tokens], 3),
+            Output::Matrix => ([1, batch, tokens, tokens], 3),
+            Output::Cumulative => ([self.layers.len(), batch, tokens, tokens], 4),
+        }
     }
 
     /// Bytes of map elements that any evaluation must read at least once: the windows, of the triangle where the

@@ -3,7 +3,8 @@
 mod common;
 
 use attention_rollout::{
-    DType, Defect, DefectKind, Error, HostLayer, Problem, RolloutConfig, Shape, Window, validate,
+    DType, Defect, DefectKind, Error, HostLayer, Output, Problem, RolloutConfig, Shape, Window,
+    validate,
 };
 use common::generate::{Case, Layout};
 
@@ -114,7 +115,12 @@ fn what_is_not_read_is_not_looked_at() {
         }
     }
     assert_eq!(find(&problem(config(None, true)), &causal), None);
+    let matrix = RolloutConfig {
+        output: Output::Matrix,
+        ..RolloutConfig::default()
+    };
     let windowed = Problem::builder(SHAPE, DType::F32)
+        .config(matrix)
         .windows(vec![
             Window { start: 1, len: 3 },
             Window { start: 0, len: 0 },
