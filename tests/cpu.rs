@@ -10,7 +10,7 @@ use attention_rollout::cpu::{
 };
 use attention_rollout::{HostLayer, Output, Problem, StartRows, reference};
 use common::compare::{Budget, check_close};
-use common::generate::{Case, Generated, case};
+use common::generate::{Case, Generated, case, case_in};
 use proptest::prelude::*;
 
 fn threads(count: usize) -> Options {
@@ -72,7 +72,7 @@ fn cases(count: u32) -> ProptestConfig {
 }
 
 proptest! {
-    #![proptest_config(cases(300))]
+    #![proptest_config(cases(200))]
 
     #[test]
     fn agrees_with_the_reference(case in case(40), count in 1..=3usize, share_rest: bool) {
@@ -85,7 +85,25 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(cases(100))]
+    #![proptest_config(cases(24))]
+
+    /// Several blocks of rows, and discard by sample.
+    #[test]
+    fn larger_maps_agree_with_the_reference(
+        case in case_in(1..=2, 1..=2, 65..=140),
+        count in 1..=3usize,
+        share_rest: bool,
+    ) {
+        let generated = case.generate();
+        for choice in choices(&generated.problem, share_rest) {
+            let got = run(&generated.problem, &generated.layers(), count, choice);
+            check(&format!("{choice:?}, {count} threads"), &generated, &got)?;
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(60))]
 
     #[test]
     fn streams_agree_with_the_reference(case in case(40), count in 1..=3usize, share_rest: bool) {

@@ -6,11 +6,11 @@
 use std::ops::Range;
 
 use crate::config::{Discard, DiscardScope};
-use crate::cpu::simd::{Kernel, Lanes, Simd};
+use crate::cpu::simd::{Kernel, LANES, Lanes, Simd};
 use crate::problem::Problem;
 
 /// Entries drawn to bracket the k-th smallest.
-const SAMPLE: usize = 2048;
+const SAMPLE: usize = 4096;
 
 /// Which entries of one fused map are zeroed.
 #[derive(Clone, Copy, Debug)]
@@ -56,15 +56,13 @@ impl Cutoff {
         };
         let side = len - first;
         let rows = || (first..len).map(|i| &fused[i * len..][first..len]);
-        let sample = sample(side, rows, scratch);
-        let (low, high) = bracket(sample, count, side * side);
-        let collect = |keys: Range<u32>, scratch: &mut [u32]| {
+        let collect = |(low, high): (u32, u32), scratch: &mut [u32]| {
             let (mut below, mut collected) = (0, 0);
             for row in rows() {
                 let part = simd.dispatch(Collect {
                     row,
-                    low: keys.start,
-                    high: keys.end,
+                    low,
+                    high,
                     into: &mut scratch[collected..],
                 });
                 below += part.0;
@@ -72,9 +70,14 @@ impl Cutoff {
             }
             (below, collected)
         };
-        let (mut below, mut collected) = collect(low..high, scratch);
+        let (mut below, mut collected) = (count, 0);
+        if side * side > SAMPLE {
+            let sample = sample(side, rows, scratch);
+            let bracket = bracket(sample, count, side * side);
+            (below, collected) = collect(bracket, scratch);
+        }
         if below >= count || below + collected < count {
-            (below, collected) = collect(0..u32::MAX, scratch);
+            (below, collected) = collect((0, u32::MAX), scratch);
         }
         let candidates = &mut scratch[..collected];
         let (_, &mut key, _) = candidates.select_nth_unstable(count - below - 1);
@@ -124,7 +127,7 @@ impl Cutoff {
     }
 }
 
-/// Draws about [`SAMPLE`] keys, evenly spread, into the front of `scratch`.
+/// Draws [`SAMPLE`] keys or up to twice as many, evenly spread, into the front of `scratch`.
 fn sample<'a, 's, I: Iterator<Item = &'a [f32]>>(
     side: usize,
     rows: impl Fn() -> I,
@@ -150,8 +153,8 @@ fn sample<'a, 's, I: Iterator<Item = &'a [f32]>>(
 fn bracket(sample: &mut [u32], count: usize, total: usize) -> (u32, u32) {
     let drawn = sample.len() as f64;
     let share = count as f64 / total as f64;
-    // Four standard deviations of the rank of a random sample.
-    let margin = 4.0 * (drawn * share * (1.0 - share)).sqrt() + 2.0;
+    // Three standard deviations of the rank of a random sample.
+    let margin = 3.0 * (drawn * share * (1.0 - share)).sqrt() + 2.0;
     let low = share * drawn - margin;
     let high = (share * drawn + margin) as usize;
     let mut nth = |rank: usize| *sample.select_nth_unstable(rank).1;
@@ -196,13 +199,39 @@ impl Kernel for Collect<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, _lanes: L) -> (usize, usize) {
-        let into = &mut self.into[..self.row.len()];
-        let (mut below, mut collected) = (0, 0);
-        for &value in self.row {
-            let key = key(value);
-            into[collected] = key;
-            below += usize::from(key < self.low);
-            collected += usize::from(key >= self.low && key <= self.high);
+        let Collect {
+            row,
+            low,
+            high,
+            into,
+        } = self;
+        let into = &mut into[..row.len()];
+        let inside = |key: u32| key.wrapping_sub(low) <= high - low;
+        let mut collected = 0;
+        let mut append = |keys: &[u32]| {
+            for &key in keys {
+                into[collected] = key;
+                collected += usize::from(inside(key));
+            }
+        };
+        let (vectors, rest) = row.as_chunks::<LANES>();
+        let mut below = [0; LANES];
+        for vector in vectors {
+            let keys = vector.map(key);
+            let mut any = false;
+            for (below, &key) in below.iter_mut().zip(&keys) {
+                *below += u32::from(key < low);
+                any |= inside(key);
+            }
+            // Most vectors hold nothing of the bracket.
+            if any {
+                append(&keys);
+            }
+        }
+        let mut below = below.iter().sum::<u32>() as usize;
+        for &value in rest {
+            below += usize::from(key(value) < low);
+            append(&[key(value)]);
         }
         (below, collected)
     }

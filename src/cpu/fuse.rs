@@ -10,7 +10,7 @@ use crate::input::HostLayer;
 use crate::problem::Problem;
 
 /// How far ahead of the loads, in bytes, each head's stream is prefetched.
-const PREFETCH_BYTES: usize = 1024;
+const PREFETCH_BYTES: usize = 256;
 
 /// Vectors per step of the main loop: enough loads in flight per head, few enough accumulators.
 const UNROLL: usize = 4;

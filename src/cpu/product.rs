@@ -6,7 +6,7 @@ use crate::config::Output;
 use crate::cpu::fuse::ItemMaps;
 use crate::cpu::gemm::{self, Matrix, MatrixMut};
 use crate::cpu::map::{FusedMap, Job};
-use crate::cpu::simd::Simd;
+use crate::cpu::simd::{Kernel, Lanes, Simd};
 use crate::cpu::team::{Member, Shared};
 use crate::problem::Problem;
 
@@ -233,19 +233,42 @@ pub(crate) fn step(
 fn add_residual(map: &FusedMap<'_>, rows: Range<usize>, ahat: &mut [f32]) {
     let problem = map.maps.problem;
     let residual = problem.residual(map.maps.layer);
-    let len = map.maps.len();
-    for (i, row) in rows.zip(ahat.chunks_exact_mut(len)) {
-        for entry in row.iter_mut() {
-            *entry *= residual.attention;
+    for (i, row) in rows.zip(ahat.chunks_exact_mut(map.maps.len())) {
+        let divisor = match problem.config().normalize_rows {
+            true => residual.attention * map.row_sum(row) + residual.identity,
+            false => 1.0,
+        };
+        if divisor == 0.0 {
+            row.fill(0.0);
+            continue;
         }
-        row[i] += residual.identity;
-        if problem.config().normalize_rows {
-            let sum = map.row_sum(row);
-            if sum == 0.0 {
-                row.fill(0.0);
-            } else {
-                row.iter_mut().for_each(|entry| *entry /= sum);
-            }
+        map.simd.dispatch(Scale {
+            row,
+            factor: residual.attention,
+            divisor,
+        });
+        row[i] += residual.identity / divisor;
+    }
+}
+
+/// `row * factor / divisor`.
+struct Scale<'a> {
+    row: &'a mut [f32],
+    factor: f32,
+    divisor: f32,
+}
+
+impl Kernel for Scale<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _lanes: L) {
+        if self.divisor == 1.0 {
+            self.row.iter_mut().for_each(|entry| *entry *= self.factor);
+        } else {
+            self.row
+                .iter_mut()
+                .for_each(|entry| *entry = *entry * self.factor / self.divisor);
         }
     }
 }

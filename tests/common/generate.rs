@@ -1,6 +1,8 @@
 //! Seeded problems with inputs that mean something: softmax rows with real spread inside the windows, NaN in every
 //! element that must not be read.
 
+use std::ops::RangeInclusive;
+
 use attention_rollout::{
     DType, Discard, DiscardScope, Element, HeadFusion, HostLayer, Output, Problem, Residual,
     ResidualWeights, RolloutConfig, Shape, StartRows, Strides, Window,
@@ -236,7 +238,16 @@ pub fn convert<T: Element>(values: &[f32]) -> Vec<T> {
 
 /// Any case with up to `tokens` tokens.
 pub fn case(tokens: usize) -> impl Strategy<Value = Case> {
-    let extents = (1..=4usize, 0..=4usize, 1..=5usize, 1..=tokens);
+    case_in(1..=4, 0..=4, 1..=tokens)
+}
+
+/// Any case with so many layers, items and tokens.
+pub fn case_in(
+    layers: RangeInclusive<usize>,
+    batch: RangeInclusive<usize>,
+    tokens: RangeInclusive<usize>,
+) -> impl Strategy<Value = Case> {
+    let extents = (layers, batch, 1..=5usize, tokens);
     let how = (
         0..4usize,
         0..5usize,
