@@ -1,5 +1,7 @@
 //! Finding what no softmax gives.
 
+#![cfg(feature = "cpu")]
+
 mod common;
 
 use attention_rollout::{
