@@ -167,7 +167,7 @@ fn output_specs(args: &RunArgs, tensors: &Tensors<'_>, job: &Job<'_>) -> Result<
 /// Bytes of output that are held in memory at a time, unless one item alone has more.
 const CHUNK_OUTPUT_BYTES: usize = 64 << 20;
 /// Bytes of maps between two steps of the progress bar, unless one item alone has more.
-const CHUNK_MAP_BYTES: usize = 1 << 30;
+const CHUNK_MAP_BYTES: usize = 256 << 20;
 
 /// How many items to compute at a time.
 fn items_per_chunk(problem: &Problem, outputs: &[TensorSpec]) -> usize {
