@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use attention_rollout::{Output, Problem};
+use attention_rollout::{DType, HostLayer, Output, Problem, post, validate};
 use clap::Args;
 use serde_json::json;
 
@@ -44,6 +44,11 @@ pub struct RunArgs {
     /// How accurate products are
     #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
     precision: PrecisionArg,
+
+    /// Stop at the first entry that is not finite or is negative, or row whose sum is off 1 by more than TOLERANCE
+    /// (1e-5 for f32, 1e-3 for f16, 8e-3 for bf16 unless given)
+    #[arg(long, value_name = "TOLERANCE", num_args = 0..=1, require_equals = true)]
+    validate: Option<Option<f64>>,
 
     /// Also write attribution: relevance repeated to the shape of [<feature>/]value
     #[arg(long)]
@@ -99,7 +104,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     };
     let mut done = Vec::with_capacity(jobs.len());
     for (job, outputs) in jobs.iter().zip(specs) {
-        let (time, variant) = sink.run_job(&backend, job, &outputs)?;
+        let (time, variant) = sink.run_job(&backend, job, &outputs, args.validate)?;
         done.push(Done {
             outputs,
             time,
@@ -196,6 +201,7 @@ impl Sink {
         backend: &Backend,
         job: &Job<'_>,
         outputs: &[TensorSpec],
+        validate: Option<Option<f64>>,
     ) -> Result<(Duration, Option<String>)> {
         let step = items_per_chunk(&job.problem, outputs);
         let all = match (&self.file, &self.drawing) {
@@ -209,6 +215,9 @@ impl Sink {
             let maps = job.feature.maps(items.clone());
             let layers: Vec<_> = maps.iter().map(Maps::host_layer).collect();
             let place = || Error::rollout(job.feature.place());
+            if let Some(tolerance) = validate {
+                check_maps(job, &part, &layers, start, tolerance)?;
+            }
             let mut out = zeros(part.output_len()).map_err(place())?;
 
             let started = Instant::now();
@@ -247,6 +256,29 @@ impl Sink {
     }
 }
 
+/// Checks that the maps of the items from `first_item` on are attention.
+fn check_maps(
+    job: &Job<'_>,
+    part: &Problem,
+    layers: &[HostLayer<'_>],
+    first_item: usize,
+    tolerance: Option<f64>,
+) -> Result<()> {
+    // Rounding the entries of a row to f16 or bf16 moves their sum by up to half a unit in the last place of 1.
+    let tolerance = tolerance.unwrap_or(match job.feature.dtype {
+        DType::F32 => 1e-5,
+        DType::F16 => 1e-3,
+        DType::Bf16 => 8e-3,
+    });
+    let defect = validate(part, layers, tolerance).map_err(Error::rollout("--validate"))?;
+    defect.map_or(Ok(()), |mut defect| {
+        defect.item += first_item;
+        let name = format!("{}layer.{}", job.feature.prefix, defect.layer);
+        let expected = "rows of probabilities (--validate)";
+        Err(Error::tensor(&name, expected, defect.to_string()))
+    })
+}
+
 /// Memory that may be more than there is.
 fn zeros(len: usize) -> attention_rollout::Result<Vec<f32>> {
     let mut out = Vec::new();
@@ -279,12 +311,12 @@ fn write_chunk(
     file.write(&outputs[0].name, items.start * item, out)?;
     if let Some(attribution) = outputs.get(1) {
         // [B, N] to [B, N, ...]: each token's relevance for everything the token holds.
-        let repeat: usize = attribution.shape[2..].iter().product();
-        let expanded: Vec<f32> = out
-            .iter()
-            .flat_map(|&relevance| std::iter::repeat_n(relevance, repeat))
-            .collect();
-        file.write(&attribution.name, items.start * item * repeat, &expanded)?;
+        let relevance = [items.len(), item];
+        let value = [&[items.len()], &attribution.shape[1..]].concat();
+        let expanded =
+            post::expand(out, &relevance, &value).map_err(Error::rollout(job.feature.place()))?;
+        let first = items.start * (expanded.len() / items.len());
+        file.write(&attribution.name, first, &expanded)?;
     }
     Ok(())
 }

@@ -212,6 +212,47 @@ fn arguments() {
 }
 
 #[test]
+fn maps_that_are_no_attention() {
+    let maps = |item: usize, row: usize, value: f32| {
+        let mut tensor = Tensor::f32(&[2, 3, 3], vec![1.0 / 3.0; 18]);
+        let first = 4 * (item * 9 + row * 3);
+        tensor.bytes[first..first + 4].copy_from_slice(&value.to_le_bytes());
+        tensor
+    };
+    for (value, part) in [
+        (f32::NAN, "column 0 is NaN"),
+        (f32::INFINITY, "column 0 is inf"),
+        (-0.25, "column 0 is negative: -0.25"),
+        (0.3334, "sums to 1.0000"),
+    ] {
+        let tensors = [
+            ("f/layer.0", maps(0, 0, 1.0 / 3.0)),
+            ("f/layer.1", maps(1, 2, value)),
+        ];
+        let place = "layer 1, item 1, head 0, row 2";
+        refuses(
+            &tensors,
+            "--validate --rows last",
+            &["tensor f/layer.1", place, part],
+        );
+        // Without the option they are the caller's business.
+        let bench = Bench::new();
+        let input = bench.write("in.safetensors", &tensors);
+        bench.run(&input, "").expect_status(0);
+    }
+    let tensors = [("layer.0", maps(1, 0, 0.3334))];
+    refuses(&tensors, "--validate=1e-6", &["sums to"]);
+    refuses(&tensors, "--validate=-1", &["tolerance", "got -1"]);
+    let bench = Bench::new();
+    let input = bench.write("in.safetensors", &tensors);
+    bench.run(&input, "--validate=1e-3").expect_status(0);
+    let real = data("minilm_batch4.safetensors");
+    bench.run(&real, "--validate").expect_status(0);
+    let f16 = data("vit_s14_grace_hopper_fused.safetensors");
+    bench.run(&f16, "--validate").expect_status(0);
+}
+
+#[test]
 fn files() {
     let bench = Bench::new();
     bench
