@@ -201,7 +201,7 @@ class Comparison:
         print(f"{key[1]} {key[2]} {key[0]} {key[3]} {key[4]} threads, ms: {text}", file=sys.stderr, flush=True)
 
     def run(self):
-        """All rounds."""
+        """All rounds; what is there so far is kept after each."""
         arguments = self.arguments
         DATA.mkdir(parents=True, exist_ok=True)
         for round_ in range(arguments.rounds):
@@ -213,6 +213,8 @@ class Comparison:
                     self.measure(workers, shape, features, dtype, threads, round_, systems)
                 for worker in workers.values():
                     worker.close()
+            if not arguments.quick:
+                self.write()
 
     def plan(self):
         """What is measured: shape, features, element type and the systems for each output."""
@@ -232,8 +234,12 @@ class Comparison:
                 for dtype in HALF:
                     yield shape, features, dtype, {"rows": ("torch row",), "matrix": ("torch loop",)}
 
-    def write(self, path):
+    def write(self):
         """The CSV: how it was made, then every time."""
+        name = re.sub(r"[^a-z0-9]+", "-", cpu_model().split("(")[0].lower()).strip("-")
+        machine = self.arguments.machine or f"{name}-{os.cpu_count()}core"
+        kind = "-scaling" if self.arguments.scaling else ""
+        path = ROOT / "benches" / "results" / machine / f"{datetime.date.today()}{kind}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as file:
             for line in self.header():
@@ -284,13 +290,7 @@ def main():
     arguments.families = ["torch", "numpy"] if arguments.device == "cpu" and not arguments.scaling else ["torch"]
     enter_environment()
     subprocess.run(["cargo", "build", "--quiet", "--release", "--features", "cli"], cwd=ROOT, check=True)
-    comparison = Comparison(arguments)
-    comparison.run()
-    if not arguments.quick:
-        name = re.sub(r"[^a-z0-9]+", "-", cpu_model().split("(")[0].lower()).strip("-")
-        machine = arguments.machine or f"{name}-{os.cpu_count()}core"
-        kind = "-scaling" if arguments.scaling else ""
-        comparison.write(ROOT / "benches" / "results" / machine / f"{datetime.date.today()}{kind}.csv")
+    Comparison(arguments).run()
 
 
 if __name__ == "__main__":
