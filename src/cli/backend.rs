@@ -24,7 +24,7 @@ impl Backend {
     pub fn open(args: &DeviceArgs) -> Result<Self> {
         match args.device {
             DeviceArg::Auto | DeviceArg::Cpu => Ok(Backend::Cpu {
-                threads: args.threads.unwrap_or_else(cpu_threads),
+                threads: threads(args)?,
                 choice: None,
             }),
             DeviceArg::Cuda(ordinal) => Err(Error::Device {
@@ -145,6 +145,23 @@ impl Plan {
             Plan::Cpu(plan) => plan.run(layers, out),
         }
     }
+}
+
+/// Threads for each core that are still accepted. More only wait for each other.
+const MAX_THREADS_PER_CORE: usize = 4;
+
+fn threads(args: &DeviceArgs) -> Result<NonZeroUsize> {
+    let cores = cpu_threads();
+    let threads = args.threads.unwrap_or(cores);
+    let most = MAX_THREADS_PER_CORE * cores.get();
+    if threads.get() > most {
+        return Err(Error::argument(
+            "--threads",
+            format!("at most {most} on {cores} cores"),
+            threads.to_string(),
+        ));
+    }
+    Ok(threads)
 }
 
 /// Cores this process may use.

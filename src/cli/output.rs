@@ -17,16 +17,18 @@ pub struct PendingFile {
 }
 
 impl PendingFile {
-    /// Starts a file that will be called `path`.
+    /// Starts a file that will be called `path`, or what `path` links to. Only a regular file is ever replaced.
     pub fn create(path: &Path) -> Result<Self> {
+        let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let is_taken = std::fs::metadata(path).is_ok_and(|there| !there.is_file());
+        if is_taken || path.file_name().is_none() {
+            let source = std::io::Error::other("expected the name of a regular file");
+            return Err(Error::output(path, "cannot create")(source));
+        }
         let directory = match path.parent() {
             Some(parent) if parent != Path::new("") => parent,
             _ => Path::new("."),
         };
-        if path.file_name().is_none() || path.is_dir() {
-            let source = std::io::Error::other("expected the name of a file");
-            return Err(Error::output(path, "cannot create")(source));
-        }
         let mut builder = tempfile::Builder::new();
         builder.prefix(".attention-rollout-").suffix(".tmp");
         #[cfg(unix)]

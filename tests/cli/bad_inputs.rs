@@ -196,6 +196,10 @@ fn arguments() {
             &["identity weight", "finite", "got inf"],
         ),
         ("--threads 0", &["--threads"]),
+        (
+            "--threads 1000000",
+            &["--threads", "at most", "got 1000000"],
+        ),
         ("--device tpu", &["expected auto, cpu, cuda or cuda:N"]),
         ("--feature nowhere", &["--feature", "nowhere"]),
         (

@@ -64,8 +64,41 @@ fn no_directory_no_output() {
     ]);
     run.expect_failure(1, &["missing/out.safetensors", "cannot create"]);
     let run = bench.command(["run", input.to_str().unwrap(), "-o", "."]);
-    run.expect_failure(1, &["expected the name of a file"]);
+    run.expect_failure(1, &["expected the name of a regular file"]);
     assert_eq!(bench.files(), [""; 0]);
+}
+
+#[cfg(unix)]
+#[test]
+fn only_regular_files_are_replaced() {
+    let bench = Bench::new();
+    let input = data("minilm_batch4.safetensors");
+    // A socket stands for everything that is neither a file nor a directory, such as /dev/null.
+    let socket = std::os::unix::net::UnixListener::bind(bench.path("socket")).unwrap();
+    for option in ["--output", "--heatmap"] {
+        let run = [
+            "run",
+            input.to_str().unwrap(),
+            "--grid",
+            "1x8",
+            "--heatmap",
+            "heat.png",
+        ];
+        let run = match option {
+            "--output" => bench.command(run.into_iter().chain(["--output", "socket"])),
+            _ => bench.command(run[..4].iter().chain(&["--heatmap", "socket"])),
+        };
+        run.expect_failure(1, &["socket", "regular file"]);
+    }
+    drop(socket);
+    assert_eq!(bench.files(), ["socket"]);
+
+    // A link keeps pointing at the file, which is replaced.
+    std::fs::write(bench.path("target"), "older").unwrap();
+    std::os::unix::fs::symlink("target", bench.path("out.safetensors")).unwrap();
+    let got = bench.run_ok(&input, "");
+    assert!(bench.path("out.safetensors").is_symlink());
+    assert_eq!(crate::support::read(&bench.path("target")), got);
 }
 
 #[test]
