@@ -146,7 +146,7 @@ impl Conversion {
             (true, _) => x.round_ties_even(),
         };
         let x = if self.saturates { saturate(x) } else { x };
-        let x = if self.relu && x < 0.0 { 0.0 } else { x };
+        let x = if self.relu && x <= 0.0 { 0.0 } else { x };
         let format = format(self.to);
         let mut bits = round_float(x, format, mode);
         if self.finite && bits == round_float(f64::INFINITY.copysign(x), format, mode) {

@@ -51,8 +51,8 @@ impl Mode {
 
     fn result(self, x: f64) -> f64 {
         let x = if self.saturates { saturate(x) } else { x };
-        // NaN stays NaN under .relu.
-        let x = if self.relu && x < 0.0 { 0.0 } else { x };
+        // NaN stays NaN under .relu, and -0 becomes +0.
+        let x = if self.relu && x <= 0.0 { 0.0 } else { x };
         self.operand(x)
     }
 }

@@ -45,7 +45,7 @@ pub(super) fn arithmetic(d: &mut Decoder<'_, '_>) -> Result<Op> {
     if saturates && (ty != Type::S32 || half.is_some()) {
         return Err("this form of .sat is not modelled".to_owned());
     }
-    if sets_carry || matches!(opcode, "addc" | "subc") {
+    if sets_carry || matches!(opcode, "addc" | "subc" | "madc") {
         return with_carry(d, ty, half, sets_carry);
     }
     match opcode {
@@ -277,7 +277,7 @@ fn with_carry(
 ) -> Result<Op> {
     let opcode = d.statement.opcode;
     let flag = d.builder.carry();
-    let reads_carry = matches!(opcode, "addc" | "subc");
+    let reads_carry = matches!(opcode, "addc" | "subc" | "madc");
     let subtracts = matches!(opcode, "sub" | "subc");
     macro_rules! chain {
         ($lane:ty, $bits:expr, $product:expr) => {{
@@ -312,7 +312,7 @@ fn with_carry(
             })))
         }};
     }
-    let is_product = opcode == "mad";
+    let is_product = matches!(opcode, "mad" | "madc");
     match (ty, half) {
         (Type::U32 | Type::S32, None) if !is_product => chain!(u32, 32, None),
         (Type::U64 | Type::S64, None) if !is_product => chain!(u64, 64, None),

@@ -54,7 +54,7 @@ fn decode(d: &mut Decoder<'_, '_>) -> Result<(Op, Class)> {
                 integer::arithmetic(d).map(classed(Class::Integer))
             }
         }
-        "addc" | "subc" | "mul24" | "mad24" | "sad" | "dp4a" | "dp2a" => {
+        "addc" | "subc" | "madc" | "mul24" | "mad24" | "sad" | "dp4a" | "dp2a" => {
             integer::arithmetic(d).map(classed(Class::Integer))
         }
         "rcp" | "sqrt" | "rsqrt" | "ex2" | "lg2" | "sin" | "cos" | "tanh" | "copysign"
