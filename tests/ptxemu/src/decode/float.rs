@@ -39,6 +39,17 @@ impl Mode {
         f64::from(if self.flushes { flush(x) } else { x })
     }
 
+    /// A sum, rounded to odd. Rounding down, terms that cancel give -0.
+    fn sum(self, a: f64, b: f64) -> f64 {
+        let sum = odd_add(a, b);
+        let negative = a.is_sign_negative() || b.is_sign_negative();
+        if sum == 0.0 && negative && self.rounding == Rounding::Down {
+            -0.0
+        } else {
+            sum
+        }
+    }
+
     /// Rounds a result that is exact or rounded to odd.
     fn result(self, x: f64) -> f32 {
         let bits = round_float(x, Format::F32, self.rounding) as u32;
@@ -95,16 +106,16 @@ fn single(d: &mut Decoder<'_, '_>, opcode: &str, mode: Mode) -> Result<Op> {
             _ => {}
         }
     }
-    let binary = move |f: fn(f64, f64) -> f64| {
-        move |a: f32, b: f32| mode.result(f(mode.operand(a), mode.operand(b)))
+    let binary = move |f: fn(Mode, f64, f64) -> f64| {
+        move |a: f32, b: f32| mode.result(f(mode, mode.operand(a), mode.operand(b)))
     };
     match opcode {
-        "add" => d.binary(TY, binary(odd_add)),
-        "sub" => d.binary(TY, binary(|a, b| odd_add(a, -b))),
-        "mul" => d.binary(TY, binary(|a, b| a * b)),
-        "div" => d.binary(TY, binary(odd_quotient)),
+        "add" => d.binary(TY, binary(|mode, a, b| mode.sum(a, b))),
+        "sub" => d.binary(TY, binary(|mode, a, b| mode.sum(a, -b))),
+        "mul" => d.binary(TY, binary(|_, a, b| a * b)),
+        "div" => d.binary(TY, binary(|_, a, b| odd_quotient(a, b))),
         "fma" | "mad" => d.ternary(TY, move |a: f32, b: f32, c: f32| {
-            mode.result(odd_add(mode.operand(a) * mode.operand(b), mode.operand(c)))
+            mode.result(mode.sum(mode.operand(a) * mode.operand(b), mode.operand(c)))
         }),
         "neg" => d.unary(TY, move |a: f32| -if mode.flushes { flush(a) } else { a }),
         "abs" => d.unary(TY, move |a: f32| {

@@ -128,7 +128,9 @@ fn fence(d: &mut Decoder<'_, '_>) -> Result<Op> {
         ] {
             d.take(modifier);
         }
-        d.statement.take_prefixed("async");
+        for space in ["shared::cta", "shared::cluster", "global"] {
+            d.take(space);
+        }
         return Ok(Op::Nop);
     }
     let (acquire, release) = d

@@ -83,6 +83,10 @@ impl Clocks {
         for (index, (own, &seen)) in own.iter_mut().zip(row).enumerate() {
             if index != warp {
                 *own = (*own).max(seen);
+            } else {
+                // Lanes of the warp itself have released it: which of them is not known.
+                let order = &mut self.lanes[warp];
+                order.all = order.all.max((seen + 1).min(*own));
             }
         }
         self.has_acquired[warp] = true;

@@ -100,7 +100,11 @@ pub(crate) fn items(text: &str) -> Result<Vec<Item>, ParseError> {
             1
         } else if first == ';' {
             1
-        } else if LINE_DIRECTIVES.iter().any(|d| rest.starts_with(d)) {
+        } else if rest
+            .split_whitespace()
+            .next()
+            .is_some_and(|w| LINE_DIRECTIVES.contains(&w))
+        {
             let end = rest.find('\n').unwrap_or(rest.len());
             push(ItemKind::Directive(rest[..end].trim().to_owned()));
             end

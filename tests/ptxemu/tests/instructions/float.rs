@@ -145,14 +145,14 @@ fn f32_directed_rounding() {
                     large.next_down()
                 }
             };
-            // Exact cancellation gives -0 when rounding down.
-            if exact == 0.0 && direction != Direction::Down {
-                bits(exact as f32)
-            } else if exact == 0.0 && x != 0.0 {
-                bits(exact as f32)
-            } else {
-                bits(f32_towards(exact, direction))
+            if exact == 0.0
+                && direction == Direction::Down
+                && (x.is_sign_negative() || y.is_sign_negative())
+            {
+                // Cancellation gives -0 when rounding down.
+                return bits(-0.0);
             }
+            bits(f32_towards(exact, direction))
         });
         let body = format!("div.{name}.f32 %d, %a, %b;");
         check(&body, &[F32, F32], F32, |[a, b, _]| {

@@ -208,7 +208,7 @@ fn carry_chains_add_128_bits() {
     });
     let body = ".reg .b32 %low, %mid; add.cc.u32 %low, %b, %a; addc.cc.u32 %mid, %a, %c; addc.u32 %d, 0, 0;";
     check(body, &[B32, B32, B32], B32, |[a, b, c]| {
-        ((a << 32 | b) as u128 + (c << 32 | a) as u128 >> 64) as u64
+        (((a << 32 | b) as u128 + (c << 32 | a) as u128) >> 64) as u64
     });
 }
 
