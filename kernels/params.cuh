@@ -72,7 +72,8 @@ struct DiscardParams {
   u32 batch, layers, causal, discard_first;
 };
 
-// One layer of fused maps in window coordinates, rows 16-byte aligned, with all that turns them into `Ahat`.
+// One layer of fused maps in window coordinates, with all that turns them into `Ahat`. Rows start at multiples of 16
+// bytes and are filled with zeros up to a multiple of 4 entries (causal: up to the granule of the diagonal).
 struct FusedMaps {
   const float *base;
   i64 stride_batch, stride_row;
@@ -106,8 +107,8 @@ struct RolloutFirstParams {
 // rollout_product: one step of the product, out = Ahat state or out = state Ahat.
 struct RolloutProductParams {
   FusedMaps maps;
-  Matrices state;             // window coordinates, rows 16-byte aligned
-  Matrices out;
+  Matrices state;             // window coordinates; alignment and filling as of the maps
+  Matrices out;               // as the state, unless `out_windowed`
   u32 rows;                   // rows of the state; 0: as many as the window has tokens
   u32 out_windowed;           // `out` holds all tokens: the window is an offset into it
 };

@@ -1,0 +1,29 @@
+// The order of fused entries for discard, and the cut between what is zeroed and what is kept.
+//
+// Entries are ordered by value, then by row-major index within the window. -0 equals 0 and NaN is above everything. A
+// cut is the rank of the last entry to zero, so one comparison decides; 0 is below every rank.
+#pragma once
+
+#include "types.cuh"
+
+// Unsigned integers in the order of the values; at least 0x007fffff, which is -infinity.
+DEVICE u32 order_key(float value) {
+  const u32 bits = __float_as_uint(value);
+  if (value != value) return 0xffffffff;
+  if (value == 0.0f) return 0x80000000;
+  return bits & 0x80000000 ? ~bits : bits | 0x80000000;
+}
+
+DEVICE u64 rank_of(float value, u32 index) { return u64(order_key(value)) << 32 | index; }
+
+struct Cut {
+  u64 last;
+  u32 first;          // rows and columns before this one take no part
+  u32 spares_origin;  // entry (0, 0) is kept
+  u32 len;            // tokens of the window
+
+  DEVICE float apply(float value, u32 row, u32 column) const {
+    const bool takes_part = row >= first && column >= first && !(spares_origin && row == 0 && column == 0);
+    return takes_part && rank_of(value, row * len + column) <= last ? 0.0f : value;
+  }
+};

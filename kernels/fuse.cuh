@@ -1,0 +1,161 @@
+// One warp reads one row of all heads and fuses them: lane k owns the PER_GRANULE columns from first + k * PER_GRANULE.
+//
+// Rows start at any element (odd N), and each head has its own alignment. Every head is read as aligned 16-byte
+// granules that cover its columns; the warp then shifts them into place, so that lanes hold the same columns of every
+// head. The shift is the same for all lanes, and costs about 2.4 operations per element. Where a granule would leave
+// the memory of the layer (its very first and last rows), elements are read one by one.
+#pragma once
+
+#include "memory.cuh"
+#include "params.cuh"
+
+struct FUSION_mean {
+  static constexpr bool WEIGHTED = false;
+  DEVICE static float start() { return 0.0f; }
+  DEVICE static float add(float fused, float entry, float) { return __fadd_rn(fused, entry); }
+  DEVICE static float finish(float fused, float head_scale) { return __fmul_rn(fused, head_scale); }
+};
+
+struct FUSION_weighted {
+  static constexpr bool WEIGHTED = true;
+  DEVICE static float start() { return 0.0f; }
+  DEVICE static float add(float fused, float entry, float weight) {
+    return __fadd_rn(fused, __fmul_rn(entry, weight));
+  }
+  DEVICE static float finish(float fused, float) { return fused; }
+};
+
+struct FUSION_max {
+  static constexpr bool WEIGHTED = false;
+  DEVICE static float start() { return __int_as_float(0xff800000); }
+  DEVICE static float add(float fused, float entry, float) { return entry > fused || entry != entry ? entry : fused; }
+  DEVICE static float finish(float fused, float) { return fused; }
+};
+
+struct FUSION_min {
+  static constexpr bool WEIGHTED = false;
+  DEVICE static float start() { return __int_as_float(0x7f800000); }
+  DEVICE static float add(float fused, float entry, float) { return entry < fused || entry != entry ? entry : fused; }
+  DEVICE static float finish(float fused, float) { return fused; }
+};
+
+// Moves the granules of a warp `bytes` (less than 16, the same in all lanes) towards lower addresses.
+DEVICE Granule shift_down(const Granule &g, u32 bytes) {
+  if (bytes == 0) return g;
+  u32 word[8];
+#pragma unroll
+  for (u32 i = 0; i < 4; ++i) {
+    word[i] = g.word[i];
+    word[i + 4] = __shfl_down_sync(FULL_WARP, g.word[i], 1);
+  }
+#pragma unroll
+  for (u32 i = 0; i < 6; ++i) word[i] = bytes & 8 ? word[i + 2] : word[i];
+#pragma unroll
+  for (u32 i = 0; i < 5; ++i) word[i] = bytes & 4 ? word[i + 1] : word[i];
+  Granule shifted;
+#pragma unroll
+  for (u32 i = 0; i < 4; ++i) shifted.word[i] = __funnelshift_r(word[i], word[i + 1], 8 * (bytes & 3));
+  return shifted;
+}
+
+// The maps of one layer and item as a warp reads them. HEADS_IN_FLIGHT granules per lane are on their way at a time.
+template <class Element, class Fusion>
+struct FusedRows {
+  static constexpr u32 COLUMNS = Element::PER_GRANULE;  // of one lane
+
+  const Maps &maps;
+  u64 origin;                      // head 0, first row and column of the window
+  u64 memory_begin, memory_end;    // what the strides of the layer reach
+  u64 stride_head, stride_row;     // in bytes
+
+  DEVICE FusedRows(const Maps &maps, u32 layer, u32 item, u32 window_start) : maps(maps) {
+    const LayerMaps &map = maps.layer[layer];
+    stride_head = u64(map.stride_head) * Element::BYTES;
+    stride_row = u64(map.stride_row) * Element::BYTES;
+    const u64 stride_batch = u64(map.stride_batch) * Element::BYTES;
+    memory_begin = global_address(map.base);
+    memory_end = memory_begin + (maps.batch - 1) * stride_batch + (maps.heads - 1) * stride_head +
+                 (maps.tokens - 1) * stride_row + u64(maps.tokens) * Element::BYTES;
+    origin = memory_begin + item * stride_batch;
+    if (!maps.window_local) origin += window_start * (stride_row + Element::BYTES);
+  }
+
+  // Fused entries of `row` in columns [first, end), 0 in the lanes' other columns. All lanes take part; end - first is
+  // at most 31 granules, or 32 where the rows are aligned.
+  DEVICE void fuse(float (&fused)[COLUMNS], u32 row, u32 first, u32 end) const {
+#pragma unroll
+    for (u32 c = 0; c < COLUMNS; ++c) fused[c] = 0.0f;
+    if (first >= end) return;
+    const u32 lane = threadIdx.x % WARP;
+    const u32 columns = end - first;
+    const u64 begin = origin + row * stride_row + first * Element::BYTES;
+    const u64 last_end = begin + (maps.heads - 1) * stride_head + columns * Element::BYTES;
+    const bool wide = (begin & ~u64(GRANULE_BYTES - 1)) >= memory_begin &&
+                      ((last_end + GRANULE_BYTES - 1) & ~u64(GRANULE_BYTES - 1)) <= memory_end;
+#pragma unroll
+    for (u32 c = 0; c < COLUMNS; ++c) fused[c] = Fusion::start();
+    if (wide) {
+      fuse_wide(fused, begin, columns, lane);
+    } else {
+      fuse_narrow(fused, begin, columns, lane);
+    }
+#pragma unroll
+    for (u32 c = 0; c < COLUMNS; ++c) {
+      const bool inside = lane * COLUMNS + c < columns;
+      fused[c] = inside ? Fusion::finish(fused[c], maps.head_scale) : 0.0f;
+    }
+  }
+
+ private:
+  DEVICE float head_weight(u32 head) const {
+    if constexpr (Fusion::WEIGHTED) {
+      return __uint_as_float(load_element<4>(global_address(maps.head_weights + head)));
+    } else {
+      return 0.0f;
+    }
+  }
+
+  DEVICE void fuse_wide(float (&fused)[COLUMNS], u64 begin, u32 columns, u32 lane) const {
+#pragma unroll 1
+    for (u32 head = 0; head < maps.heads; head += HEADS_IN_FLIGHT) {
+      Granule granule[HEADS_IN_FLIGHT];
+#pragma unroll
+      for (u32 k = 0; k < HEADS_IN_FLIGHT; ++k) {
+        const u64 from = begin + (head + k) * stride_head;
+        const u64 mine = (from & ~u64(GRANULE_BYTES - 1)) + lane * GRANULE_BYTES;
+        granule[k] = load_granule(mine, head + k < maps.heads && mine < from + columns * Element::BYTES);
+      }
+#pragma unroll
+      for (u32 k = 0; k < HEADS_IN_FLIGHT; ++k) {
+        if (head + k < maps.heads) {
+          const u32 offset = u32(begin + (head + k) * stride_head) % GRANULE_BYTES;
+          float value[COLUMNS];
+          Element::widen(shift_down(granule[k], offset), value);
+          const float weight = head_weight(head + k);
+#pragma unroll
+          for (u32 c = 0; c < COLUMNS; ++c) fused[c] = Fusion::add(fused[c], value[c], weight);
+        }
+      }
+    }
+  }
+
+  DEVICE void fuse_narrow(float (&fused)[COLUMNS], u64 begin, u32 columns, u32 lane) const {
+#pragma unroll 1
+    for (u32 head = 0; head < maps.heads; ++head) {
+      const u64 from = begin + head * stride_head + lane * GRANULE_BYTES;
+      Granule granule = {};
+#pragma unroll
+      for (u32 c = 0; c < COLUMNS; ++c) {
+        if (lane * COLUMNS + c < columns) {
+          const u32 bits = load_element<Element::BYTES>(from + c * Element::BYTES);
+          granule.word[c * Element::BYTES / 4] |= bits << (8 * (c * Element::BYTES % 4));
+        }
+      }
+      float value[COLUMNS];
+      Element::widen(granule, value);
+      const float weight = head_weight(head);
+#pragma unroll
+      for (u32 c = 0; c < COLUMNS; ++c) fused[c] = Fusion::add(fused[c], value[c], weight);
+    }
+  }
+};

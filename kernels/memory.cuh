@@ -1,0 +1,39 @@
+// Loads and stores by address space. Maps are read-only while a kernel runs, so they come through the non-coherent
+// path; a pointer found in a parameter struct would otherwise compile to a generic load.
+#pragma once
+
+#include "types.cuh"
+
+DEVICE u64 global_address(const void *pointer) { return __cvta_generic_to_global(pointer); }
+
+// 16 bytes from a multiple of 16; zeros where not `wanted`. Predicated inside the asm: without a branch, several loads
+// stay in flight.
+DEVICE Granule load_granule(u64 address, bool wanted) {
+  Granule g;
+  asm("{\n\t"
+      ".reg .pred wanted;\n\t"
+      "setp.ne.u32 wanted, %5, 0;\n\t"
+      "mov.b32 %0, 0;\n\t"
+      "mov.b32 %1, 0;\n\t"
+      "mov.b32 %2, 0;\n\t"
+      "mov.b32 %3, 0;\n\t"
+      "@wanted ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];\n\t"
+      "}"
+      : "=&r"(g.word[0]), "=&r"(g.word[1]), "=&r"(g.word[2]), "=&r"(g.word[3])
+      : "l"(address), "r"(u32(wanted)));
+  return g;
+}
+
+// The bits of one element of `BYTES` bytes.
+template <u32 BYTES>
+DEVICE u32 load_element(u64 address) {
+  u32 bits;
+  if constexpr (BYTES == 2) {
+    u16 half;
+    asm("ld.global.nc.b16 %0, [%1];" : "=h"(half) : "l"(address));
+    bits = half;
+  } else {
+    asm("ld.global.nc.b32 %0, [%1];" : "=r"(bits) : "l"(address));
+  }
+  return bits;
+}

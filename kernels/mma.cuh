@@ -1,0 +1,67 @@
+// Matrix products of f32 operands on tensor cores: how an operand is split, and the fragments of `mma.sync`.
+//
+// f16x3: 2^11 x = hi + lo in f16 (22 bits of mantissa); hi hi + lo hi + hi lo. |x| < 31.9, since f16 ends at 65504.
+// f16x1: 2^11 x rounded to f16. tf32x3: x = hi + lo in tf32, any range. Sums are f32; FINISH undoes the scales.
+#pragma once
+
+#include "types.cuh"
+
+DEVICE u32 shared_address(const void *pointer) { return u32(__cvta_generic_to_shared(pointer)); }
+
+// The f16 nearest to `low` and `high`, packed.
+DEVICE u32 pack_f16(float low, float high) {
+  u32 packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+// Four (transposed) 8x8 tiles of 16-bit entries; lane l gives the address of row l % 8 of tile l / 8.
+DEVICE void load_tiles(u32 (&tile)[4], u32 address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(tile[0]), "=r"(tile[1]), "=r"(tile[2]), "=r"(tile[3])
+               : "r"(address)
+               : "memory");
+}
+DEVICE void load_tiles_transposed(u32 (&tile)[4], u32 address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(tile[0]), "=r"(tile[1]), "=r"(tile[2]), "=r"(tile[3])
+               : "r"(address)
+               : "memory");
+}
+
+// sum[16 x 8] += a[16 x 16] b[16 x 8]. Lane 4 g + q holds rows g and g + 8, columns 2 q and 2 q + 1 of the sum.
+DEVICE void mma_f16(float (&sum)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// sum[16 x 8] += a[16 x 8] b[8 x 8].
+DEVICE void mma_tf32(float (&sum)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Splits into f16 `hi + lo`, two entries at a time.
+struct SplitF16 {
+  static constexpr float SCALE = 2048.0f;
+  static constexpr float FINISH = 1.0f / (SCALE * SCALE);
+  DEVICE static void split(float x0, float x1, u32 &hi, u32 &lo) {
+    x0 *= SCALE;
+    x1 *= SCALE;
+    hi = pack_f16(x0, x1);
+    lo = pack_f16(x0 - f16::widen(u16(hi)), x1 - f16::widen(u16(hi >> 16)));
+  }
+};
+
+// Splits into tf32 `hi + lo`. The hardware ignores the 13 lowest bits: hi is cut there, and lo keeps 11 bits of the rest.
+struct SplitTf32 {
+  static constexpr float FINISH = 1.0f;
+  DEVICE static void split(float x, u32 &hi, u32 &lo) {
+    hi = __float_as_uint(x) & 0xffffe000u;
+    lo = __float_as_uint(x - __uint_as_float(hi));
+  }
+};

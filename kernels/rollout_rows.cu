@@ -1,0 +1,136 @@
+// rollout_rows: start rows times all layers, r <- identity r + attention r fused, in one pass over the maps.
+//
+// Block (item, split, tile) adds up the rows split, split + splits, ... of each layer in the columns of its tile; its
+// warps are groups of `chunks_per_block`, a group shares a row. The relevance r lies in shared memory, the sums in
+// registers, and the groups add theirs in order, so that results repeat to the bit. One split and one tile: all layers
+// in one launch. More: one layer per launch, partial sums through global memory, each launch beginning with their
+// reduction; a launch of no layers is the last reduction. Rows without weight are not read.
+//
+// Macros: KERNEL, ELEMENT, FUSION, START_ROWS, HEADS_IN_FLIGHT, MAX_WARPS, NORMALIZE, DISCARD.
+
+#include "discard.cuh"
+#include "fuse.cuh"
+
+using Rows = FusedRows<ELEMENT, FUSION>;
+
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, START_ROWS == 1 ? 3 : 2)
+    KERNEL(const __grid_constant__ RolloutRowsParams params) {
+  const Maps &maps = params.maps;
+  const u32 item = blockIdx.x, split = blockIdx.y, splits = gridDim.y;
+  const u32 tokens = maps.tokens, start_rows = params.start_rows, chunks = params.chunks_per_block;
+  const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  const u32 group = warp / chunks, groups = blockDim.x / WARP / chunks;
+  const u32 tile_columns = params.chunk_columns * chunks, tile_first = blockIdx.z * tile_columns;
+  const Window window = maps.windows[item];
+  const u32 tile_end = min_u32(tile_first + tile_columns, window.len);
+  const u32 warp_first = tile_first + warp % chunks * params.chunk_columns;
+
+  extern __shared__ float shared[];
+  float *relevance = shared;                         // [start_rows][tokens]
+  float *next = relevance + start_rows * tokens;     // [start_rows][tile_columns]
+  float *scales = next + start_rows * tile_columns;  // [tokens], 1 / row sum
+  [[maybe_unused]] float *sums = scales + tokens;                     // [warps], of one row each
+
+  for (u32 m = 0; m < start_rows; ++m) {
+    for (u32 j = threadIdx.x; j < window.len; j += blockDim.x) {
+      float value = 0.0f;
+      if (params.splits_in == 0) {
+        value = params.start[item * params.start_stride_batch + m * tokens + j];
+      }
+      for (u32 s = 0; s < params.splits_in; ++s) {
+        value += params.partials_in[((u64(item) * params.splits_in + s) * start_rows + m) * tokens + j];
+      }
+      relevance[m * tokens + j] = value;
+    }
+  }
+
+  for (u32 layer = maps.layers; layer-- > 0;) {
+    __syncthreads();  // the relevance is complete
+    const LayerMaps &map = maps.layer[layer];
+    const Rows rows(maps, layer, item, window.start);
+    Cut cut = {0, maps.discard_first, maps.discard_spares_origin, window.len};
+    if constexpr (DISCARD) cut.last = maps.cuts[layer * maps.batch + item];
+    float sum[START_ROWS][Rows::COLUMNS] = {};
+    // The same number of steps in all warps: there are barriers inside.
+    for (u32 step = 0; step * groups * splits < window.len; ++step) {
+      const u32 row = split + splits * (group + groups * step);
+      bool weighs = false;
+      for (u32 m = 0; m < start_rows; ++m) weighs |= row < window.len && relevance[m * tokens + row] != 0.0f;
+      const u32 row_end = maps.causal ? row + 1 : window.len;
+      float fused[Rows::COLUMNS];
+      rows.fuse(fused, row, warp_first, weighs ? min_u32(warp_first + params.chunk_columns, row_end) : 0);
+      if constexpr (DISCARD) {
+#pragma unroll
+        for (u32 c = 0; c < Rows::COLUMNS; ++c) {
+          fused[c] = cut.apply(fused[c], row, warp_first + lane * Rows::COLUMNS + c);
+        }
+      }
+      float scale = 1.0f;
+      if constexpr (NORMALIZE) {
+        float total = 0.0f;
+#pragma unroll
+        for (u32 c = 0; c < Rows::COLUMNS; ++c) total += fused[c];
+        total = warp_sum(total);
+        if (chunks > 1) {
+          if (lane == 0) sums[warp] = total;
+          __syncthreads();  // the sums of all chunks are there
+          total = 0.0f;
+          for (u32 c = 0; c < chunks; ++c) total += sums[group * chunks + c];
+          __syncthreads();  // and have been read
+        }
+        total = map.attention * total + map.identity;
+        scale = total == 0.0f ? 0.0f : 1.0f / total;
+        if (lane == 0 && warp % chunks == 0 && row < window.len) scales[row] = scale;
+      }
+      if (weighs) {
+#pragma unroll
+        for (u32 m = 0; m < START_ROWS; ++m) {
+          if (m < start_rows) {
+            const float weight = relevance[m * tokens + row] * scale;
+#pragma unroll
+            for (u32 c = 0; c < Rows::COLUMNS; ++c) sum[m][c] += weight * fused[c];
+          }
+        }
+      }
+    }
+
+    for (u32 turn = 0; turn < groups; ++turn) {
+      if (group == turn) {
+#pragma unroll
+        for (u32 m = 0; m < START_ROWS; ++m) {
+#pragma unroll
+          for (u32 c = 0; c < Rows::COLUMNS; ++c) {
+            const u32 column = warp_first + lane * Rows::COLUMNS + c;
+            const bool mine = lane * Rows::COLUMNS + c < params.chunk_columns && column < tile_end;
+            if (m < start_rows && mine) {
+              float &total = next[m * tile_columns + column - tile_first];
+              total = turn == 0 ? sum[m][c] : total + sum[m][c];
+            }
+          }
+        }
+      }
+      __syncthreads();  // one group after the other
+    }
+    for (u32 m = 0; m < start_rows; ++m) {
+      for (u32 j = tile_first + threadIdx.x; j < tile_end; j += blockDim.x) {
+        float residual = 0.0f;
+        if (j % splits == split) residual = map.identity * relevance[m * tokens + j] * (NORMALIZE ? scales[j] : 1.0f);
+        relevance[m * tokens + j] = map.attention * next[m * tile_columns + j - tile_first] + residual;
+      }
+    }
+  }
+
+  __syncthreads();  // the relevance is complete
+  for (u32 m = 0; m < start_rows; ++m) {
+    if (params.partials_out) {
+      float *out = params.partials_out + ((u64(item) * splits + split) * start_rows + m) * tokens;
+      for (u32 j = tile_first + threadIdx.x; j < tile_end; j += blockDim.x) out[j] = relevance[m * tokens + j];
+    } else {
+      float *out = params.out + (u64(item) * start_rows + m) * tokens;
+      for (u32 j = threadIdx.x; j < tokens; j += blockDim.x) {
+        const u32 inside = j - window.start;
+        out[j] = inside < window.len ? relevance[m * tokens + inside] : 0.0f;
+      }
+    }
+  }
+}
