@@ -80,73 +80,86 @@ struct FusedRows {
     if (!maps.window_local) origin += window_start * (stride_row + Element::BYTES);
   }
 
-  // Fused entries of `row` in columns [first, end), 0 in the lanes' other columns. All lanes take part; end - first is
-  // at most 31 granules, or 32 where the rows are aligned.
-  DEVICE void fuse(float (&fused)[COLUMNS], u32 row, u32 first, u32 end) const {
-#pragma unroll
-    for (u32 c = 0; c < COLUMNS; ++c) fused[c] = 0.0f;
-    if (first >= end) return;
-    const u32 lane = threadIdx.x % WARP;
-    const u32 columns = end - first;
+  // Columns [first, end) of one row of all heads; at most 31 granules, or 32 where the rows are aligned.
+  struct Segment {
+    u64 begin;    // of head 0
+    u32 columns;
+    bool wide;    // all granules lie in the memory of the layer
+  };
+
+  DEVICE Segment segment(u32 row, u32 first, u32 end) const {
     const u64 begin = origin + row * stride_row + first * Element::BYTES;
+    const u32 columns = end > first ? end - first : 0;
     const u64 last_end = begin + (maps.heads - 1) * stride_head + columns * Element::BYTES;
     const bool wide = (begin & ~u64(GRANULE_BYTES - 1)) >= memory_begin &&
                       ((last_end + GRANULE_BYTES - 1) & ~u64(GRANULE_BYTES - 1)) <= memory_end;
+    return {begin, columns, wide};
+  }
+
+  // This lane's granule of a wide segment, and whether it holds any of its columns.
+  DEVICE u64 granule_address(const Segment &segment, u32 head) const {
+    return ((segment.begin + head * stride_head) & ~u64(GRANULE_BYTES - 1)) + threadIdx.x % WARP * GRANULE_BYTES;
+  }
+  DEVICE bool granule_wanted(const Segment &segment, u32 head) const {
+    return head < maps.heads && granule_address(segment, head) <
+                                    segment.begin + head * stride_head + segment.columns * Element::BYTES;
+  }
+
+  // Adds one head, from the granules of a wide segment, to the fused entries.
+  DEVICE void add(float (&fused)[COLUMNS], const Segment &segment, u32 head, const Granule &granule) const {
+    const u32 offset = u32(segment.begin + head * stride_head) % GRANULE_BYTES;
+    float value[COLUMNS];
+    Element::widen(shift_down(granule, offset), value);
+    const float weight = head_weight(head);
+#pragma unroll
+    for (u32 c = 0; c < COLUMNS; ++c) fused[c] = Fusion::add(fused[c], value[c], weight);
+  }
+
+  // Before the first head, and after the last: 0 in the lanes' other columns.
+  DEVICE static void start(float (&fused)[COLUMNS]) {
 #pragma unroll
     for (u32 c = 0; c < COLUMNS; ++c) fused[c] = Fusion::start();
-    if (wide) {
-      fuse_wide(fused, begin, columns, lane);
-    } else {
-      fuse_narrow(fused, begin, columns, lane);
-    }
+  }
+  DEVICE void finish(float (&fused)[COLUMNS], const Segment &segment) const {
 #pragma unroll
     for (u32 c = 0; c < COLUMNS; ++c) {
-      const bool inside = lane * COLUMNS + c < columns;
+      const bool inside = threadIdx.x % WARP * COLUMNS + c < segment.columns;
       fused[c] = inside ? Fusion::finish(fused[c], maps.head_scale) : 0.0f;
     }
   }
 
- private:
-  DEVICE float head_weight(u32 head) const {
-    if constexpr (Fusion::WEIGHTED) {
-      return __uint_as_float(load_element<4>(global_address(maps.head_weights + head)));
-    } else {
-      return 0.0f;
-    }
-  }
-
-  DEVICE void fuse_wide(float (&fused)[COLUMNS], u64 begin, u32 columns, u32 lane) const {
+  // The fused entries of a segment. All lanes take part.
+  DEVICE void fuse(float (&fused)[COLUMNS], const Segment &segment) const {
+    start(fused);
+    if (segment.wide) {
 #pragma unroll 1
-    for (u32 head = 0; head < maps.heads; head += HEADS_IN_FLIGHT) {
-      Granule granule[HEADS_IN_FLIGHT];
+      for (u32 head = 0; head < maps.heads && segment.columns; head += HEADS_IN_FLIGHT) {
+        Granule granule[HEADS_IN_FLIGHT];
 #pragma unroll
-      for (u32 k = 0; k < HEADS_IN_FLIGHT; ++k) {
-        const u64 from = begin + (head + k) * stride_head;
-        const u64 mine = (from & ~u64(GRANULE_BYTES - 1)) + lane * GRANULE_BYTES;
-        granule[k] = load_granule(mine, head + k < maps.heads && mine < from + columns * Element::BYTES);
-      }
+        for (u32 k = 0; k < HEADS_IN_FLIGHT; ++k) {
+          granule[k] = load_granule(granule_address(segment, head + k), granule_wanted(segment, head + k));
+        }
 #pragma unroll
-      for (u32 k = 0; k < HEADS_IN_FLIGHT; ++k) {
-        if (head + k < maps.heads) {
-          const u32 offset = u32(begin + (head + k) * stride_head) % GRANULE_BYTES;
-          float value[COLUMNS];
-          Element::widen(shift_down(granule[k], offset), value);
-          const float weight = head_weight(head + k);
-#pragma unroll
-          for (u32 c = 0; c < COLUMNS; ++c) fused[c] = Fusion::add(fused[c], value[c], weight);
+        for (u32 k = 0; k < HEADS_IN_FLIGHT; ++k) {
+          if (head + k < maps.heads) add(fused, segment, head + k, granule[k]);
         }
       }
+    } else {
+      add_narrow(fused, segment);
     }
+    finish(fused, segment);
   }
 
-  DEVICE void fuse_narrow(float (&fused)[COLUMNS], u64 begin, u32 columns, u32 lane) const {
+  // Adds all heads of any segment, element by element.
+  DEVICE void add_narrow(float (&fused)[COLUMNS], const Segment &segment) const {
+    const u32 lane = threadIdx.x % WARP;
 #pragma unroll 1
     for (u32 head = 0; head < maps.heads; ++head) {
-      const u64 from = begin + head * stride_head + lane * GRANULE_BYTES;
+      const u64 from = segment.begin + head * stride_head + lane * GRANULE_BYTES;
       Granule granule = {};
 #pragma unroll
       for (u32 c = 0; c < COLUMNS; ++c) {
-        if (lane * COLUMNS + c < columns) {
+        if (lane * COLUMNS + c < segment.columns) {
           const u32 bits = load_element<Element::BYTES>(from + c * Element::BYTES);
           granule.word[c * Element::BYTES / 4] |= bits << (8 * (c * Element::BYTES % 4));
         }
@@ -156,6 +169,15 @@ struct FusedRows {
       const float weight = head_weight(head);
 #pragma unroll
       for (u32 c = 0; c < COLUMNS; ++c) fused[c] = Fusion::add(fused[c], value[c], weight);
+    }
+  }
+
+ private:
+  DEVICE float head_weight(u32 head) const {
+    if constexpr (Fusion::WEIGHTED) {
+      return __uint_as_float(load_element<4>(global_address(maps.head_weights + head)));
+    } else {
+      return 0.0f;
     }
   }
 };

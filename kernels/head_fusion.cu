@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 3)
   for (u32 row = blockIdx.y * groups + group; row < window.len; row += gridDim.y * groups) {
     const u32 end = min_u32(first + params.chunk_columns, maps.causal ? row + 1 : window.len);
     float fused[Rows::COLUMNS];
-    rows.fuse(fused, row, first, end);
+    rows.fuse(fused, rows.segment(row, first, end));
     float *out = fused_map + row * params.stride_row;
 #pragma unroll
     for (u32 c = 0; c < Rows::COLUMNS; c += 4) {

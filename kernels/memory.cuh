@@ -37,3 +37,29 @@ DEVICE u32 load_element(u64 address) {
   }
   return bits;
 }
+
+DEVICE u32 shared_address(const void *pointer) { return u32(__cvta_generic_to_shared(pointer)); }
+
+// 16 bytes from shared memory; zeros where not `wanted`.
+DEVICE Granule load_shared_granule(u32 address, bool wanted) {
+  Granule g = {};
+  if (wanted) {
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(g.word[0]), "=r"(g.word[1]), "=r"(g.word[2]), "=r"(g.word[3])
+                 : "r"(address)
+                 : "memory");
+  }
+  return g;
+}
+
+// Starts a copy of 16 bytes to shared memory, where `wanted`; both addresses are multiples of 16. sm_80.
+DEVICE void copy_granule_async(u32 to, u64 from, bool wanted) {
+  if (wanted) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
+// Closes a group of this thread's copies; waits until at most PENDING groups are on their way.
+DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <u32 PENDING>
+DEVICE void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}

@@ -4,9 +4,7 @@
 // f16x1: 2^11 x rounded to f16. tf32x3: x = hi + lo in tf32, any range. Sums are f32; FINISH undoes the scales.
 #pragma once
 
-#include "types.cuh"
-
-DEVICE u32 shared_address(const void *pointer) { return u32(__cvta_generic_to_shared(pointer)); }
+#include "memory.cuh"
 
 // The f16 nearest to `low` and `high`, packed.
 DEVICE u32 pack_f16(float low, float high) {
@@ -57,11 +55,18 @@ struct SplitF16 {
   }
 };
 
-// Splits into tf32 `hi + lo`. The hardware ignores the 13 lowest bits: hi is cut there, and lo keeps 11 bits of the rest.
+// The tf32 nearest to `x`.
+DEVICE u32 round_tf32(float x) {
+  u32 bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return bits;
+}
+
+// Splits into tf32 `hi + lo`.
 struct SplitTf32 {
   static constexpr float FINISH = 1.0f;
   DEVICE static void split(float x, u32 &hi, u32 &lo) {
-    hi = __float_as_uint(x) & 0xffffe000u;
-    lo = __float_as_uint(x - __uint_as_float(hi));
+    hi = round_tf32(x);
+    lo = round_tf32(x - __uint_as_float(hi));
   }
 };

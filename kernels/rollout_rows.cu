@@ -58,7 +58,8 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, START_ROWS == 1 ? 
       for (u32 m = 0; m < start_rows; ++m) weighs |= row < window.len && relevance[m * tokens + row] != 0.0f;
       const u32 row_end = maps.causal ? row + 1 : window.len;
       float fused[Rows::COLUMNS];
-      rows.fuse(fused, row, warp_first, weighs ? min_u32(warp_first + params.chunk_columns, row_end) : 0);
+      const u32 end = weighs ? min_u32(warp_first + params.chunk_columns, row_end) : warp_first;
+      rows.fuse(fused, rows.segment(row, warp_first, end));
       if constexpr (DISCARD) {
 #pragma unroll
         for (u32 c = 0; c < Rows::COLUMNS; ++c) {

@@ -2,16 +2,14 @@
 
 use std::fmt;
 
-use crate::cuda::variant::{PRODUCT_TILE, ROWS_HELD, ROWS_WARPS, Variant};
+use crate::cuda::variant::{
+    CHAIN_RING, DISCARD_BLOCK, PRODUCT_TILE, ROW_BLOCK, ROWS_WARPS, Variant,
+};
 use crate::dtype::DType;
 
 const WARP: u32 = 32;
-/// Warps of a `row_scales` or `rollout_first` block, one row each.
-const ROW_WARPS: u32 = 8;
 /// Rows that a `head_fusion` warp takes one after the other.
 const FUSION_ROWS: u32 = 4;
-/// Threads of a `discard` block.
-const DISCARD_BLOCK: u32 = 512;
 
 /// Extents of one launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,15 +117,19 @@ impl Variant {
         match *self {
             Variant::RolloutRows { normalize, .. } => {
                 // The relevance, the next relevance in this block's columns, and scales and partial sums of rows.
-                let scales = if normalize {
-                    tokens + ROWS_WARPS * ROWS_HELD
-                } else {
-                    0
-                };
+                let scales = if normalize { tokens + ROWS_WARPS } else { 0 };
                 let floats = rows * (tokens + columns.chunk * columns.chunks_per_block) + scales;
                 geometry(splits, columns.tiles, columns.block(), 4 * floats)
             }
-            Variant::RolloutChain { tokens, .. } => geometry(1, 1, tokens / 16 * WARP, 0),
+            Variant::RolloutChain { dtype, tokens, .. } => {
+                let warps = tokens / 16;
+                // A unit is 4 heads of a segment: its granules and the one that a shift needs.
+                let granules = match dtype {
+                    DType::F32 => 64 / 4 + 1,
+                    DType::F16 | DType::Bf16 => tokens / 8 + 1,
+                };
+                geometry(1, 1, warps * WARP, warps * CHAIN_RING * 4 * granules * 16)
+            }
             Variant::HeadFusion { .. } => geometry(
                 window_len.div_ceil(columns.row_groups() * FUSION_ROWS),
                 layers * columns.tiles,
@@ -136,7 +138,7 @@ impl Variant {
             ),
             Variant::Discard => geometry(layers, 1, DISCARD_BLOCK, 0),
             Variant::RowScales | Variant::RolloutFirst => {
-                geometry(window_len.div_ceil(ROW_WARPS), 1, WARP * ROW_WARPS, 0)
+                geometry(window_len.div_ceil(ROW_BLOCK / WARP), 1, ROW_BLOCK, 0)
             }
             Variant::RolloutProduct { arithmetic, .. } => geometry(
                 rows.div_ceil(PRODUCT_TILE),

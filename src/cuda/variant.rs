@@ -175,8 +175,13 @@ pub enum Variant {
 
 /// Warps of a `rollout_rows` or `head_fusion` block.
 pub(super) const ROWS_WARPS: u32 = 8;
-/// Rows a warp of a normalising `rollout_rows` holds at a time.
-pub(super) const ROWS_HELD: u32 = 2;
+/// Units of 4 heads that a `rollout_chain` warp has room for. Five on their way in 8 warps are 43 KB, which covers the
+/// latency of DRAM (700 ns at 4.3 TB/s: 23 KB per multiprocessor); six fit the 99 KB of sm_86.
+pub(super) const CHAIN_RING: u32 = 6;
+/// Threads of a `discard` block.
+pub(super) const DISCARD_BLOCK: u32 = 512;
+/// Threads of a `row_scales` or `rollout_first` block; a warp takes a row.
+pub(super) const ROW_BLOCK: u32 = 256;
 /// Rows and columns of the output tile of a `rollout_product` block.
 pub(super) const PRODUCT_TILE: u32 = 64;
 
@@ -223,10 +228,8 @@ impl Variant {
                 dtype_define(dtype),
                 fusion_define(fusion),
                 ("START_ROWS", rows.to_string()),
-                (
-                    "ROWS_HELD",
-                    if normalize { ROWS_HELD } else { 1 }.to_string(),
-                ),
+                // What the registers of 3 and 2 blocks per multiprocessor hold without spilling.
+                ("HEADS_IN_FLIGHT", if rows == 1 { 4 } else { 2 }.to_string()),
                 ("MAX_WARPS", ROWS_WARPS.to_string()),
                 ("NORMALIZE", flag(normalize)),
                 ("DISCARD", flag(discard)),
@@ -243,15 +246,20 @@ impl Variant {
                 arithmetic_define(arithmetic),
                 fusion_define(fusion),
                 ("MAX_TOKENS", tokens.to_string()),
+                ("RING", CHAIN_RING.to_string()),
                 ("NORMALIZE", flag(normalize)),
                 ("DISCARD", flag(discard)),
             ]),
             Variant::HeadFusion { dtype, fusion } => defines.extend([
                 dtype_define(dtype),
                 fusion_define(fusion),
+                ("HEADS_IN_FLIGHT", 4.to_string()),
                 ("MAX_WARPS", ROWS_WARPS.to_string()),
             ]),
-            Variant::Discard | Variant::RowScales | Variant::RolloutFirst => {}
+            Variant::Discard => defines.push(("BLOCK_THREADS", DISCARD_BLOCK.to_string())),
+            Variant::RowScales | Variant::RolloutFirst => {
+                defines.push(("BLOCK_THREADS", ROW_BLOCK.to_string()));
+            }
             Variant::RolloutProduct {
                 arithmetic,
                 form,

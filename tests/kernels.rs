@@ -1,0 +1,39 @@
+//! Tier 2: every kernel, run in the PTX interpreter, against the f64 reference.
+#![cfg(all(feature = "cuda", feature = "cpu"))]
+
+#[path = "kernels/cases.rs"]
+mod cases;
+#[path = "common/nvrtc.rs"]
+mod common;
+#[path = "kernels/lab.rs"]
+mod lab;
+#[path = "kernels/maps.rs"]
+mod maps;
+#[path = "kernels/pipeline.rs"]
+mod pipeline;
+
+use attention_rollout::cuda::nvrtc::{Cache, embedded_sources};
+use libtest_mimic::{Arguments, Trial};
+
+use common::nvrtcs;
+use lab::Lab;
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let mut trials = Vec::new();
+    for nvrtc in nvrtcs() {
+        let version = nvrtc.version();
+        let sources = embedded_sources()
+            .iter()
+            .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
+            .collect();
+        let cache = Cache::at(concat!(env!("CARGO_TARGET_TMPDIR"), "/kernels"));
+        let lab: &'static Lab = Box::leak(Box::new(Lab::new(nvrtc, sources, cache)));
+        trials.extend(cases::ENTRIES.iter().map(|entry| {
+            Trial::test(format!("{} (NVRTC {version})", entry.name), move || {
+                (entry.run)(lab).map_err(Into::into)
+            })
+        }));
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}

@@ -1,0 +1,112 @@
+//! Compiles kernel variants with NVRTC and launches them in the PTX interpreter.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use attention_rollout::cuda::geometry::Geometry;
+use attention_rollout::cuda::nvrtc::{Cache, Image, Nvrtc, Options, Source, Target};
+use attention_rollout::cuda::variant::Variant;
+use bytemuck::Pod;
+use ptxemu::{Dim3, Launch, Memory, Module, Report};
+
+/// Kernel sources, a compiler for them, and the modules compiled so far.
+pub struct Lab {
+    nvrtc: Nvrtc,
+    sources: Vec<(String, String)>,
+    cache: Cache,
+    modules: Mutex<HashMap<String, Arc<Module>>>,
+}
+
+impl Lab {
+    /// A lab for `sources`, (file name, text).
+    pub fn new(nvrtc: Nvrtc, sources: Vec<(String, String)>, cache: Cache) -> Self {
+        Lab {
+            nvrtc,
+            sources,
+            cache,
+            modules: Mutex::default(),
+        }
+    }
+
+    /// Compiles `text` with the kernels' headers to PTX, and parses it.
+    pub fn compile(
+        &self,
+        name: &str,
+        text: &str,
+        defines: &[(&str, String)],
+        arch: u32,
+    ) -> Result<Module, String> {
+        let headers: Vec<(&str, &str)> = self
+            .sources
+            .iter()
+            .filter(|(name, _)| name.ends_with(".cuh"))
+            .map(|(name, text)| (name.as_str(), text.as_str()))
+            .collect();
+        let source = Source {
+            name,
+            text,
+            headers: &headers,
+        };
+        let mut options = Options::new(Target::Ptx(arch.into())).lineinfo();
+        for (name, value) in defines {
+            options = options.define(name, value);
+        }
+        let compiled = self
+            .cache
+            .compile(&self.nvrtc, &source, &options)
+            .map_err(|error| error.to_string())?;
+        let Image::Ptx(ptx) = compiled.image else {
+            unreachable!("asked for PTX");
+        };
+        Module::parse(&ptx).map_err(|error| error.to_string())
+    }
+
+    fn module(&self, variant: &Variant) -> Result<Arc<Module>, String> {
+        let symbol = variant.symbol();
+        if let Some(module) = self.modules.lock().unwrap().get(&symbol) {
+            return Ok(module.clone());
+        }
+        let file = format!("{}.cu", variant.stem());
+        let (_, text) = self
+            .sources
+            .iter()
+            .find(|(name, _)| *name == file)
+            .ok_or_else(|| format!("{file} is missing"))?;
+        let (major, minor) = variant.compute_capability();
+        let module = Arc::new(self.compile(&file, text, &variant.defines(), major * 10 + minor)?);
+        self.modules.lock().unwrap().insert(symbol, module.clone());
+        Ok(module)
+    }
+
+    /// Runs one launch to its end.
+    pub fn launch<P: Pod>(
+        &self,
+        memory: &Memory,
+        variant: &Variant,
+        geometry: Geometry,
+        params: &P,
+    ) -> Result<Report, String> {
+        let module = self.module(variant)?;
+        let symbol = variant.symbol();
+        let kernel = module
+            .kernel(&symbol)
+            .ok_or_else(|| format!("{symbol} is not in its module"))?;
+        let [x, y, z] = geometry.grid;
+        if x == 0 || y == 0 || z == 0 {
+            return Err(format!("{symbol}: empty grid: {geometry}"));
+        }
+        let mut launch = Launch::new(
+            Dim3::new(x, y, z),
+            geometry.block,
+            bytemuck::bytes_of(params),
+        );
+        launch.dynamic_shared_bytes = geometry.shared_bytes;
+        let options = ptxemu::Options {
+            threads: 1,
+            max_steps: 200_000_000,
+            ..Default::default()
+        };
+        ptxemu::launch(&module, kernel, &launch, memory, &options)
+            .map_err(|fault| format!("{symbol} ({geometry}): {fault}"))
+    }
+}
