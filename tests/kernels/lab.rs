@@ -101,6 +101,9 @@ impl Lab {
             bytemuck::bytes_of(params),
         );
         launch.dynamic_shared_bytes = geometry.shared_bytes;
+        // Line information is kept in variables of the module.
+        let globals = module.allocate_globals(memory);
+        launch.globals = &globals;
         let options = ptxemu::Options {
             threads: 1,
             max_steps: 200_000_000,
