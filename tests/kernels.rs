@@ -1,6 +1,7 @@
 //! Tier 2: every kernel, run in the PTX interpreter, against the f64 reference.
-#![cfg(all(feature = "cuda", feature = "cpu"))]
 
+#[path = "kernels/abi.rs"]
+mod abi;
 #[path = "kernels/cases.rs"]
 mod cases;
 #[path = "common/nvrtc.rs"]
@@ -21,7 +22,7 @@ use lab::Lab;
 fn main() {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
-    for nvrtc in nvrtcs() {
+    for (number, nvrtc) in nvrtcs().into_iter().enumerate() {
         let version = nvrtc.version();
         let sources = embedded_sources()
             .iter()
@@ -29,10 +30,17 @@ fn main() {
             .collect();
         let cache = Cache::at(concat!(env!("CARGO_TARGET_TMPDIR"), "/kernels"));
         let lab: &'static Lab = Box::leak(Box::new(Lab::new(nvrtc, sources, cache)));
-        trials.extend(cases::ENTRIES.iter().map(|entry| {
+        trials.push(Trial::test(format!("abi (NVRTC {version})"), move || {
+            abi::check(lab).map_err(Into::into)
+        }));
+        let entries = cases::ENTRIES
+            .iter()
+            .filter(|entry| number == 0 || entry.short);
+        trials.extend(entries.map(|entry| {
             Trial::test(format!("{} (NVRTC {version})", entry.name), move || {
-                (entry.run)(lab).map_err(Into::into)
+                (entry.run)(lab).map_err(|error| lab.compile_error().unwrap_or(error).into())
             })
+            .with_kind(entry.kernels.join(" "))
         }));
     }
     libtest_mimic::run(&arguments, trials).exit();

@@ -15,6 +15,7 @@ pub struct Lab {
     sources: Vec<(String, String)>,
     cache: Cache,
     modules: Mutex<HashMap<String, Arc<Module>>>,
+    compile_error: Mutex<Option<String>>,
 }
 
 impl Lab {
@@ -25,6 +26,7 @@ impl Lab {
             sources,
             cache,
             modules: Mutex::default(),
+            compile_error: Mutex::default(),
         }
     }
 
@@ -54,11 +56,23 @@ impl Lab {
         let compiled = self
             .cache
             .compile(&self.nvrtc, &source, &options)
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| {
+                let error = error.to_string();
+                self.compile_error
+                    .lock()
+                    .unwrap()
+                    .get_or_insert_with(|| error.clone());
+                error
+            })?;
         let Image::Ptx(ptx) = compiled.image else {
             unreachable!("asked for PTX");
         };
         Module::parse(&ptx).map_err(|error| error.to_string())
+    }
+
+    /// What NVRTC first said against a kernel of this lab.
+    pub fn compile_error(&self) -> Option<String> {
+        self.compile_error.lock().unwrap().clone()
     }
 
     fn module(&self, variant: &Variant) -> Result<Arc<Module>, String> {
