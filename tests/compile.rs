@@ -1,0 +1,142 @@
+//! Tier 1: every kernel variant compiles for every architecture it runs on, with every NVRTC there is to test with,
+//! without spills and within its stated registers and shared memory.
+//!
+//! A variant takes about half a second, and there are hundreds, seven architectures and two versions. So the variants
+//! of a file are dealt out: each is compiled for one architecture per version, and each architecture gets its share of
+//! every file. `ROLLOUT_COMPILE=all` compiles everything for everything. What was compiled once is kept in
+//! `target/tmp/kernels`, so that only changed kernels cost time.
+
+#[path = "common/nvrtc.rs"]
+mod common;
+
+use attention_rollout::cuda::nvrtc::{Cache, KernelResources, Nvrtc, Options, Source, Target};
+use attention_rollout::cuda::variant::{Arithmetic, Variant};
+use common::nvrtcs;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// Turing, Ampere (data centre and consumer), Ada, Hopper, Blackwell (data centre and consumer).
+const ARCHS: [u32; 7] = [75, 80, 86, 89, 90, 100, 120];
+
+/// Files with at most this many variants are not dealt out: all are compiled for all architectures.
+const FEW: usize = 2;
+
+/// Registers per thread and bytes of static shared memory per block that a variant may use at most, from how many
+/// blocks are to share a multiprocessor, which has 65536 registers.
+fn ceilings(variant: &Variant) -> (u32, u32) {
+    match variant {
+        // 3 blocks of 256 threads; with 8 start rows, 2.
+        Variant::RolloutRows { rows: 1, .. } | Variant::HeadFusion { .. } => (80, 0),
+        Variant::RolloutRows { .. } => (128, 0),
+        // 1 block, with all the registers a thread can have and the static shared memory of every architecture.
+        Variant::RolloutChain { .. } => (255, 48 << 10),
+        // 2 blocks of 512 threads; a histogram in shared memory.
+        Variant::Discard => (64, 16 << 10),
+        // 8 blocks of 256 threads, all the threads a multiprocessor can have; 6 blocks.
+        Variant::RowScales => (32, 0),
+        Variant::RolloutFirst => (40, 0),
+        // 3 blocks of 128 threads: twice the fragments of f16.
+        Variant::RolloutProduct {
+            arithmetic: Arithmetic::Tf32x3,
+            ..
+        } => (168, 48 << 10),
+        // 2 blocks of 256 threads or 4 of 128; tiles for 2 blocks in the 100 KB of sm_86, sm_89 and sm_120.
+        Variant::RolloutProduct { .. } => (128, 48 << 10),
+    }
+}
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let everything = std::env::var_os("ROLLOUT_COMPILE").is_some_and(|value| value == "all");
+    let variants = Variant::all();
+    let mut stems: Vec<&str> = variants.iter().map(Variant::stem).collect();
+    stems.sort_unstable();
+    stems.dedup();
+    let mut trials = Vec::new();
+    for (turn, nvrtc) in nvrtcs().into_iter().enumerate() {
+        for (place, arch) in ARCHS.into_iter().enumerate() {
+            for stem in &stems {
+                let of_stem = || variants.iter().filter(|variant| variant.stem() == *stem);
+                let count = of_stem().count();
+                let dealt: Vec<Variant> = of_stem()
+                    .enumerate()
+                    .filter(|(index, variant)| {
+                        // A variant dealt to an architecture older than it goes to its oldest.
+                        let first = ARCHS.iter().position(|&arch| arch >= oldest(variant));
+                        let turned = (index + 3 * turn) % ARCHS.len();
+                        let mine = turned.max(first.unwrap_or(ARCHS.len())) == place;
+                        arch >= oldest(variant) && (everything || count <= FEW || mine)
+                    })
+                    .map(|(_, variant)| *variant)
+                    .collect();
+                if dealt.is_empty() {
+                    continue;
+                }
+                let nvrtc = nvrtc.clone();
+                let name = format!("{stem} sm_{arch} NVRTC {}", nvrtc.version());
+                // A file that is yet to be written is counted as ignored; nothing else can be missing.
+                let missing = Source::embedded(&format!("{stem}.cu")).is_none();
+                let trial = Trial::test(name, move || check(&nvrtc, arch, &dealt));
+                trials.push(trial.with_ignored_flag(missing));
+            }
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// The oldest architecture that a variant runs on.
+fn oldest(variant: &Variant) -> u32 {
+    let (major, minor) = variant.compute_capability();
+    10 * major + minor
+}
+
+/// Compiles variants and holds them to their ceilings; fails with all that is wrong.
+fn check(nvrtc: &Nvrtc, arch: u32, variants: &[Variant]) -> Result<(), Failed> {
+    let cache = Cache::at(concat!(env!("CARGO_TARGET_TMPDIR"), "/kernels"));
+    let problems: Vec<String> = variants
+        .iter()
+        .filter_map(|variant| {
+            Some(format!(
+                "{variant}: {}",
+                problem(nvrtc, &cache, arch, variant)?
+            ))
+        })
+        .collect();
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(problems.join("\n").into())
+}
+
+/// What is wrong with a variant.
+fn problem(nvrtc: &Nvrtc, cache: &Cache, arch: u32, variant: &Variant) -> Option<String> {
+    let file = format!("{}.cu", variant.stem());
+    let Some(source) = Source::embedded(&file) else {
+        return Some(format!("there is no kernels/{file}"));
+    };
+    let mut options = Options::new(Target::Cubin(arch.into())).label(&variant.symbol());
+    for (name, value) in variant.defines() {
+        options = options.define(name, value);
+    }
+    let compiled = match cache.compile(nvrtc, &source, &options) {
+        Ok(compiled) => compiled,
+        Err(error) => return Some(error.to_string()),
+    };
+    let Some(kernel) = compiled.kernel(&variant.symbol()) else {
+        return Some(format!("no kernel of that name: {}", compiled.log));
+    };
+    let spills = |kernel: &KernelResources| {
+        kernel.spill_store_bytes + kernel.spill_load_bytes + kernel.stack_bytes > 0
+    };
+    if let Some(kernel) = compiled.resources.iter().find(|kernel| spills(kernel)) {
+        return Some(format!(
+            "spills, or indexes an array in local memory: {kernel:?}"
+        ));
+    }
+    let (registers, shared_bytes) = ceilings(variant);
+    if kernel.registers > registers || kernel.shared_bytes > shared_bytes {
+        return Some(format!(
+            "at most {registers} registers and {shared_bytes} bytes of shared memory: {kernel:?}"
+        ));
+    }
+    None
+}
