@@ -15,15 +15,15 @@ link_nvrtc() {
     [ -n "$library" ] && ln -sfn "$(dirname "$library")" "$home/$major"
 }
 
-# Installs packages for this machine into target/nvrtc/, in a virtual environment or, where Python has none, a folder.
+# Installs a package into target/nvrtc/, in a virtual environment or, where Python has none, a folder of its own (two
+# packages cannot share one, since both have a folder `nvidia`).
 install_nvrtc() {
-    local home=$1
-    shift
+    local home=$1 package=$2
     if [ -x "$home/venv/bin/pip" ] || python3 -m venv "$home/venv" 2>/dev/null; then
-        "$home/venv/bin/pip" install --quiet --disable-pip-version-check "$@"
+        "$home/venv/bin/pip" install --quiet --disable-pip-version-check "$package"
     else
         rm -rf "$home/venv"
-        python3 -m pip install --quiet --disable-pip-version-check --target "$home/packages" "$@"
+        python3 -m pip install --quiet --disable-pip-version-check --target "$home/${package%%=*}" "$package"
     fi
 }
 
