@@ -5,6 +5,7 @@ PyTorch never share a process: each keeps threads of its own, and they disturb e
 """
 
 import importlib
+import importlib.metadata
 import json
 import os
 import sys
@@ -16,6 +17,9 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np  # noqa: E402
 from safetensors import safe_open  # noqa: E402
+
+if FAMILY == "torch":
+    import torch
 
 # Inputs smaller than this lie in memory more than once and are taken in turn, as in src/measure.
 ROTATION_BYTES = 256 << 20
@@ -128,24 +132,23 @@ def pyhealth_algorithm(layers):
     return rollout[:, 0]
 
 
-class SavedMaps:
+def saved_maps():
     """What PyHealth's AttentionRollout asks of a model, over maps that are there already."""
 
-    def __new__(cls):
-        class Model(torch.nn.Module):
-            def set_attention_hooks(self, enabled):
-                pass
+    class SavedMaps(torch.nn.Module):
+        def set_attention_hooks(self, enabled):
+            pass
 
-            def forward(self, **data):
-                return {}
+        def forward(self, **data):
+            return {}
 
-            def get_attention_layers(self):
-                return self.layers
+        def get_attention_layers(self):
+            return self.layers
 
-            def get_relevance_tensor(self, rollout, **data):
-                return {key: matrix[:, 0] for key, matrix in rollout.items()}
+        def get_relevance_tensor(self, rollout, **data):
+            return {key: matrix[:, 0] for key, matrix in rollout.items()}
 
-        return Model()
+    return SavedMaps()
 
 
 def pyhealth():
@@ -154,7 +157,7 @@ def pyhealth():
         methods = importlib.import_module("pyhealth.interpret.methods.attention_rollout")
     except ImportError:
         return None
-    model = SavedMaps()
+    model = saved_maps()
     rollout = methods.AttentionRollout(model)
 
     def attribute(features):
@@ -301,9 +304,5 @@ def main():
         answers.write(json.dumps(answer) + "\n")
 
 
-if FAMILY == "torch":
-    import importlib.metadata
-
-    import torch
 if __name__ == "__main__":
     main()
