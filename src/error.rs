@@ -155,4 +155,121 @@ pub enum Error {
         /// Bytes asked for.
         required: usize,
     },
+    /// There is no NVIDIA driver.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "no NVIDIA driver: libcuda.so was not found. Install the NVIDIA driver for this GPU (in a container, start it \
+         with the NVIDIA Container Toolkit: `--gpus all`), or run on the CPU"
+    )]
+    NoDriver,
+    /// The NVIDIA driver lacks a function that is needed.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "the NVIDIA driver is too old: it lacks {symbol}. Install a driver that supports CUDA 12 or later"
+    )]
+    DriverTooOld {
+        /// The function it lacks.
+        symbol: &'static str,
+    },
+    /// The driver sees no GPU.
+    #[cfg(feature = "cuda")]
+    #[error("the NVIDIA driver sees no GPU. Check `nvidia-smi` and CUDA_VISIBLE_DEVICES")]
+    NoDevice,
+    /// There is no device of that number.
+    #[cfg(feature = "cuda")]
+    #[error("there is no CUDA device {ordinal}; this machine has {available}")]
+    DeviceOrdinal {
+        /// The device asked for.
+        ordinal: usize,
+        /// Devices there are.
+        available: usize,
+    },
+    /// A device is too old for the kernels.
+    #[cfg(feature = "cuda")]
+    #[error("the kernels need a GPU of architecture sm_{required} or later, got sm_{got}")]
+    Architecture {
+        /// Oldest architecture that is supported.
+        required: u32,
+        /// Architecture of the device.
+        got: u32,
+    },
+    /// A driver function failed.
+    #[cfg(feature = "cuda")]
+    #[error("{call} failed with {name} ({code})")]
+    Driver {
+        /// The function.
+        call: &'static str,
+        /// Its result, a `CUresult`.
+        code: u32,
+        /// The result's name.
+        name: String,
+    },
+    /// A kernel could not be launched, or an earlier one of the context failed.
+    #[cfg(feature = "cuda")]
+    #[error("launching {variant} failed with {name} ({code})")]
+    Launch {
+        /// Symbol of the kernel.
+        variant: String,
+        /// The driver's result, a `CUresult`.
+        code: u32,
+        /// The result's name.
+        name: String,
+    },
+    /// Device memory could not be had. Nothing stays allocated.
+    #[cfg(feature = "cuda")]
+    #[error("out of device memory: {what} needs {required} bytes, {available} are free")]
+    OutOfDeviceMemory {
+        /// What the memory is for.
+        what: &'static str,
+        /// Bytes asked for.
+        required: usize,
+        /// Bytes that were free.
+        available: usize,
+    },
+    /// NVRTC, the run-time compiler, is missing or failed.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Nvrtc(#[from] crate::cuda::nvrtc::NvrtcError),
+    /// No kernel variant of that name serves the problem on the device.
+    #[cfg(feature = "cuda")]
+    #[error("kernel variant {name:?} {reason}")]
+    Variant {
+        /// The variant asked for.
+        name: String,
+        /// Why it cannot be used.
+        reason: String,
+    },
+    /// A stream or buffer belongs to another device, or to another context of the same device.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "{what} belongs to device {got} (or to another context of it), the plan to device {expected}"
+    )]
+    WrongDevice {
+        /// What was given, with its layer.
+        what: String,
+        /// Device of the plan.
+        expected: usize,
+        /// Device of what was given.
+        got: usize,
+    },
+    /// A device address is not a multiple of its element's size.
+    #[cfg(feature = "cuda")]
+    #[error("{what} starts at {address:#x}, which is not a multiple of {required} bytes")]
+    Misaligned {
+        /// What was given, with its layer.
+        what: String,
+        /// The alignment needed.
+        required: usize,
+        /// The address.
+        address: u64,
+    },
+    /// The output overlaps an input.
+    #[cfg(feature = "cuda")]
+    #[error("the output overlaps layer {layer} by {bytes} bytes")]
+    Overlap {
+        /// The layer.
+        layer: usize,
+        /// Bytes in common.
+        bytes: usize,
+    },
 }

@@ -91,22 +91,53 @@ impl Problem {
     /// # Errors
     /// [`Error::LayerDType`], [`Error::LayerLen`].
     pub fn check_layer(&self, layer: usize, maps: &HostLayer<'_>) -> Result<()> {
-        if maps.dtype() != self.dtype() {
+        self.check_layer_extent(layer, maps.dtype(), maps.len())
+    }
+
+    /// As [`check_layer`](Problem::check_layer), for maps of `len` elements of `dtype` in any memory.
+    pub(crate) fn check_layer_extent(&self, layer: usize, dtype: DType, len: usize) -> Result<()> {
+        if dtype != self.dtype() {
             return Err(Error::LayerDType {
                 layer,
                 expected: self.dtype(),
-                got: maps.dtype(),
+                got: dtype,
             });
         }
         let expected = self.strides(layer).span(self.shape())?;
-        if maps.len() < expected {
+        if len < expected {
             return Err(Error::LayerLen {
                 layer,
                 expected,
-                got: maps.len(),
+                got: len,
             });
         }
         Ok(())
+    }
+
+    /// Checks that there are as many layers as the problem has.
+    pub(crate) fn check_layer_count(&self, got: usize) -> Result<()> {
+        let expected = self.shape().layers;
+        if got == expected {
+            return Ok(());
+        }
+        Err(Error::Count {
+            what: "layers",
+            expected,
+            got,
+        })
+    }
+
+    /// Checks that an output has the problem's length.
+    pub(crate) fn check_output_len(&self, got: usize) -> Result<()> {
+        let expected = self.output_len();
+        if got == expected {
+            return Ok(());
+        }
+        Err(Error::Len {
+            what: "output",
+            expected,
+            got,
+        })
     }
 
     /// Checks that `layers` holds every layer of the problem and `out` has the output's length.
@@ -114,25 +145,10 @@ impl Problem {
     /// # Errors
     /// [`Error::Count`], [`Error::LayerDType`], [`Error::LayerLen`], [`Error::Len`].
     pub fn check_layers(&self, layers: &[HostLayer<'_>], out_len: usize) -> Result<()> {
-        let expected = self.shape().layers;
-        if layers.len() != expected {
-            return Err(Error::Count {
-                what: "layers",
-                expected,
-                got: layers.len(),
-            });
-        }
+        self.check_layer_count(layers.len())?;
         for (layer, maps) in layers.iter().enumerate() {
             self.check_layer(layer, maps)?;
         }
-        let expected = self.output_len();
-        if out_len != expected {
-            return Err(Error::Len {
-                what: "output",
-                expected,
-                got: out_len,
-            });
-        }
-        Ok(())
+        self.check_output_len(out_len)
     }
 }

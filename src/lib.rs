@@ -14,6 +14,8 @@ mod layout;
 pub mod measure;
 pub mod post;
 mod problem;
+#[cfg(any(feature = "cpu", feature = "cuda"))]
+mod progress;
 #[cfg(feature = "cpu")]
 pub mod reference;
 mod validate;
@@ -26,6 +28,8 @@ pub use error::{Error, Result};
 pub use input::HostLayer;
 pub use layout::{Shape, Strides, Window};
 pub use problem::{Problem, ProblemBuilder};
+#[cfg(any(feature = "cpu", feature = "cuda"))]
+pub use progress::Progress;
 pub use validate::{Defect, DefectKind, validate};
 
 // Compiles and runs the example of the README.

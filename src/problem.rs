@@ -289,6 +289,53 @@ impl Problem {
         elements * self.dtype.size_bytes()
     }
 
+    /// The largest absolute value that an entry of the rollout or of a fused map can reach, on the way too, if every
+    /// row of every head is a probability distribution.
+    ///
+    /// A layer multiplies the largest row sum by at most `|a| f + |b|`, where `f` is 1 for the mean and the smallest
+    /// head, the number of heads for the largest, and the sum of the absolute weights for a weighted sum. With row
+    /// normalisation and no negative weight, rows sum to 1 whatever the weights are. Backends whose arithmetic has a
+    /// narrow range (f16) ask this before they use it.
+    pub fn growth_bound(&self) -> f64 {
+        let (fused, negative) = match &self.config.head_fusion {
+            HeadFusion::Mean | HeadFusion::Min => (1.0, false),
+            HeadFusion::Max => (self.shape.heads as f64, false),
+            HeadFusion::Weighted(weights) => (
+                weights.iter().map(|&w| f64::from(w).abs()).sum(),
+                weights.iter().any(|&w| w < 0.0),
+            ),
+        };
+        let entry = match self.config.head_fusion {
+            HeadFusion::Max => 1.0,
+            _ => fused,
+        };
+        let mut largest = f64::max(1.0, entry);
+        let mut rollout = 1.0;
+        for residual in self.layers().map(|layer| self.residual(layer)) {
+            let negative = negative || residual.attention < 0.0 || residual.identity < 0.0;
+            let (a, b) = (
+                f64::from(residual.attention).abs(),
+                f64::from(residual.identity).abs(),
+            );
+            rollout *= match (self.config.normalize_rows, negative) {
+                (true, false) => 1.0,
+                // The sum that a row is divided by may be arbitrarily close to 0.
+                (true, true) => f64::INFINITY,
+                (false, _) => a * fused + b,
+            };
+            largest = largest.max(rollout).max(a * entry + b);
+        }
+        largest
+    }
+
+    /// The same problem with other windows, one per item, each within the tokens.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn with_windows(mut self, windows: Vec<Window>) -> Problem {
+        debug_assert_eq!(windows.len(), self.shape.batch);
+        self.windows = windows;
+        self
+    }
+
     /// The same problem over the items `items` alone.
     ///
     /// # Panics

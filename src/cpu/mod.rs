@@ -22,18 +22,11 @@ pub use prepared::{Choice, Form};
 pub use simd::Simd;
 pub use stream::Stream;
 
+pub use crate::progress::Progress;
+
 /// How to run on the CPU.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Threads to use; `None` is one per available core.
     pub threads: Option<NonZeroUsize>,
-}
-
-/// How far a chunked run has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Items finished.
-    pub done: usize,
-    /// Items in all.
-    pub total: usize,
 }

@@ -1,0 +1,53 @@
+//! How to compute on a GPU: the choices that a caller may make.
+
+use super::nvrtc::{Cache, Nvrtc};
+
+/// How exactly matrices are multiplied. The row form is f32 whatever this is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// f32 accuracy: about 3e-8 against f64 on rows of probabilities.
+    #[default]
+    F32,
+    /// Operands rounded to f16, accumulation in f32: about 2e-5. Problems whose values may leave the range of f16
+    /// ([`Problem::growth_bound`](crate::Problem::growth_bound)) are computed as with [`F32`](Precision::F32).
+    Half,
+}
+
+/// What kernels are compiled to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ImageKind {
+    /// Machine code for the device; PTX where NVRTC does not know the device's architecture.
+    #[default]
+    Cubin,
+    /// PTX, which the driver compiles again when it loads it.
+    Ptx,
+}
+
+/// How to run on a GPU.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// How exactly matrices are multiplied.
+    pub precision: Precision,
+    /// Symbol of a kernel variant that must take part. `None` lets the heuristics choose, unless the environment
+    /// variable `ROLLOUT_VARIANT` names one.
+    pub variant: Option<String>,
+    /// What kernels are compiled to. The environment variable `ROLLOUT_PTX=1` asks for PTX too.
+    pub image: ImageKind,
+    /// The compiler to use; `None` finds one ([`Nvrtc::load_for_driver`]).
+    pub nvrtc: Option<Nvrtc>,
+    /// Where compiled kernels are kept; `None` is [`Cache::from_env`].
+    pub cache: Option<Cache>,
+}
+
+impl Options {
+    /// These options, with what they leave open taken from the environment.
+    pub(super) fn with_environment(&self) -> Self {
+        let mut options = self.clone();
+        let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        options.variant = options.variant.or_else(|| set("ROLLOUT_VARIANT"));
+        if set("ROLLOUT_PTX").is_some_and(|value| value != "0") {
+            options.image = ImageKind::Ptx;
+        }
+        options
+    }
+}
