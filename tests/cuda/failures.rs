@@ -1,0 +1,340 @@
+//! Everything that can go wrong with driver, device and compiler: a typed error, nothing left behind, no panic.
+
+use std::path::Path;
+
+use attention_rollout::cuda::nvrtc::{Nvrtc, NvrtcError};
+use attention_rollout::cuda::{self, HostPlan, ImageKind, Options, Plan, run_host};
+use attention_rollout::{Error, Output, Shape, reference};
+use vcuda::Code;
+
+use crate::compare::{Budget, assert_close};
+use crate::generate::Case;
+use crate::machine::{Buffer, Machine, machine, real_gpu, upload};
+
+/// A case of the product pipeline, which allocates workspace.
+fn case() -> Case {
+    let mut case = Case::new(
+        Shape {
+            layers: 3,
+            batch: 2,
+            heads: 2,
+            tokens: 140,
+        },
+        6,
+    );
+    case.config.output = Output::Matrix;
+    case
+}
+
+fn assert_works(machine: &Machine, plan: &mut Plan) {
+    let generated = case().generate();
+    let layers = generated.layers();
+    let budget = Budget::new(&generated.problem, &layers);
+    assert_close(
+        "after the failure",
+        &generated.problem.output_shape(),
+        &machine.run(plan, &layers),
+        &reference::rollout(&generated.problem, &layers).unwrap(),
+        |index| budget.tolerance(index),
+    );
+}
+
+#[test]
+fn machines_without_a_device_are_told_so() {
+    if real_gpu() {
+        return;
+    }
+    let vcuda = vcuda::client::install("").unwrap();
+    assert!(matches!(cuda::available(), Err(Error::NoDevice)));
+    assert!(matches!(cuda::context(0), Err(Error::NoDevice)));
+    vcuda.set_devices("sm_90,sm_75");
+    let devices = cuda::available().unwrap();
+    assert_eq!(devices.len(), 2);
+    assert_eq!((devices[0].limits.arch, devices[1].limits.arch), (90, 75));
+    assert!(devices.iter().all(|device| device.supported().is_ok()));
+    assert!(
+        devices[1]
+            .to_string()
+            .starts_with("1: Tesla T4 (sm_75, 40 multiprocessors")
+    );
+    assert!(matches!(
+        cuda::context(2),
+        Err(Error::DeviceOrdinal {
+            ordinal: 2,
+            available: 2
+        })
+    ));
+    vcuda.set_driver_version(12040);
+    let version = cuda::driver_version().unwrap();
+    assert_eq!((version.major, version.minor), (12, 4));
+}
+
+#[test]
+fn failing_calls_are_named() {
+    if real_gpu() {
+        return;
+    }
+    let vcuda = vcuda::client::install("sm_90").unwrap();
+    for call in [
+        "cuInit",
+        "cuDeviceGetCount",
+        "cuDeviceGetName",
+        "cuDeviceTotalMem_v2",
+    ] {
+        vcuda.fail_call(call, 1, Code::SystemNotReady);
+        let error = cuda::available().unwrap_err();
+        assert!(
+            matches!(error, Error::Driver { call: named, code: 802, .. } if named == call),
+            "{call}: {error:?}"
+        );
+        assert!(
+            error.to_string().contains("CUDA_ERROR_SYSTEM_NOT_READY"),
+            "{error}"
+        );
+    }
+    cuda::available().unwrap();
+}
+
+#[test]
+fn out_of_memory_leaves_nothing_behind_and_other_plans_usable() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    let Some(vcuda) = &machine.vcuda else {
+        return;
+    };
+    let generated = case().generate();
+    let mut plan = machine.plan(&generated.problem, |_| {});
+    let before = vcuda.usage();
+    for allocation in 1..=2 {
+        vcuda.fail_allocation(allocation);
+        let error = Plan::new(&machine.context, &generated.problem, &machine.options).err();
+        assert!(
+            matches!(error, Some(Error::OutOfDeviceMemory { required, .. }) if required > 0),
+            "{error:?}"
+        );
+        let after = vcuda.usage();
+        assert_eq!(
+            (after.bytes, &after.objects),
+            (before.bytes, &before.objects)
+        );
+    }
+    vcuda.set_memory_limit(0, before.bytes + 1000);
+    match Plan::new(&machine.context, &generated.problem, &machine.options).err() {
+        Some(Error::OutOfDeviceMemory {
+            required,
+            available,
+            ..
+        }) => {
+            assert_eq!(available, 1000);
+            assert!(required > available);
+        }
+        other => panic!("{other:?}"),
+    }
+    vcuda.set_memory_limit(0, u64::MAX);
+    assert_works(&machine, &mut plan);
+}
+
+#[test]
+fn every_step_of_making_a_plan_may_fail() {
+    let Some(machine) = machine("sm_75") else {
+        return;
+    };
+    let Some(vcuda) = &machine.vcuda else {
+        return;
+    };
+    let mut case = case();
+    // Enough for two streams on a device with this little L2.
+    case.shape.batch = 16;
+    case.windows = vec![case.windows[0]; 16];
+    let generated = case.generate();
+    let before = vcuda.usage();
+    for call in [
+        "cuMemAlloc_v2",
+        "cuMemcpyHtoDAsync_v2",
+        "cuModuleLoadData",
+        "cuModuleGetFunction",
+        "cuStreamCreate",
+        "cuEventCreate",
+    ] {
+        vcuda.fail_call(call, 1, Code::NotPermitted);
+        let error = Plan::new(&machine.context, &generated.problem, &machine.options).err();
+        assert!(
+            matches!(error, Some(Error::Driver { call: named, .. }) if named == call),
+            "{call}: {error:?}"
+        );
+        let after = vcuda.usage();
+        assert_eq!(
+            (after.bytes, &after.objects),
+            (before.bytes, &before.objects),
+            "{call}"
+        );
+    }
+}
+
+#[test]
+fn refused_launches_name_their_kernel_and_the_plan_lives_on() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    let Some(vcuda) = &machine.vcuda else {
+        return;
+    };
+    let generated = case().generate();
+    let mut plan = machine.plan(&generated.problem, |_| {});
+    let stream = machine.context.default_stream();
+    let buffers: Vec<Buffer> = generated
+        .layers()
+        .iter()
+        .map(|m| upload(&stream, m))
+        .collect();
+    let layers: Vec<_> = buffers.iter().map(Buffer::layer).collect();
+    let mut out = stream
+        .alloc_zeros::<f32>(generated.problem.output_len())
+        .unwrap();
+    for (launch, stem) in [
+        (1, "head_fusion"),
+        (2, "rollout_first"),
+        (3, "rollout_product"),
+    ] {
+        vcuda.fail_launch(launch, Code::LaunchOutOfResources);
+        let error = plan.run(&stream, &layers, &mut out).unwrap_err();
+        assert!(
+            matches!(&error, Error::Launch { variant, code: 701, .. } if variant.starts_with(stem)),
+            "{error:?}"
+        );
+    }
+    assert_works(&machine, &mut plan);
+}
+
+#[test]
+fn a_lost_device_is_an_error_of_the_next_call() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    let Some(vcuda) = &machine.vcuda else {
+        return;
+    };
+    let generated = case().generate();
+    let mut plan = machine.plan(&generated.problem, |_| {});
+    let stream = machine.context.default_stream();
+    let buffers: Vec<Buffer> = generated
+        .layers()
+        .iter()
+        .map(|m| upload(&stream, m))
+        .collect();
+    let layers: Vec<_> = buffers.iter().map(Buffer::layer).collect();
+    let mut out = stream
+        .alloc_zeros::<f32>(generated.problem.output_len())
+        .unwrap();
+    vcuda.lose_device(0, Code::EccUncorrectable);
+    let error = plan.run(&stream, &layers, &mut out).unwrap_err();
+    assert!(error.to_string().contains("ECC"), "{error}");
+    let error = Plan::new(&machine.context, &generated.problem, &machine.options).err();
+    assert!(error.is_some());
+}
+
+#[test]
+fn compilers_that_are_missing_or_too_new_say_what_to_do() {
+    let error = Nvrtc::open("/nowhere/libnvrtc.so.12").unwrap_err();
+    assert!(matches!(error, NvrtcError::Open { .. }));
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    if machine.vcuda.is_none() {
+        return;
+    }
+    // The stand-in takes PTX only: a cubin is refused as on a device of another architecture.
+    let generated = case().generate();
+    let options = Options {
+        image: ImageKind::Cubin,
+        ..machine.options.clone()
+    };
+    let error = Plan::new(&machine.context, &generated.problem, &options).err();
+    assert!(
+        matches!(
+            error,
+            Some(Error::Driver {
+                call: "cuModuleLoadData",
+                code: 209,
+                ..
+            })
+        ),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn host_memory_and_device_memory_of_chunks_may_run_out() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    let Some(vcuda) = &machine.vcuda else {
+        return;
+    };
+    let generated = case().generate();
+    let before = vcuda.usage();
+    vcuda.fail_call("cuMemHostAlloc", 2, Code::OutOfMemory);
+    let error = HostPlan::new(&machine.context, &generated.problem, &machine.options, None).err();
+    assert!(matches!(error, Some(Error::HostMemory { .. })), "{error:?}");
+    vcuda.fail_allocation(4);
+    let error = HostPlan::new(&machine.context, &generated.problem, &machine.options, None).err();
+    assert!(
+        matches!(error, Some(Error::OutOfDeviceMemory { .. })),
+        "{error:?}"
+    );
+    let after = vcuda.usage();
+    assert_eq!(
+        (after.bytes, after.host_ranges),
+        (before.bytes, before.host_ranges)
+    );
+    assert_eq!(after.objects, before.objects);
+    // And a copy that fails half way leaves everything given back too.
+    vcuda.fail_call("cuMemcpyDtoHAsync_v2", 1, Code::NotPermitted);
+    let mut out = vec![0.0; generated.problem.output_len()];
+    let error = run_host(
+        std::slice::from_ref(&machine.context),
+        &generated.problem,
+        &generated.layers(),
+        &mut out,
+        &machine.options,
+        None,
+        &mut |_| {},
+    );
+    assert!(matches!(
+        error,
+        Err(Error::Driver {
+            call: "cuMemcpyDtoHAsync_v2",
+            ..
+        })
+    ));
+    assert_eq!(vcuda.usage().bytes, before.bytes);
+}
+
+/// In a process of its own, where no driver and no compiler can be found.
+#[test]
+fn without_a_driver_nothing_panics() {
+    const CHILD: &str = "ROLLOUT_TEST_WITHOUT_A_DRIVER";
+    if std::env::var_os(CHILD).is_some() {
+        assert!(matches!(cuda::available(), Err(Error::NoDriver)));
+        assert!(matches!(cuda::context(0), Err(Error::NoDriver)));
+        let message = cuda::driver_version().unwrap_err().to_string();
+        assert!(message.contains("Install the NVIDIA driver"), "{message}");
+        return;
+    }
+    if real_gpu() || !Path::new("/proc/self/exe").exists() {
+        return;
+    }
+    let program = std::env::current_exe().unwrap();
+    let output = std::process::Command::new(program)
+        .args(["--exact", "failures::without_a_driver_nothing_panics"])
+        .env(CHILD, "1")
+        .env_remove("LD_LIBRARY_PATH")
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+}

@@ -1,0 +1,202 @@
+//! Forced variants: the named kernel runs, and what it computes is right.
+
+use attention_rollout::cuda::Plan;
+use attention_rollout::cuda::variant::Variant;
+use attention_rollout::{
+    DType, Discard, DiscardScope, Error, HeadFusion, Output, Residual, ResidualWeights, Shape,
+    StartRows, reference,
+};
+
+use crate::compare::{Budget, check_close};
+use crate::generate::Case;
+use crate::machine::machine;
+
+/// A case that `variant` can take part in.
+fn case(variant: &Variant) -> Case {
+    let shape = Shape {
+        layers: 3,
+        batch: 2,
+        heads: 3,
+        tokens: 27,
+    };
+    let mut case = Case::new(shape, 13);
+    let discard = Discard {
+        ratio: 0.3,
+        scope: DiscardScope::Map,
+    };
+    match variant {
+        Variant::RolloutRows {
+            dtype,
+            rows,
+            normalize,
+            discard: discards,
+            ..
+        } => {
+            case.dtype = *dtype;
+            case.config.normalize_rows = *normalize;
+            case.config.discard = discards.then_some(discard);
+            case.config.output = Output::Rows(StartRows::Rows((0..*rows as usize).collect()));
+        }
+        Variant::RolloutChain {
+            dtype, normalize, ..
+        } => {
+            case.dtype = *dtype;
+            case.config.normalize_rows = *normalize;
+            case.config.output = Output::Matrix;
+        }
+        Variant::HeadFusion { dtype, .. } => case.dtype = *dtype,
+        Variant::Discard => case.config.discard = Some(discard),
+        Variant::RowScales => case.config.normalize_rows = true,
+        Variant::RolloutFirst => case.config.output = Output::Matrix,
+        Variant::RolloutProduct {
+            discard: discards, ..
+        } => {
+            case.config.discard = discards.then_some(discard);
+            if variant.symbol().contains("_matrix") {
+                case.config.output = Output::Matrix;
+            }
+        }
+    }
+    case
+}
+
+#[test]
+fn the_forced_variant_is_the_one_that_ran() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    for name in [
+        "rollout_rows_f32_f32_m1_mean",
+        "rollout_rows_f16_f32_m8_mean",
+        "rollout_rows_bf16_f32_m1_mean_normalize",
+        "rollout_rows_f32_f32_m1_mean_discard",
+        "rollout_chain_f32_f16x3_n128_mean",
+        "rollout_chain_f16_tf32x3_n64_mean_normalize",
+        "head_fusion_bf16_mean",
+        "discard_f32",
+        "row_scales_f32",
+        "rollout_first_f32",
+        "rollout_product_f32_f32_rows",
+        "rollout_product_f32_f32_matrix_discard",
+        "rollout_product_f32_f16x3_rows",
+        "rollout_product_f32_tf32x3_matrix",
+    ] {
+        let variant: Variant = name.parse().unwrap();
+        let generated = case(&variant).generate();
+        let mut plan = machine.plan(&generated.problem, |options| {
+            options.variant = Some(name.to_owned());
+        });
+        assert!(
+            plan.schedule().variants().contains(&variant),
+            "{name}: {plan}"
+        );
+        let layers = generated.layers();
+        let got = machine.run(&mut plan, &layers);
+        if let Some(vcuda) = &machine.vcuda {
+            let ran = vcuda.launches();
+            assert!(
+                ran.iter().any(|launch| launch.kernel == name),
+                "{name}: {ran:?}"
+            );
+        }
+        let budget = Budget::new(&generated.problem, &layers);
+        let want = reference::rollout(&generated.problem, &layers).unwrap();
+        check_close(
+            name,
+            &generated.problem.output_shape(),
+            &got,
+            &want,
+            |index| budget.tolerance(index),
+        )
+        .unwrap();
+    }
+}
+
+#[test]
+fn half_precision_is_within_its_own_error() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    for (output, stem) in [
+        (Output::Matrix, "rollout_chain_f16_f16x1"),
+        (Output::Cumulative, "rollout_product_f32_f16x1"),
+    ] {
+        let mut case = Case::new(
+            Shape {
+                layers: 4,
+                batch: 1,
+                heads: 2,
+                tokens: 40,
+            },
+            17,
+        );
+        case.dtype = DType::F16;
+        case.config.output = output;
+        let generated = case.generate();
+        let layers = generated.layers();
+        let name = match stem {
+            "rollout_chain_f16_f16x1" => "rollout_chain_f16_f16x1_n64_mean",
+            _ => "rollout_product_f32_f16x1_matrix",
+        };
+        let mut plan = machine.plan(&generated.problem, |options| {
+            options.variant = Some(name.to_owned());
+        });
+        let got = machine.run(&mut plan, &layers);
+        let want = reference::rollout(&generated.problem, &layers).unwrap();
+        // Each layer rounds both factors of sums of products of non-negative terms to f16: twice 2^-11, relative; what
+        // is below the smallest normal f16 over the scale 2^11 is rounded absolutely.
+        let relative = 4.0 * 2.0 * 2.0 / f64::from(1 << 11);
+        check_close(
+            name,
+            &generated.problem.output_shape(),
+            &got,
+            &want,
+            |index| relative * want[index].abs() + 1e-6,
+        )
+        .unwrap();
+    }
+}
+
+#[test]
+fn values_beyond_the_range_of_f16_are_computed_in_another_arithmetic() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    let mut case = Case::new(
+        Shape {
+            layers: 12,
+            batch: 1,
+            heads: 2,
+            tokens: 20,
+        },
+        19,
+    );
+    case.config.output = Output::Matrix;
+    case.config.head_fusion = HeadFusion::Max;
+    case.config.residual = ResidualWeights::Uniform(Residual::new(1.0, 1.0));
+    let generated = case.generate();
+    let layers = generated.layers();
+    let mut plan = machine.plan(&generated.problem, |_| {});
+    let want = reference::rollout(&generated.problem, &layers).unwrap();
+    assert!(
+        want.iter().any(|value| *value > 100.0),
+        "the case is unbounded"
+    );
+    let budget = Budget::new(&generated.problem, &layers);
+    let got = machine.run(&mut plan, &layers);
+    check_close(
+        "unbounded",
+        &generated.problem.output_shape(),
+        &got,
+        &want,
+        |index| budget.tolerance(index),
+    )
+    .unwrap();
+    // And the narrow one is refused.
+    let mut options = machine.options.clone();
+    options.variant = Some("rollout_chain_f32_f16x3_n64_max".to_owned());
+    assert!(matches!(
+        Plan::new(&machine.context, &generated.problem, &options).err(),
+        Some(Error::Variant { .. })
+    ));
+}

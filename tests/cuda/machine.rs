@@ -1,0 +1,132 @@
+//! The machine that tests run on, and how they run a rollout on it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::{env, fs};
+
+use attention_rollout::cuda::cudarc::driver::{
+    CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
+};
+use attention_rollout::cuda::nvrtc::{Cache, Nvrtc};
+use attention_rollout::cuda::{self, DeviceLayer, ImageKind, Options, Plan};
+use attention_rollout::{Element, HostLayer, Problem};
+use half::{bf16, f16};
+use vcuda::client::Vcuda;
+
+/// A device to test on.
+pub struct Machine {
+    // Dropped in this order: nothing of the driver may outlive the stand-in.
+    pub context: Arc<CudaContext>,
+    pub options: Options,
+    /// `None` on a real GPU.
+    pub vcuda: Option<Vcuda>,
+}
+
+/// Whether a real driver is to be used.
+pub fn real_gpu() -> bool {
+    env::var_os("ROLLOUT_REQUIRE_GPU").is_some_and(|value| value == "1")
+        || Path::new("/dev/nvidiactl").exists()
+}
+
+/// The compiler to test with; `None`, said aloud, where there is none.
+pub fn compiler() -> Option<Nvrtc> {
+    crate::nvrtc::nvrtcs().into_iter().next()
+}
+
+/// A device like `model`, or the real one; `None`, said aloud, where there is no compiler.
+pub fn machine(model: &str) -> Option<Machine> {
+    let nvrtc = compiler()?;
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
+    fs::create_dir_all(&cache).expect("the target directory is writable");
+    let real = real_gpu();
+    let vcuda = (!real).then(|| vcuda::client::install(model).unwrap_or_else(|e| panic!("{e}")));
+    let options = Options {
+        image: if real {
+            ImageKind::Cubin
+        } else {
+            ImageKind::Ptx
+        },
+        nvrtc: Some(nvrtc),
+        cache: Some(Cache::at(cache)),
+        ..Options::default()
+    };
+    let context = cuda::context(0).unwrap_or_else(|error| panic!("{error}"));
+    Some(Machine {
+        context,
+        options,
+        vcuda,
+    })
+}
+
+/// Maps on the device.
+pub enum Buffer {
+    F32(CudaSlice<f32>),
+    F16(CudaSlice<f16>),
+    Bf16(CudaSlice<bf16>),
+}
+
+impl Buffer {
+    pub fn layer(&self) -> DeviceLayer<'_> {
+        match self {
+            Buffer::F32(maps) => maps.into(),
+            Buffer::F16(maps) => maps.into(),
+            Buffer::Bf16(maps) => maps.into(),
+        }
+    }
+}
+
+/// `values`, or one element where there is none: nobody allocates nothing.
+fn at_least_one<T: Element>(values: &[T]) -> Vec<T> {
+    match values {
+        [] => vec![T::from_f32(0.0)],
+        values => values.to_vec(),
+    }
+}
+
+/// Copies `maps` into a buffer of exactly their size.
+pub fn upload(stream: &Arc<CudaStream>, maps: &HostLayer<'_>) -> Buffer {
+    match maps {
+        HostLayer::F32(maps) => Buffer::F32(stream.clone_htod(&at_least_one(maps)).unwrap()),
+        HostLayer::F16(maps) => Buffer::F16(stream.clone_htod(&at_least_one(maps)).unwrap()),
+        HostLayer::Bf16(maps) => Buffer::Bf16(stream.clone_htod(&at_least_one(maps)).unwrap()),
+        _ => unreachable!("there are three element types"),
+    }
+}
+
+/// Copies a buffer to the host and waits for it.
+pub fn download<T: DeviceRepr + Clone, B: DevicePtr<T>>(
+    stream: &Arc<CudaStream>,
+    buffer: &B,
+) -> Vec<T> {
+    let values = stream.clone_dtoh(buffer).unwrap();
+    stream.synchronize().unwrap();
+    values
+}
+
+impl Machine {
+    /// A plan with the machine's compiler and these further options.
+    pub fn plan(&self, problem: &Problem, change: impl FnOnce(&mut Options)) -> cuda::Plan {
+        let mut options = self.options.clone();
+        change(&mut options);
+        Plan::new(&self.context, problem, &options).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Runs `plan` once over host layers, into an output of NaN.
+    pub fn run(&self, plan: &mut Plan, layers: &[HostLayer<'_>]) -> Vec<f32> {
+        let stream = self.context.default_stream();
+        let buffers: Vec<Buffer> = layers.iter().map(|maps| upload(&stream, maps)).collect();
+        let layers: Vec<DeviceLayer<'_>> = buffers.iter().map(Buffer::layer).collect();
+        let len = plan.problem().output_len();
+        let mut out = stream.clone_htod(&vec![f32::NAN; len.max(1)]).unwrap();
+        plan.run(&stream, &layers, &mut out.slice_mut(..len))
+            .unwrap_or_else(|error| panic!("{error}: {}", self.message()));
+        let mut values = download(&stream, &out);
+        values.truncate(len);
+        values
+    }
+
+    /// What the stand-in says about the last failure.
+    pub fn message(&self) -> String {
+        self.vcuda.as_ref().map(Vcuda::message).unwrap_or_default()
+    }
+}

@@ -1,0 +1,19 @@
+//! The CUDA backend through its public interface: on a GPU where there is one, else on the stand-in driver.
+
+mod choice;
+#[path = "../common/mod.rs"]
+mod common;
+mod contract;
+mod failures;
+mod forced;
+mod given;
+mod host;
+mod machine;
+mod modes;
+#[path = "../common/nvrtc.rs"]
+mod nvrtc;
+mod problems;
+mod real_data;
+mod several;
+
+use common::{compare, generate};

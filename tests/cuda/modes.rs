@@ -1,0 +1,68 @@
+//! Every mode against the f64 reference.
+
+use attention_rollout::{DType, Shape, Window, reference};
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
+
+use crate::compare::{Budget, check_close};
+use crate::generate::{self, Case};
+use crate::machine::{Machine, machine};
+
+/// Random cases of up to this many tokens, and how many of them.
+const CASES: [(usize, usize); 2] = [(20, 40), (150, 6)];
+
+/// The error of a plan on a case, as a message.
+fn compare(machine: &Machine, case: &Case) -> Result<(), String> {
+    let generated = case.generate();
+    let layers = generated.layers();
+    let mut plan = machine.plan(&generated.problem, |_| {});
+    let want = reference::rollout(&generated.problem, &layers).unwrap();
+    let got = machine.run(&mut plan, &layers);
+    let budget = Budget::new(&generated.problem, &layers);
+    check_close(
+        "rollout",
+        &generated.problem.output_shape(),
+        &got,
+        &want,
+        |index| budget.tolerance(index),
+    )
+    .map_err(|error| format!("{case:?}\n{plan}\n{error}"))
+}
+
+#[test]
+fn rows_agree_with_the_reference() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    for dtype in DType::ALL {
+        for tokens in [1, 13, 64, 197] {
+            let shape = Shape {
+                layers: 2,
+                batch: 2,
+                heads: 3,
+                tokens,
+            };
+            let mut case = Case::new(shape, 7);
+            case.windows = vec![Window::full(tokens); 2];
+            case.dtype = dtype;
+            compare(&machine, &case).unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+}
+
+#[test]
+fn random_problems_agree_with_the_reference() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    let mut runner = TestRunner::deterministic();
+    let mut failures = Vec::new();
+    for (tokens, count) in CASES {
+        let strategy = generate::case(tokens);
+        for _ in 0..count {
+            let case = strategy.new_tree(&mut runner).unwrap().current();
+            failures.extend(compare(&machine, &case).err());
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+}
