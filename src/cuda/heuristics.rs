@@ -30,7 +30,8 @@ const F16_RANGE: f64 = 31.0;
 /// Reads no environment and asks no driver.
 ///
 /// # Errors
-/// [`Error::Architecture`] where the device is too old; [`Error::Variant`] where `options.variant` names a kernel that
+/// [`Error::Architecture`] where the device is too old; [`Error::SizeOverflow`] where an extent does not fit a launch;
+/// [`Error::Variant`] where `options.variant` names a kernel that
 /// does not exist, or that no way of computing this problem on this device uses.
 pub fn choose(problem: &Problem, limits: &DeviceLimits, options: &Options) -> Result<Schedule> {
     choose_for(problem, problem.shape().batch, limits, options)
@@ -102,6 +103,18 @@ impl<'a> Workload<'a> {
             return Err(Error::Architecture {
                 required: DeviceLimits::OLDEST_ARCH,
                 got: self.limits.arch,
+            });
+        }
+        let shape = self.problem.shape();
+        let extents = [
+            shape.batch,
+            shape.heads,
+            shape.tokens,
+            self.problem.start_rows(),
+        ];
+        if extents.iter().any(|&extent| extent > i32::MAX as usize) {
+            return Err(Error::SizeOverflow {
+                what: "an extent of a launch",
             });
         }
         let mut candidates = self.candidates(options.precision);

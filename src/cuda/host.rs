@@ -32,6 +32,8 @@ const SLOTS: usize = 2;
 
 /// A problem over host memory made ready on one device.
 pub struct HostPlan {
+    problem: Problem,
+    /// Runs the problem over packed maps.
     engine: Engine,
     slots: Vec<Slot>,
     /// Orders the kernels of neighbouring chunks, which share the workspace.
@@ -92,11 +94,17 @@ impl HostPlan {
             .map(|_| Slot::new(context, &packed, chunk))
             .collect::<Result<_>>()?;
         Ok(HostPlan {
+            problem: problem.clone(),
             engine,
             slots,
             computed: Event::new(context)?,
             chunk,
         })
+    }
+
+    /// The problem this plan runs.
+    pub fn problem(&self) -> &Problem {
+        &self.problem
     }
 
     /// What a full chunk launches.
@@ -116,22 +124,20 @@ impl HostPlan {
     /// As [`Problem::check_layers`]; [`Error::Launch`](crate::Error::Launch), [`Error::Driver`](crate::Error::Driver).
     pub fn run(
         &mut self,
-        problem: &Problem,
         layers: &[HostLayer<'_>],
         out: &mut [f32],
         progress: &mut dyn FnMut(Progress),
     ) -> Result<()> {
-        problem.check_layers(layers, out.len())?;
-        let all = 0..problem.shape().batch;
-        let mut planes = planes(problem, out, std::slice::from_ref(&all)).remove(0);
-        self.run_items(problem, layers, 0, &mut planes, progress)
+        self.problem.check_layers(layers, out.len())?;
+        let all = 0..self.problem.shape().batch;
+        let mut planes = planes(&self.problem, out, std::slice::from_ref(&all)).remove(0);
+        self.run_items(layers, 0, &mut planes, progress)
     }
 
-    /// As [`run`](HostPlan::run), for the items of `problem` from `first` on that this plan is about, into the planes
-    /// of their output.
+    /// As [`run`](HostPlan::run), where item 0 of the plan is item `first` of `layers`, which have been checked, and the
+    /// output is given plane by plane.
     fn run_items(
         &mut self,
-        problem: &Problem,
         layers: &[HostLayer<'_>],
         first: usize,
         planes: &mut [&mut [f32]],
@@ -154,7 +160,7 @@ impl HostPlan {
             }
             if let Some(items) = chunks.next() {
                 let slot = &mut self.slots[slot];
-                slot.pack(problem, self.engine.problem(), layers, first, items);
+                slot.pack(&self.problem, layers, first, items);
                 slot.submit(&self.engine, &self.computed, self.chunk)?;
             }
         }
@@ -194,21 +200,19 @@ impl Slot {
         Ok(Some(items.len()))
     }
 
-    /// Packs `items` of this plan, which are items `first + items` of `problem`.
+    /// Packs `items` of the problem, which are items `first + items` of the layers.
     fn pack(
         &mut self,
         problem: &Problem,
-        packed: &Problem,
         layers: &[HostLayer<'_>],
         first: usize,
         items: Range<usize>,
     ) {
-        let bytes = layer_bytes(packed, items.len());
+        let bytes = layer_bytes(problem, items.len());
         let staged = self.staged_maps.as_mut_slice();
-        for (index, layer) in packed.layers().enumerate() {
+        for (index, layer) in problem.layers().enumerate() {
             let staged = &mut staged[index * bytes..][..bytes];
-            let all = first + items.start..first + items.end;
-            pack_layer(problem, layer, &layers[layer], all, staged);
+            pack_layer(problem, layer, &layers[layer], first, items.clone(), staged);
         }
         self.items = items;
     }
@@ -291,7 +295,7 @@ pub fn run_host(
             };
             (done.1)(progress);
         };
-        plan.run_items(problem, layers, items.start, &mut planes, &mut report)
+        plan.run_items(layers, items.start, &mut planes, &mut report)
     };
     let planes = planes(problem, out, &shares);
     std::thread::scope(|scope| {
@@ -320,9 +324,9 @@ fn packed(problem: &Problem) -> Result<Problem> {
 }
 
 /// Bytes of one packed layer of `items` items.
-fn layer_bytes(packed: &Problem, items: usize) -> usize {
-    let Shape { heads, tokens, .. } = *packed.shape();
-    items * heads * tokens * tokens * packed.dtype().size_bytes()
+fn layer_bytes(problem: &Problem, items: usize) -> usize {
+    let Shape { heads, tokens, .. } = *problem.shape();
+    items * heads * tokens * tokens * problem.dtype().size_bytes()
 }
 
 /// Bytes of the packed layers in the problem's range.
@@ -353,11 +357,13 @@ fn planes<'o>(
     parts
 }
 
-/// Copies the windows of `items` of one layer to `staged`, contiguous `[items, heads, tokens, tokens]`.
+/// Copies the windows of `items` of one layer, where item 0 is item `first` of `maps`, to `staged`, contiguous
+/// `[items, heads, tokens, tokens]`.
 fn pack_layer(
     problem: &Problem,
     layer: usize,
     maps: &HostLayer<'_>,
+    first: usize,
     items: Range<usize>,
     staged: &mut [u8],
 ) {
@@ -373,7 +379,7 @@ fn pack_layer(
     for (item, staged) in items.zip(staged.chunks_exact_mut(heads * map_bytes)) {
         let window = problem.windows()[item];
         for (index, staged) in staged.chunks_exact_mut(map_bytes).enumerate() {
-            let map = item * batch + index * head;
+            let map = (first + item) * batch + index * head;
             if row == tokens && window.len == tokens {
                 staged.copy_from_slice(&bytes[map * size..][..map_bytes]);
                 continue;

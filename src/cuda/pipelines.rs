@@ -131,6 +131,7 @@ impl<'a> Builder<'a> {
         };
         let share = self.batch as f64 / problem.shape().batch.max(1) as f64;
         let output_bytes = size_of::<f32>() * self.output_len();
+        let spilled_bytes = self.spilled_bytes();
         Schedule {
             title: format!("{shape} {}", problem.dtype()),
             pipeline: self.pipeline,
@@ -142,9 +143,30 @@ impl<'a> Builder<'a> {
             constants: self.constants,
             map_bytes: (problem.map_bytes() as f64 * share) as usize,
             output_bytes,
+            spilled_bytes,
             events: self.events,
             pushes: self.pushes,
         }
+    }
+
+    /// Bytes of fused maps and states that leave L2 and come back, where the workspace is more than L2 holds.
+    fn spilled_bytes(&self) -> usize {
+        if self.workspace_bytes <= l2_budget(self.limits) {
+            return 0;
+        }
+        let map = size_of::<f32>() * self.fused_floats();
+        let state = size_of::<f32>() * padded(self.common.tokens as usize);
+        let bytes = |step: &Step| match &step.work {
+            Work::HeadFusion { layers, .. } => 2 * layers.len() * map,
+            Work::Discard { layers, .. } => layers * map,
+            Work::RowScales { .. } => map,
+            Work::RolloutFirst { .. } | Work::RolloutProduct { .. } => {
+                2 * step.rows as usize * state
+            }
+            Work::Zero { .. } | Work::RolloutRows { .. } | Work::RolloutChain { .. } => 0,
+        };
+        let steps = self.steps.iter();
+        steps.map(|step| step.items.len() * bytes(step)).sum()
     }
 
     /// Takes `floats` f32 values of workspace.

@@ -197,6 +197,8 @@ pub struct Schedule {
     pub(super) constants: Constants,
     pub(super) map_bytes: usize,
     pub(super) output_bytes: usize,
+    /// Bytes of intermediate results that do not stay in L2.
+    pub(super) spilled_bytes: usize,
     pub(super) events: usize,
     /// One past the last step of each pushed layer, where layers are pushed one by one.
     pub(super) pushes: Vec<usize>,
@@ -265,6 +267,12 @@ impl Schedule {
         self.map_bytes + self.output_bytes
     }
 
+    /// Bytes that these kernels move across the memory bus: the floor, and intermediate results written and read again
+    /// where they are more than L2 holds.
+    pub fn moved_bytes(&self) -> usize {
+        self.floor_bytes() + self.spilled_bytes
+    }
+
     /// Submissions of one run: kernels and fills.
     pub fn launches(&self) -> usize {
         self.steps.len()
@@ -296,10 +304,11 @@ impl fmt::Display for Schedule {
         writeln!(f, "{}", self.title)?;
         writeln!(
             f,
-            "  launches {}, workspace {} B, constants {} B, floor {} B ({} B maps, {} B output)",
+            "  launches {}, workspace {} B, constants {} B, moves {} B, floor {} B ({} B maps, {} B output)",
             self.launches(),
             self.workspace_bytes,
             self.constants_bytes(),
+            self.moved_bytes(),
             self.floor_bytes(),
             self.map_bytes,
             self.output_bytes,

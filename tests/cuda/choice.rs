@@ -2,7 +2,8 @@
 
 use attention_rollout::cuda::variant::{Arithmetic, Variant};
 use attention_rollout::cuda::{
-    DeviceLimits, Options, Precision, Schedule, choose, choose_streaming,
+    DeviceLimits, GroupPlan, HostPlan, Options, Plan, Precision, Schedule, StreamingPlan, choose,
+    choose_streaming,
 };
 use attention_rollout::{
     DType, Discard, DiscardScope, Error, HeadFusion, Output, Problem, Residual, ResidualWeights,
@@ -337,4 +338,20 @@ fn devices_too_old_are_refused_with_their_architecture() {
 fn nothing_to_do_launches_nothing() {
     let schedule = chosen(&problem(12, 0, 12, 197, rows()), &DeviceLimits::H200);
     assert_eq!((schedule.launches(), schedule.workspace_bytes()), (0, 0));
+}
+
+#[test]
+fn extents_that_no_launch_takes_are_an_error() {
+    let huge = problem(1, 1, 1 << 33, 1, Output::Matrix);
+    let error = choose(&huge, &DeviceLimits::H200, &Options::default());
+    assert!(matches!(error, Err(Error::SizeOverflow { .. })));
+}
+
+#[test]
+fn plans_may_move_between_threads() {
+    fn movable<T: Send>() {}
+    movable::<Plan>();
+    movable::<StreamingPlan>();
+    movable::<GroupPlan>();
+    movable::<HostPlan>();
 }

@@ -200,3 +200,35 @@ fn values_beyond_the_range_of_f16_are_computed_in_another_arithmetic() {
         Some(Error::Variant { .. })
     ));
 }
+
+/// In a process of its own, since the environment is one per process.
+#[test]
+fn the_environment_forces_a_variant() {
+    const NAME: &str = "rollout_product_f32_f32_rows";
+    if std::env::var("ROLLOUT_VARIANT").is_ok_and(|name| name == NAME) {
+        let Some(machine) = machine("sm_90") else {
+            return;
+        };
+        let shape = Shape {
+            layers: 1,
+            batch: 1,
+            heads: 1,
+            tokens: 4,
+        };
+        let generated = Case::new(shape, 1).generate();
+        let plan = machine.plan(&generated.problem, |_| {});
+        let mut names = plan.schedule().variants().iter().map(Variant::symbol);
+        assert!(names.any(|name| name == NAME), "{plan}");
+        return;
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "forced::the_environment_forces_a_variant"])
+        .env("ROLLOUT_VARIANT", NAME)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+}

@@ -130,7 +130,7 @@ fn data_larger_than_the_device_passes_through_it() {
     let layers = generated.layers();
     let mut out = vec![f32::NAN; generated.problem.output_len()];
     let mut chunks = 0;
-    plan.run(&generated.problem, &layers, &mut out, &mut |_| chunks += 1)
+    plan.run(&layers, &mut out, &mut |_| chunks += 1)
         .unwrap_or_else(|error| panic!("{error}: {}", machine.message()));
     assert!(chunks > 5);
     let budget = Budget::new(&generated.problem, &layers);
