@@ -250,16 +250,21 @@ impl<'a> Workload<'a> {
             normalize: config.normalize_rows,
             discard: config.discard.is_some(),
         };
-        let geometry = variant.geometry(&Extents {
-            batch: 1,
-            layers: 1,
-            tokens: self.common.tokens,
-            window_len: self.common.window_len,
-            rows: self.problem.start_rows() as u32,
-            splits: 1,
-            columns: self.rows_columns(),
-        });
-        geometry.shared_bytes as usize
+        let shared_bytes = |columns| {
+            let geometry = variant.geometry(&Extents {
+                batch: 1,
+                layers: 1,
+                tokens: self.common.tokens,
+                window_len: self.common.window_len,
+                rows: self.problem.start_rows() as u32,
+                splits: 1,
+                columns,
+            });
+            geometry.shared_bytes as usize
+        };
+        // Either may be launched, by the addresses of a run.
+        let aligned = self.common.columns(Source::Layers, true);
+        shared_bytes(self.rows_columns()).max(shared_bytes(aligned))
     }
 
     /// Blocks per item, so that the batch is two waves of the device, but no block is without rows.

@@ -32,12 +32,13 @@ const SLOTS: usize = 2;
 
 /// A problem over host memory made ready on one device.
 pub struct HostPlan {
-    problem: Problem,
-    /// Runs the problem over packed maps.
-    engine: Engine,
+    // First, so that chunks under way are waited for before anything they use goes.
     slots: Vec<Slot>,
     /// Orders the kernels of neighbouring chunks, which share the workspace.
     computed: Event,
+    /// Runs the problem over packed maps.
+    engine: Engine,
+    problem: Problem,
     chunk: usize,
 }
 
