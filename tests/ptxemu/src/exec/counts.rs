@@ -80,12 +80,10 @@ impl Counts {
         };
         touched.counts.bytes += bytes;
         if touched.bits.is_empty() {
-            let cells = space.trackers[index].allocation.len.div_ceil(space.granule);
-            touched.bits = vec![0; cells.div_ceil(64) as usize];
+            touched.bits = vec![0; space.cell_count(index).div_ceil(64) as usize];
         }
-        let end = (offset + bytes).div_ceil(space.granule);
-        for cell in offset / space.granule..end {
-            touched.bits[(cell / 64) as usize] |= 1 << (cell % 64);
+        for cell in space.cell_range(offset, bytes) {
+            touched.bits[cell / 64] |= 1 << (cell % 64);
         }
     }
 
@@ -193,8 +191,8 @@ impl Counts {
             base: tracker.allocation.base,
             len: tracker.allocation.len,
             label: tracker.allocation.label(),
-            read: a.read.finish(space.granule),
-            written: a.written.finish(space.granule),
+            read: a.read.finish(space.granule()),
+            written: a.written.finish(space.granule()),
         });
         Report {
             warp_instructions: self.warp_instructions,

@@ -191,7 +191,8 @@ fn cells(count: u64) -> Box<[AtomicU64]> {
 pub(crate) struct GlobalSpace {
     pub(crate) trackers: Vec<Tracker>,
     freed: Vec<(u64, u64)>,
-    pub(crate) granule: u64,
+    /// Bytes of a cell, as a shift.
+    shift: u32,
     check_races: bool,
     check_uninitialised: bool,
     /// Keep what allocations held before the launch, to be able to run it again.
@@ -217,7 +218,7 @@ impl GlobalSpace {
         Self {
             trackers: live.into_iter().map(tracker).collect(),
             freed,
-            granule: granule.into(),
+            shift: granule.trailing_zeros(),
             check_races: options.check_races,
             check_uninitialised: options.check_uninitialised,
             keeps_snapshots,
@@ -322,8 +323,21 @@ impl GlobalSpace {
         )
     }
 
-    fn cell_range(&self, offset: u64, bytes: u64) -> std::ops::Range<usize> {
-        (offset / self.granule) as usize..((offset + bytes).div_ceil(self.granule)) as usize
+    /// Bytes of a cell.
+    pub(crate) fn granule(&self) -> u64 {
+        1 << self.shift
+    }
+
+    /// Cells of an allocation.
+    pub(crate) fn cell_count(&self, index: usize) -> u64 {
+        self.trackers[index].allocation.len.div_ceil(self.granule())
+    }
+
+    /// Cells that a range touches.
+    #[inline(always)]
+    pub(crate) fn cell_range(&self, offset: u64, bytes: u64) -> std::ops::Range<usize> {
+        let last_of_cell = (1 << self.shift) - 1;
+        (offset >> self.shift) as usize..((offset + bytes + last_of_cell) >> self.shift) as usize
     }
 
     /// Checks and notes a read of a range that was located.
@@ -348,8 +362,9 @@ impl GlobalSpace {
         if !self.check_races {
             return Ok(());
         }
-        let count = tracker.allocation.len.div_ceil(self.granule);
-        let readers = tracker.readers.get_or_init(|| cells(count));
+        let readers = tracker
+            .readers
+            .get_or_init(|| cells(self.cell_count(index)));
         let new = accessor.stamp();
         let range = self.cell_range(offset, bytes);
         for cell in &readers[range.clone()] {
@@ -400,8 +415,9 @@ impl GlobalSpace {
         if !self.check_races {
             return Ok(());
         }
-        let count = tracker.allocation.len.div_ceil(self.granule);
-        let writers = tracker.writers.get_or_init(|| cells(count));
+        let writers = tracker
+            .writers
+            .get_or_init(|| cells(self.cell_count(index)));
         let new = accessor.stamp();
         let range = self.cell_range(offset, bytes);
         for (cell, writer) in range.clone().zip(&writers[range.clone()]) {
@@ -431,7 +447,7 @@ impl GlobalSpace {
         before: &str,
         stamp: Stamp,
     ) -> Exec<()> {
-        let place = self.name(index, cell as u64 * self.granule);
+        let place = self.name(index, (cell as u64) << self.shift);
         let other = accessor.describe(stamp);
         stop(
             FaultKind::GlobalRace,

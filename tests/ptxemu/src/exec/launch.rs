@@ -183,6 +183,9 @@ fn validate(
         Some(compiled) => compiled,
         None => launch.cluster,
     };
+    if kernel.needs_cluster && kernel.cluster.is_none() && launch.cluster == Dim3::ONE {
+        return invalid(format!("kernel {name} must be launched with clusters"));
+    }
     let fits = |grid: u32, cluster: u32| cluster > 0 && grid.is_multiple_of(cluster);
     let (g, c) = (launch.grid, cluster);
     if !(fits(g.x, c.x) && fits(g.y, c.y) && fits(g.z, c.z)) || cluster.count() > MAX_CLUSTER {

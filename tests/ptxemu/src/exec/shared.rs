@@ -70,7 +70,8 @@ impl ReadStamp {
 /// Shared memory of one block.
 pub(crate) struct Shared {
     bytes: Vec<u8>,
-    granule: u64,
+    /// Bytes of a cell, as a shift.
+    shift: u32,
     flags: Vec<u8>,
     writers: Vec<u64>,
     readers: Vec<u32>,
@@ -92,7 +93,7 @@ impl Shared {
         let shadow = if check_races { cells } else { 0 };
         Self {
             bytes: vec![POISON; bytes],
-            granule: granule.into(),
+            shift: granule.trailing_zeros(),
             flags: vec![0; cells],
             writers: vec![0; shadow],
             readers: vec![0; shadow * warps],
@@ -113,8 +114,10 @@ impl Shared {
         self.bytes.len() as u64
     }
 
+    #[inline(always)]
     fn cells(&self, offset: u64, bytes: u64) -> std::ops::Range<usize> {
-        (offset / self.granule) as usize..((offset + bytes).div_ceil(self.granule)) as usize
+        let last_of_cell = (1 << self.shift) - 1;
+        (offset >> self.shift) as usize..((offset + bytes + last_of_cell) >> self.shift) as usize
     }
 
     /// Checks bounds, and alignment to `align`.
@@ -218,7 +221,7 @@ impl Shared {
 
     #[cold]
     fn refuse_read(&self, cell: usize) -> Exec<()> {
-        let at = cell as u64 * self.granule;
+        let at = (cell as u64) << self.shift;
         let flags = self.flags[cell];
         if flags & MBARRIER != 0 {
             return stop(
@@ -241,7 +244,7 @@ impl Shared {
 
     #[cold]
     fn refuse_write(&self, cell: usize) -> Exec<()> {
-        let at = cell as u64 * self.granule;
+        let at = (cell as u64) << self.shift;
         if self.flags[cell] & MBARRIER != 0 {
             let text = format!("write to an mbarrier at shared {at:#x}");
             return stop(FaultKind::IllegalOperand, text);
@@ -265,7 +268,7 @@ impl Shared {
         warp: usize,
         lane: Option<u32>,
     ) -> Exec<()> {
-        let at = cell as u64 * self.granule;
+        let at = (cell as u64) << self.shift;
         let other = match lane {
             _ if warp == self.warps - 1 => "an asynchronous copy".to_owned(),
             Some(lane) => format!("lane {lane} of warp {warp}"),
