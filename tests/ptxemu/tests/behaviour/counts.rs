@@ -52,6 +52,11 @@ fn sectors_and_distinct_bytes() {
         (64, 32, 64, 32)
     );
 
+    // Lanes alternate between two sectors.
+    let body = "and.b32 %r1, %tid, 1; mul.wide.u32 %rd0, %r1, 64; add.u64 %rd0, %in, %rd0; ld.global.u32 %r2, [%rd0];";
+    let read = warp(body).report().traffic[0].read;
+    assert_eq!((read.sectors, read.distinct_sectors), (2, 2));
+
     // Backwards, and two sectors straddled by nobody.
     let body = "sub.u32 %r1, 31, %tid; mul.wide.u32 %rd0, %r1, 16; add.u64 %rd0, %in, %rd0; ld.global.v4.u32 {%r2,%r3,%r4,%r5}, [%rd0];";
     let read = warp(body).input(vec![0; 128]).report().traffic[0].read;

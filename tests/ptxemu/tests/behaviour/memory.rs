@@ -205,6 +205,36 @@ fn functions_are_inlined() {
 }
 
 #[test]
+fn functions_do_not_see_their_callers_names() {
+    let text = ".func f() { add.u32 %mine, %mine, 1; ret; }\n\
+                .entry k() { .reg .b32 %mine; call.uni f; ret; }";
+    let error = ptxemu::Module::parse(text).err().unwrap();
+    assert_eq!(error.line, 1, "{error}");
+    assert!(error.message.contains("%mine"), "{error}");
+}
+
+#[test]
+fn recursion_and_missing_functions_are_refused() {
+    let text = ".func f() { call.uni f; ret; }\n.entry k() { call.uni f; ret; }";
+    assert!(
+        ptxemu::Module::parse(text)
+            .err()
+            .unwrap()
+            .message
+            .contains("recursion")
+    );
+    let text = ".extern .func (.param .b32 r) vprintf(.param .b64 f, .param .b64 a);\n\
+                .entry k() { call.uni vprintf; ret; }";
+    assert!(
+        ptxemu::Module::parse(text)
+            .err()
+            .unwrap()
+            .message
+            .contains("vprintf")
+    );
+}
+
+#[test]
 fn special_registers() {
     let specials = [
         ("%tid.x", (0..64).map(|i| i % 64).collect::<Vec<u32>>()),

@@ -192,6 +192,17 @@ fn the_last_block_sees_what_fences_and_atomics_release() {
 }
 
 #[test]
+fn what_follows_a_release_is_not_released() {
+    // A block writes again after it has announced its first write.
+    let mut bench = last_block("membar.gl;", "membar.gl;");
+    bench.body = bench.body.replace(
+        "setp.ne.u32 %p1, %r2, 7;",
+        "setp.eq.u32 %p3, %cta, 0; @%p3 st.global.u32 [%rd1+8], 9; setp.ne.u32 %p1, %r2, 7;",
+    );
+    bench.faults(GlobalRace, "write by block or cluster 0");
+}
+
+#[test]
 fn memory_keeps_nothing_of_a_launch() {
     // Two launches of the same kernel write the same place: no race.
     let bench =

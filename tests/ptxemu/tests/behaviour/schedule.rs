@@ -32,6 +32,7 @@ fn reports_do_not_depend_on_host_threads() {
 #[test]
 fn faults_and_memory_after_them_do_not_depend_on_host_threads() {
     let fail = |threads| {
+        // The memory that a fault leaves behind is that of a sequential run.
         let mut bench = busy();
         bench.body += "\nsetp.eq.u32 %p1, %cta, 23; @%p1 trap; setp.eq.u32 %p1, %cta, 31; @%p1 ld.global.u32 %r0, [0];";
         bench.options.threads = threads;
@@ -43,6 +44,18 @@ fn faults_and_memory_after_them_do_not_depend_on_host_threads() {
     for threads in [2, 3, 8] {
         assert_eq!(fail(threads), expected);
     }
+}
+
+#[test]
+fn a_repeated_launch_starts_from_the_memory_before_it() {
+    let body = "setp.ne.u32 %p0, %tid, 0; @%p0 bra $e; mul.wide.u32 %rd0, %cta, 4; add.u64 %rd0, %out, %rd0;\n\
+                ld.global.u32 %r0, [%rd0]; add.u32 %r0, %r0, 1; st.global.u32 [%rd0], %r0;\n\
+                setp.eq.u32 %p1, %cta, 39; @%p1 trap; $e:";
+    let mut bench = warp(body).grid(40).output(40, 6);
+    bench.options.threads = 2;
+    let (out, report) = bench.launch();
+    assert_eq!(report.unwrap_err().kind, ptxemu::FaultKind::Trap);
+    assert_eq!(out, vec![7; 40]);
 }
 
 #[test]
