@@ -8,6 +8,7 @@ use super::buffers::{DeviceLayer, DeviceOutput, check_context, check_run, track}
 use super::compile::Kernels;
 use super::engine::{Engine, Handover, Memory, is_capturing};
 use super::handles::{Event, Stream, bind};
+use super::limits::DeviceLimits;
 use super::options::Options;
 use super::schedule::Schedule;
 use super::{device, heuristics};
@@ -56,15 +57,21 @@ impl GroupPlan {
     ) -> Result<Self> {
         let options = options.with_environment();
         let limits = device::limits(context)?;
+        // The problems share the device, so each is planned for its share: few launches rather than many blocks.
+        let share = DeviceLimits {
+            multiprocessors: (limits.multiprocessors / problems.len().clamp(1, LANES) as u32)
+                .max(1),
+            ..limits
+        };
         let schedules = problems
             .iter()
-            .map(|problem| heuristics::choose(problem, &limits, &options))
+            .map(|problem| heuristics::choose(problem, &share, &options))
             .collect::<Result<Vec<_>>>()?;
         let memory = schedules
             .iter()
             .map(|schedule| Memory::new(context, std::slice::from_ref(schedule)))
             .collect::<Result<Vec<_>>>()?;
-        let kernels = Arc::new(Kernels::load(context, limits.arch, &schedules, &options)?);
+        let kernels = Arc::new(Kernels::load(context, share.arch, &schedules, &options)?);
         let engines = problems
             .iter()
             .zip(schedules)

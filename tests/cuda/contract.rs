@@ -210,3 +210,49 @@ fn runs_on_different_streams_follow_each_other() {
     assert_right("second stream", &generated, &results[0]);
     assert_eq!(bits(&results[0]), bits(&results[1]));
 }
+
+#[test]
+fn maps_are_read_once() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    let Some(vcuda) = &machine.vcuda else {
+        return;
+    };
+    for (what, case) in cases() {
+        let generated = case.generate();
+        let problem = &generated.problem;
+        let mut plan = machine.plan(problem, |_| {});
+        let stream = machine.context.default_stream();
+        let buffers = buffers(&machine, &generated);
+        let layers: Vec<_> = buffers.iter().map(Buffer::layer).collect();
+        let mut out = stream.alloc_zeros::<f32>(problem.output_len()).unwrap();
+        let before = vcuda.launches().len();
+        plan.run(&stream, &layers, &mut out).unwrap();
+        let launches = &vcuda.launches()[before..];
+        let read: u64 = launches
+            .iter()
+            .flat_map(|launch| {
+                layers
+                    .iter()
+                    .map(|layer| launch.traffic_at(layer.address()))
+            })
+            .map(|traffic| traffic.read.bytes)
+            .sum();
+        // A row of a head is read as the 16-byte granules that cover it: up to two more than fill it.
+        let floor = problem.map_bytes() as u64;
+        let window_bytes = |len: usize| len * problem.dtype().size_bytes();
+        let shortest = problem
+            .windows()
+            .iter()
+            .map(|w| w.len)
+            .filter(|&len| len > 0)
+            .min();
+        let most = 1.0 + 32.0 / window_bytes(shortest.unwrap()) as f64;
+        let ratio = read as f64 / floor as f64;
+        assert!(
+            (1.0..=most).contains(&ratio),
+            "{what}: {read} of {floor}: {plan}"
+        );
+    }
+}

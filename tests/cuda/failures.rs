@@ -338,3 +338,34 @@ fn without_a_driver_nothing_panics() {
         String::from_utf8_lossy(&output.stdout)
     );
 }
+
+/// In a process of its own, whose environment names a compiler that is not there.
+#[test]
+fn without_a_compiler_the_error_says_where_it_was_looked_for() {
+    const NOWHERE: &str = "/nowhere/libnvrtc.so.12";
+    if std::env::var("ROLLOUT_NVRTC").is_ok_and(|path| path == NOWHERE) {
+        let _vcuda = vcuda::client::install("sm_90").unwrap();
+        let context = cuda::context(0).unwrap();
+        let generated = case().generate();
+        let error = Plan::new(&context, &generated.problem, &Options::default()).err();
+        assert!(matches!(error, Some(Error::Nvrtc(_))), "{error:?}");
+        assert!(error.unwrap().to_string().contains(NOWHERE));
+        return;
+    }
+    if real_gpu() {
+        return;
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "failures::without_a_compiler_the_error_says_where_it_was_looked_for",
+        ])
+        .env("ROLLOUT_NVRTC", NOWHERE)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+}

@@ -8,8 +8,14 @@ use crate::compare::{Budget, check_close};
 use crate::generate::{self, Case};
 use crate::machine::{Machine, machine};
 
-/// Random cases of up to this many tokens, and how many of them.
-const CASES: [(usize, usize); 2] = [(20, 40), (150, 6)];
+/// Devices, and how many random cases of up to how many tokens run on each. The first has every arithmetic; the others
+/// are the oldest, which has none of the tensor-core products, and the newest.
+const CASES: [(&str, usize, usize); 4] = [
+    ("sm_90", 20, 36),
+    ("sm_90", 150, 6),
+    ("sm_75", 40, 10),
+    ("sm_120", 40, 6),
+];
 
 /// The error of a plan on a case, as a message.
 fn compare(machine: &Machine, case: &Case) -> Result<(), String> {
@@ -52,12 +58,12 @@ fn rows_agree_with_the_reference() {
 
 #[test]
 fn random_problems_agree_with_the_reference() {
-    let Some(machine) = machine("sm_90") else {
-        return;
-    };
     let mut runner = TestRunner::deterministic();
     let mut failures = Vec::new();
-    for (tokens, count) in CASES {
+    for (model, tokens, count) in CASES {
+        let Some(machine) = machine(model) else {
+            return;
+        };
         let strategy = generate::case(tokens);
         for _ in 0..count {
             let case = strategy.new_tree(&mut runner).unwrap().current();

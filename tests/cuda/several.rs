@@ -2,7 +2,7 @@
 
 use attention_rollout::cuda::cudarc::driver::{CudaSlice, sys};
 use attention_rollout::cuda::{GroupItem, GroupPlan, StreamingPlan};
-use attention_rollout::{Error, Problem};
+use attention_rollout::{DType, Error, Problem, RolloutConfig, Shape};
 
 use crate::machine::{Buffer, download, machine, upload};
 use crate::problems::{assert_right, buffers, cases};
@@ -102,4 +102,27 @@ fn groups_of_different_problems_run_together_and_as_one_graph() {
     let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
     graph.unwrap().unwrap().launch().unwrap();
     check(&outs);
+}
+
+#[test]
+fn the_features_of_a_batch_take_one_launch_each() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    // What a dict of features looks like: a batch of 32 patients, sequences of different lengths and depths.
+    let features: Vec<Problem> = (0..12)
+        .map(|feature| {
+            let shape = Shape {
+                layers: 1 + feature % 3,
+                batch: 32,
+                heads: 1 + feature % 4,
+                tokens: 5 + 7 * feature,
+            };
+            Problem::new(shape, DType::F32, RolloutConfig::default()).unwrap()
+        })
+        .collect();
+    let group = GroupPlan::new(&machine.context, &features, &machine.options).unwrap();
+    for (problem, schedule) in group.problems().zip(group.schedules()) {
+        assert_eq!(schedule.launches(), 1, "{}: {schedule}", problem.shape());
+    }
 }
