@@ -260,7 +260,10 @@ impl Problem {
         let row_elements = |i: usize, len: usize| if self.config.causal { i + 1 } else { len };
         let mut elements = 0;
         for (item, window) in self.windows.iter().enumerate() {
-            let all: usize = (0..window.len).map(|i| row_elements(i, window.len)).sum();
+            let all = match self.config.causal {
+                true => window.len * (window.len + 1) / 2,
+                false => window.len * window.len,
+            };
             let last: usize = match self.start_rows() {
                 0 => all,
                 rows => {

@@ -24,10 +24,13 @@ pub fn rollout(problem: &Problem, layers: &[HostLayer<'_>]) -> Result<Vec<f64>> 
     let mut out = vec![0.0; problem.output_len()];
     for item in 0..batch {
         let window = problem.windows()[item];
-        let mut rollout = identity(window.len);
+        let mut rollout = Matrix::new();
         for (step, layer) in problem.layers().enumerate() {
             let ahat = layer_matrix(problem, layer, &layers[layer], item);
-            rollout = multiply(&ahat, &rollout);
+            rollout = match step {
+                0 => ahat,
+                _ => multiply(&ahat, &rollout),
+            };
             if problem.config().output == Output::Cumulative {
                 place(
                     &rollout,
@@ -172,12 +175,6 @@ fn discarded(problem: &Problem, item: usize, fused: &[Vec<f32>]) -> Vec<(usize, 
         entries.retain(|&entry| entry != (0, 0));
     }
     entries
-}
-
-fn identity(len: usize) -> Matrix {
-    (0..len)
-        .map(|i| (0..len).map(|j| f64::from(u8::from(i == j))).collect())
-        .collect()
 }
 
 fn multiply(left: &Matrix, right: &Matrix) -> Matrix {

@@ -24,8 +24,15 @@ impl Team {
             Some(threads) => threads.get(),
             None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
         };
+        let most = rayon::max_num_threads();
         let pool = match members {
             1 => None,
+            _ if members > most => {
+                return Err(Error::Threads {
+                    threads: members,
+                    reason: format!("no more than {most} are supported"),
+                });
+            }
             _ => Some(
                 rayon::ThreadPoolBuilder::new()
                     .num_threads(members - 1)

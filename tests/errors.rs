@@ -1,0 +1,515 @@
+//! Everything that can be wrong with a problem, its inputs or a run is told with its numbers.
+#![cfg(feature = "cpu")]
+
+use std::num::NonZeroUsize;
+
+use attention_rollout::cpu::{Group, GroupMember, Options, Plan, Stream};
+use attention_rollout::{
+    DType, Discard, DiscardScope, Error, HeadFusion, HostLayer, Output, Problem, Residual,
+    ResidualWeights, RolloutConfig, Shape, StartRows, Strides, Window, reference,
+};
+
+const SHAPE: Shape = Shape {
+    layers: 2,
+    batch: 2,
+    heads: 3,
+    tokens: 4,
+};
+
+fn error(config: RolloutConfig) -> Error {
+    Problem::new(SHAPE, DType::F32, config).unwrap_err()
+}
+
+fn rows(rows: StartRows) -> RolloutConfig {
+    RolloutConfig {
+        output: Output::Rows(rows),
+        ..RolloutConfig::default()
+    }
+}
+
+fn shape_error(shape: Shape) -> Error {
+    Problem::new(shape, DType::F32, RolloutConfig::default()).unwrap_err()
+}
+
+macro_rules! assert_error {
+    ($error:expr, $pattern:pat $(if $guard:expr)?) => {
+        let error = $error;
+        assert!(matches!(&error, $pattern $(if $guard)?), "{error:?}");
+    };
+}
+
+#[test]
+fn extents_of_zero() {
+    for (shape, name) in [
+        (Shape { layers: 0, ..SHAPE }, "layers"),
+        (Shape { heads: 0, ..SHAPE }, "heads"),
+        (Shape { tokens: 0, ..SHAPE }, "tokens"),
+    ] {
+        assert_error!(shape_error(shape), Error::ZeroExtent { what } if *what == name);
+    }
+    assert_error!(
+        Window::from_mask(&[], 2, 0),
+        Err(Error::ZeroExtent { what: "tokens" })
+    );
+    assert_error!(
+        error(rows(StartRows::Rows(vec![]))),
+        Error::ZeroExtent { .. }
+    );
+    let weights = StartRows::Weights {
+        rows: 0,
+        weights: vec![],
+    };
+    assert_error!(error(rows(weights)), Error::ZeroExtent { .. });
+}
+
+#[test]
+fn a_batch_of_zero_is_an_empty_result() {
+    let shape = Shape { batch: 0, ..SHAPE };
+    for output in [Output::default(), Output::Matrix, Output::Cumulative] {
+        let config = RolloutConfig {
+            output,
+            ..RolloutConfig::default()
+        };
+        let problem = Problem::new(shape, DType::F32, config).unwrap();
+        let layers = [HostLayer::F32(&[]); 2];
+        Plan::new(&problem, &Options::default())
+            .unwrap()
+            .run(&layers, &mut [])
+            .unwrap();
+        let mut stream = Stream::new(&problem, &Options::default()).unwrap();
+        for layer in layers {
+            stream.push_layer(layer).unwrap();
+        }
+        stream.finish(&mut []).unwrap();
+        assert_eq!(reference::rollout(&problem, &layers).unwrap(), []);
+    }
+}
+
+#[test]
+fn sizes_that_overflow() {
+    for shape in [
+        Shape {
+            tokens: usize::MAX,
+            ..SHAPE
+        },
+        Shape {
+            tokens: 1 << 31,
+            ..SHAPE
+        },
+        Shape {
+            batch: usize::MAX / 2,
+            ..SHAPE
+        },
+        Shape {
+            layers: usize::MAX / 2,
+            ..SHAPE
+        },
+    ] {
+        assert_error!(shape_error(shape), Error::SizeOverflow { .. });
+    }
+    for strides in [
+        Strides {
+            batch: usize::MAX,
+            head: 0,
+            row: 4,
+        },
+        Strides {
+            batch: 0,
+            head: usize::MAX / 2,
+            row: 4,
+        },
+        Strides {
+            batch: 0,
+            head: 0,
+            row: isize::MAX as usize,
+        },
+    ] {
+        let error = Problem::builder(SHAPE, DType::F32)
+            .strides(strides)
+            .build()
+            .unwrap_err();
+        assert_error!(error, Error::SizeOverflow { .. });
+    }
+    let weights = StartRows::Weights {
+        rows: usize::MAX / 2,
+        weights: vec![],
+    };
+    assert_error!(error(rows(weights)), Error::SizeOverflow { .. });
+    assert_error!(
+        Window::from_mask(&[], usize::MAX, 2),
+        Err(Error::SizeOverflow { .. })
+    );
+}
+
+#[test]
+fn counts_that_do_not_fit() {
+    let builder = || Problem::builder(SHAPE, DType::F32);
+    let strides = vec![Strides::contiguous(&SHAPE); 3];
+    assert_error!(
+        builder().layer_strides(strides).build().unwrap_err(),
+        Error::Count {
+            expected: 2,
+            got: 3,
+            ..
+        }
+    );
+    assert_error!(
+        builder()
+            .windows(vec![Window::full(4)])
+            .build()
+            .unwrap_err(),
+        Error::Count {
+            expected: 2,
+            got: 1,
+            ..
+        }
+    );
+    let weighted = RolloutConfig {
+        head_fusion: HeadFusion::Weighted(vec![1.0; 2]),
+        ..RolloutConfig::default()
+    };
+    assert_error!(
+        error(weighted),
+        Error::Count {
+            expected: 3,
+            got: 2,
+            ..
+        }
+    );
+    let residuals = RolloutConfig {
+        residual: ResidualWeights::PerLayer(vec![Residual::default()]),
+        ..RolloutConfig::default()
+    };
+    assert_error!(
+        error(residuals),
+        Error::Count {
+            expected: 2,
+            got: 1,
+            ..
+        }
+    );
+    assert_error!(
+        error(rows(StartRows::PerItem(vec![0; 3]))),
+        Error::Count {
+            expected: 2,
+            got: 3,
+            ..
+        }
+    );
+}
+
+#[test]
+#[allow(clippy::reversed_empty_ranges, reason = "that is what is refused")]
+fn layer_ranges_that_are_empty_or_leave_the_problem() {
+    for layers in [0..3, 2..2, 1..0, usize::MAX..usize::MAX] {
+        let config = RolloutConfig {
+            layers: Some(layers.clone()),
+            ..RolloutConfig::default()
+        };
+        assert_error!(
+            error(config),
+            Error::LayerRange { start, end, layers: 2 } if (*start..*end) == layers
+        );
+    }
+}
+
+#[test]
+fn windows_that_leave_the_tokens() {
+    for window in [
+        Window { start: 0, len: 5 },
+        Window { start: 5, len: 0 },
+        Window {
+            start: usize::MAX,
+            len: 2,
+        },
+    ] {
+        let windows = vec![Window::full(4), window];
+        let error = Problem::builder(SHAPE, DType::F32)
+            .windows(windows)
+            .build()
+            .unwrap_err();
+        assert_error!(
+            error,
+            Error::Window { item: 1, start, len, tokens: 4 } if (*start, *len) == (window.start, window.len)
+        );
+    }
+}
+
+#[test]
+fn masks_with_gaps_or_of_another_length() {
+    let (o, x) = (false, true);
+    let windows = Window::from_mask(&[x, x, o, o, o, x, o, o, o, o, o, o], 3, 4).unwrap();
+    let window = |start, len| Window { start, len };
+    assert_eq!(windows, [window(0, 2), window(1, 1), window(0, 0)]);
+    assert_error!(
+        Window::from_mask(&[x, x, x, x, x, o, x, x], 2, 4),
+        Err(Error::MaskGap { item: 1, token: 2 })
+    );
+    assert_error!(
+        Window::from_mask(&[x; 7], 2, 4),
+        Err(Error::Len {
+            what: "attention mask",
+            expected: 8,
+            got: 7
+        })
+    );
+}
+
+#[test]
+fn start_rows_outside_their_windows() {
+    assert_error!(
+        error(rows(StartRows::Rows(vec![0, 4]))),
+        Error::StartRow {
+            item: 0,
+            row: 4,
+            len: 4
+        }
+    );
+    assert_error!(
+        error(rows(StartRows::PerItem(vec![3, 9]))),
+        Error::StartRow {
+            item: 1,
+            row: 9,
+            len: 4
+        }
+    );
+    let windows = vec![Window::full(4), Window { start: 2, len: 1 }];
+    let problem = Problem::builder(SHAPE, DType::F32)
+        .config(rows(StartRows::Rows(vec![1])))
+        .windows(windows)
+        .build();
+    assert_error!(
+        problem.unwrap_err(),
+        Error::StartRow {
+            item: 1,
+            row: 1,
+            len: 1
+        }
+    );
+    let weights = StartRows::Weights {
+        rows: 2,
+        weights: vec![1.0; 9],
+    };
+    assert_error!(
+        error(rows(weights)),
+        Error::Len {
+            expected: 8,
+            got: 9,
+            ..
+        }
+    );
+}
+
+#[test]
+fn parameters_outside_their_ranges() {
+    for ratio in [-0.1, 1.0, f64::NAN, f64::INFINITY] {
+        let config = RolloutConfig {
+            discard: Some(Discard {
+                ratio,
+                scope: DiscardScope::Map,
+            }),
+            ..RolloutConfig::default()
+        };
+        assert_error!(
+            error(config),
+            Error::Parameter {
+                what: "discard ratio",
+                ..
+            }
+        );
+    }
+    for (attention, identity, name) in [
+        (f32::NAN, 0.5, "attention weight"),
+        (0.5, f32::INFINITY, "identity weight"),
+    ] {
+        let config = RolloutConfig {
+            residual: ResidualWeights::Uniform(Residual::new(attention, identity)),
+            ..RolloutConfig::default()
+        };
+        assert_error!(error(config), Error::Parameter { what, .. } if *what == name);
+    }
+    let weighted = RolloutConfig {
+        head_fusion: HeadFusion::Weighted(vec![1.0, f32::NAN, 1.0]),
+        ..RolloutConfig::default()
+    };
+    assert_error!(
+        error(weighted),
+        Error::Parameter {
+            what: "head weight",
+            ..
+        }
+    );
+    let weights = StartRows::Weights {
+        rows: 1,
+        weights: vec![1.0, 1.0, f32::NEG_INFINITY, 1.0],
+    };
+    assert_error!(
+        error(rows(weights)),
+        Error::Parameter {
+            what: "start weight",
+            ..
+        }
+    );
+}
+
+/// A problem and the length of one of its layers.
+fn valid() -> (Problem, usize) {
+    let problem = Problem::new(SHAPE, DType::F32, RolloutConfig::default()).unwrap();
+    (problem, 2 * 3 * 4 * 4)
+}
+
+#[test]
+fn layers_and_outputs_that_do_not_fit_a_run() {
+    let (problem, len) = valid();
+    let maps = vec![0.25_f32; len];
+    let halves = vec![half::f16::ONE; len];
+    let good = HostLayer::from(&maps[..]);
+    let mut plan = Plan::new(&problem, &Options::default()).unwrap();
+    let chunk = NonZeroUsize::MIN;
+    let mut both = |layers: &[HostLayer<'_>], out_len: usize| {
+        let mut out = vec![7.0; out_len];
+        let chunked = plan.run_chunked(layers, &mut out, chunk, &mut |_| panic!("progress"));
+        let error = plan.run(layers, &mut out).unwrap_err();
+        assert_eq!(chunked.unwrap_err().to_string(), error.to_string());
+        assert!(out.iter().all(|&v| v == 7.0), "nothing is written");
+        error
+    };
+    assert_error!(
+        both(&[good], 8),
+        Error::Count {
+            what: "layers",
+            expected: 2,
+            got: 1
+        }
+    );
+    assert_error!(
+        both(&[good, HostLayer::from(&halves[..])], 8),
+        Error::LayerDType {
+            layer: 1,
+            expected: DType::F32,
+            got: DType::F16
+        }
+    );
+    assert_error!(
+        both(&[HostLayer::from(&maps[1..]), good], 8),
+        Error::LayerLen {
+            layer: 0,
+            expected: 96,
+            got: 95
+        }
+    );
+    assert_error!(
+        both(&[good, good], 9),
+        Error::Len {
+            what: "output",
+            expected: 8,
+            got: 9
+        }
+    );
+}
+
+#[test]
+fn streams_that_are_given_too_little_or_too_much() {
+    let (problem, len) = valid();
+    let maps = vec![0.25_f32; len];
+    let layer = HostLayer::from(&maps[..]);
+    let mut stream = Stream::new(&problem, &Options::default()).unwrap();
+    let mut out = vec![f32::NAN; problem.output_len()];
+    stream.push_layer(layer).unwrap();
+    assert_error!(
+        stream.finish(&mut out).unwrap_err(),
+        Error::StreamedLayers {
+            expected: 2,
+            got: 1
+        }
+    );
+    assert_error!(
+        stream.push_layer(HostLayer::from(&maps[1..])).unwrap_err(),
+        Error::LayerLen {
+            layer: 1,
+            expected: 96,
+            got: 95
+        }
+    );
+    assert_eq!(stream.pushed(), 1);
+    stream.push_layer(layer).unwrap();
+    assert_error!(
+        stream.push_layer(layer).unwrap_err(),
+        Error::StreamedLayers {
+            expected: 2,
+            got: 3
+        }
+    );
+    assert_error!(
+        stream.finish(&mut out[1..]).unwrap_err(),
+        Error::Len {
+            expected: 8,
+            got: 7,
+            ..
+        }
+    );
+    // Errors have changed nothing: uniform maps give 1/4 + 1/4 off the start row.
+    stream.finish(&mut out).unwrap();
+    assert_eq!(out[1], 0.1875);
+}
+
+#[test]
+fn groups_name_the_problem_at_fault() {
+    let (problem, len) = valid();
+    let maps = vec![0.25_f32; len];
+    let layers = [HostLayer::from(&maps[..]); 2];
+    let mut group = Group::new(&[problem.clone(), problem.clone()], &Options::default()).unwrap();
+    let mut out = vec![7.0; 2 * problem.output_len() - 1];
+    let (first, second) = out.split_at_mut(problem.output_len());
+    let mut members = [
+        GroupMember::new(&layers, first),
+        GroupMember::new(&layers, second),
+    ];
+    let error = group.run(&mut members).unwrap_err();
+    assert_error!(
+        error,
+        Error::Member { member: 1, source } if matches!(**source, Error::Len { expected: 8, got: 7, .. })
+    );
+    assert_error!(
+        group.run(&mut members[..1]).unwrap_err(),
+        Error::Count {
+            expected: 2,
+            got: 1,
+            ..
+        }
+    );
+    assert!(out.iter().all(|&v| v == 7.0), "nothing is written");
+}
+
+#[test]
+fn machines_that_lack_threads_or_memory() {
+    let (problem, _) = valid();
+    let options = Options {
+        threads: NonZeroUsize::new(usize::MAX),
+    };
+    assert_error!(
+        Plan::new(&problem, &options).unwrap_err(),
+        Error::Threads {
+            threads: usize::MAX,
+            ..
+        }
+    );
+    let shape = Shape {
+        layers: 2,
+        batch: 1,
+        heads: 1,
+        tokens: 1 << 28,
+    };
+    let config = RolloutConfig {
+        output: Output::Matrix,
+        ..RolloutConfig::default()
+    };
+    let problem = Problem::new(shape, DType::F32, config).unwrap();
+    let options = Options {
+        threads: NonZeroUsize::new(1),
+    };
+    assert_error!(
+        Plan::new(&problem, &options).unwrap_err(),
+        Error::HostMemory { .. }
+    );
+}
