@@ -6,6 +6,7 @@ use crate::config::Output;
 use crate::cpu::fuse::ItemMaps;
 use crate::cpu::gemm::{self, Matrix, MatrixMut};
 use crate::cpu::map::{FusedMap, Job};
+use crate::cpu::rows;
 use crate::cpu::simd::{Kernel, Lanes, Simd};
 use crate::cpu::team::{Member, Shared};
 use crate::problem::Problem;
@@ -187,13 +188,19 @@ pub(crate) fn step(
     }
     let fused_map = FusedMap::new(simd, maps, whole, scratch.keys);
     let ahat = &mut scratch.ahat[..own.len() * len];
-    fused_map.rows(own.clone(), ahat);
-    add_residual(&fused_map, own.clone(), ahat);
+    // In blocks that stay in the first-level cache until they are finished.
+    let block_rows = rows::block_rows(1, len);
+    for (block, ahat) in ahat.chunks_mut(block_rows * len).enumerate() {
+        let first = own.start + block * block_rows;
+        let block = first..first + ahat.len() / len;
+        fused_map.rows(block.clone(), ahat);
+        add_residual(&fused_map, block, ahat);
+    }
     // SAFETY: every member writes rows of its own, and nobody reads them before the barrier below.
-    let rows = unsafe { to.buffer.get_mut(to.rows(own.clone(), len)) };
+    let to_rows = unsafe { to.buffer.get_mut(to.rows(own.clone(), len)) };
     match before {
         None => {
-            for (row, ahat) in rows.chunks_mut(to.stride).zip(ahat.chunks_exact(len)) {
+            for (row, ahat) in to_rows.chunks_mut(to.stride).zip(ahat.chunks_exact(len)) {
                 row[..len].copy_from_slice(ahat);
             }
         }
@@ -213,12 +220,12 @@ pub(crate) fn step(
                     len
                 };
                 let at = first - own.start;
-                let rows = &mut rows[at * to.stride..];
-                for row in rows.chunks_mut(to.stride).take(count) {
+                let to_rows = &mut to_rows[at * to.stride..];
+                for row in to_rows.chunks_mut(to.stride).take(count) {
                     row[depth..len].fill(0.0);
                 }
                 gemm::multiply(
-                    MatrixMut::new(rows, to.stride, count, depth),
+                    MatrixMut::new(to_rows, to.stride, count, depth),
                     false,
                     Matrix::new(&ahat[at * len..], len, count, depth),
                     Matrix::new(right, before.stride, depth, depth),
