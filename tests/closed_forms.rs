@@ -222,7 +222,7 @@ fn discard_orders_signed_zeros_and_nan() {
     check(
         shape,
         config(0.25),
-        &[map.clone()],
+        std::slice::from_ref(&map),
         &[f64::NAN, 0.0, 0.0, 1.0],
         0.0,
     );
