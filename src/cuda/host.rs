@@ -7,6 +7,7 @@
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::available_parallelism;
 
 use cudarc::driver::{CudaContext, result};
 
@@ -17,7 +18,7 @@ use super::options::Options;
 use super::schedule::Schedule;
 use super::{device, heuristics, pipelines};
 use crate::config::Output;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::input::HostLayer;
 use crate::layout::{Shape, Strides};
 use crate::problem::Problem;
@@ -26,6 +27,9 @@ use crate::progress::Progress;
 /// Page-locked memory that one chunk may take unless the caller says otherwise: enough to hide latencies, little enough
 /// to be had everywhere.
 const CHUNK_BYTES: usize = 256 << 20;
+
+/// Chunks of at least this many bytes are packed by several threads, which take longer to start than less is to copy.
+const PARALLEL_BYTES: usize = 1 << 20;
 
 /// Chunks on their way at a time.
 const SLOTS: usize = 2;
@@ -66,7 +70,7 @@ impl HostPlan {
     /// buffer of 256 MiB and a quarter of the free device memory hold.
     ///
     /// # Errors
-    /// As [`Plan::new`](super::Plan::new); [`Error::HostMemory`](crate::Error::HostMemory).
+    /// As [`Plan::new`](super::Plan::new); [`Error::HostMemory`].
     pub fn new(
         context: &Arc<CudaContext>,
         problem: &Problem,
@@ -122,7 +126,7 @@ impl HostPlan {
     /// [`Problem::output_shape`], and waits for it. `progress` is called after each chunk, in order.
     ///
     /// # Errors
-    /// As [`Problem::check_layers`]; [`Error::Launch`](crate::Error::Launch), [`Error::Driver`](crate::Error::Driver).
+    /// As [`Problem::check_layers`]; [`Error::Launch`], [`Error::Driver`].
     pub fn run(
         &mut self,
         layers: &[HostLayer<'_>],
@@ -145,6 +149,9 @@ impl HostPlan {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<()> {
         bind(self.engine.context())?;
+        for slot in &mut self.slots {
+            slot.abandon()?;
+        }
         let total = self.engine.problem().shape().batch;
         let mut done = 0;
         let chunks = (0..total).step_by(self.chunk);
@@ -184,6 +191,15 @@ impl Slot {
         })
     }
 
+    /// Waits for a chunk that a failed run left under way, and forgets it.
+    fn abandon(&mut self) -> Result<()> {
+        if self.items.is_empty() {
+            return Ok(());
+        }
+        self.items = 0..0;
+        self.stream.synchronize()
+    }
+
     /// Waits for the chunk under way, if there is one, and copies its output to `planes`. Returns its items.
     fn collect(&mut self, packed: &Problem, planes: &mut [&mut [f32]]) -> Result<Option<usize>> {
         let items = std::mem::replace(&mut self.items, 0..0);
@@ -210,11 +226,29 @@ impl Slot {
         items: Range<usize>,
     ) {
         let bytes = layer_bytes(problem, items.len());
-        let staged = self.staged_maps.as_mut_slice();
-        for (index, layer) in problem.layers().enumerate() {
-            let staged = &mut staged[index * bytes..][..bytes];
-            pack_layer(problem, layer, &layers[layer], first, items.clone(), staged);
-        }
+        let range = problem.layers();
+        let staged = &mut self.staged_maps.as_mut_slice()[..range.len() * bytes];
+        let threads = match staged.len() {
+            0..PARALLEL_BYTES => 1,
+            _ => available_parallelism().map_or(1, NonZeroUsize::get),
+        };
+        let share = range.len().div_ceil(threads);
+        std::thread::scope(|scope| {
+            for (part, staged) in staged.chunks_mut((share * bytes).max(1)).enumerate() {
+                let items = &items;
+                let start = range.start + part * share;
+                let mut pack = move || {
+                    for (layer, staged) in (start..).zip(staged.chunks_exact_mut(bytes)) {
+                        pack_layer(problem, layer, &layers[layer], first, items.clone(), staged);
+                    }
+                };
+                if threads == 1 {
+                    pack();
+                } else {
+                    scope.spawn(pack);
+                }
+            }
+        });
         self.items = items;
     }
 
@@ -264,7 +298,8 @@ impl Slot {
 /// from the devices' threads, one call at a time.
 ///
 /// # Errors
-/// As [`HostPlan::new`] and [`HostPlan::run`]; the first error of any device.
+/// [`Error::ZeroExtent`] where there is no context; as [`HostPlan::new`] and [`HostPlan::run`], the first error of any
+/// device.
 pub fn run_host(
     contexts: &[Arc<CudaContext>],
     problem: &Problem,
@@ -276,7 +311,10 @@ pub fn run_host(
 ) -> Result<()> {
     problem.check_layers(layers, out.len())?;
     let batch = problem.shape().batch;
-    let share = batch.div_ceil(contexts.len().max(1)).max(1);
+    if contexts.is_empty() {
+        return Err(Error::ZeroExtent { what: "devices" });
+    }
+    let share = batch.div_ceil(contexts.len()).max(1);
     let shares: Vec<Range<usize>> = (0..batch)
         .step_by(share)
         .map(|start| start..batch.min(start + share))

@@ -1,6 +1,6 @@
 //! Everything that can go wrong with driver, device and compiler: a typed error, nothing left behind, no panic.
 
-use std::path::Path;
+use std::num::NonZeroUsize;
 
 use attention_rollout::cuda::nvrtc::{Nvrtc, NvrtcError};
 use attention_rollout::cuda::{self, HostPlan, ImageKind, Options, Plan, run_host};
@@ -9,7 +9,7 @@ use vcuda::Code;
 
 use crate::compare::{Budget, assert_close};
 use crate::generate::Case;
-use crate::machine::{Buffer, Machine, machine, real_gpu, upload};
+use crate::machine::{Buffer, Machine, machine, real_gpu, skip, upload};
 
 /// A case of the product pipeline, which allocates workspace.
 fn case() -> Case {
@@ -42,6 +42,7 @@ fn assert_works(machine: &Machine, plan: &mut Plan) {
 #[test]
 fn machines_without_a_device_are_told_so() {
     if real_gpu() {
+        skip("it needs a machine without a GPU");
         return;
     }
     let vcuda = vcuda::client::install("").unwrap();
@@ -72,6 +73,7 @@ fn machines_without_a_device_are_told_so() {
 #[test]
 fn failing_calls_are_named() {
     if real_gpu() {
+        skip("it needs a machine without a GPU");
         return;
     }
     let vcuda = vcuda::client::install("sm_90").unwrap();
@@ -100,7 +102,7 @@ fn out_of_memory_leaves_nothing_behind_and_other_plans_usable() {
     let Some(machine) = machine("sm_90") else {
         return;
     };
-    let Some(vcuda) = &machine.vcuda else {
+    let Some(vcuda) = machine.stand_in() else {
         return;
     };
     let generated = case().generate();
@@ -140,7 +142,7 @@ fn every_step_of_making_a_plan_may_fail() {
     let Some(machine) = machine("sm_75") else {
         return;
     };
-    let Some(vcuda) = &machine.vcuda else {
+    let Some(vcuda) = machine.stand_in() else {
         return;
     };
     let mut case = case();
@@ -177,7 +179,7 @@ fn refused_launches_name_their_kernel_and_the_plan_lives_on() {
     let Some(machine) = machine("sm_90") else {
         return;
     };
-    let Some(vcuda) = &machine.vcuda else {
+    let Some(vcuda) = machine.stand_in() else {
         return;
     };
     let generated = case().generate();
@@ -212,7 +214,7 @@ fn a_lost_device_is_an_error_of_the_next_call() {
     let Some(machine) = machine("sm_90") else {
         return;
     };
-    let Some(vcuda) = &machine.vcuda else {
+    let Some(vcuda) = machine.stand_in() else {
         return;
     };
     let generated = case().generate();
@@ -241,7 +243,7 @@ fn compilers_that_are_missing_or_too_new_say_what_to_do() {
     let Some(machine) = machine("sm_90") else {
         return;
     };
-    if machine.vcuda.is_none() {
+    if machine.stand_in().is_none() {
         return;
     }
     // The stand-in takes PTX only: a cubin is refused as on a device of another architecture.
@@ -269,7 +271,7 @@ fn host_memory_and_device_memory_of_chunks_may_run_out() {
     let Some(machine) = machine("sm_90") else {
         return;
     };
-    let Some(vcuda) = &machine.vcuda else {
+    let Some(vcuda) = machine.stand_in() else {
         return;
     };
     let generated = case().generate();
@@ -309,6 +311,39 @@ fn host_memory_and_device_memory_of_chunks_may_run_out() {
         })
     ));
     assert_eq!(vcuda.usage().bytes, before.bytes);
+    // A plan whose run failed runs again, and what the failed run left under way is forgotten.
+    let one = NonZeroUsize::new(1);
+    let mut plan =
+        HostPlan::new(&machine.context, &generated.problem, &machine.options, one).unwrap();
+    vcuda.fail_call("cuMemcpyDtoHAsync_v2", 2, Code::NotPermitted);
+    let layers = generated.layers();
+    assert!(plan.run(&layers, &mut out, &mut |_| {}).is_err());
+    out.fill(f32::NAN);
+    let mut done = Vec::new();
+    plan.run(&layers, &mut out, &mut |progress| done.push(progress.done))
+        .unwrap();
+    assert_eq!(done, [1, 2]);
+    let budget = Budget::new(&generated.problem, &layers);
+    assert_close(
+        "after a failed run",
+        &generated.problem.output_shape(),
+        &out,
+        &reference::rollout(&generated.problem, &layers).unwrap(),
+        |index| budget.tolerance(index),
+    );
+    let nowhere = run_host(
+        &[],
+        &generated.problem,
+        &layers,
+        &mut out,
+        &machine.options,
+        None,
+        &mut |_| {},
+    );
+    assert!(matches!(
+        nowhere,
+        Err(Error::ZeroExtent { what: "devices" })
+    ));
 }
 
 /// In a process of its own, where no driver and no compiler can be found.
@@ -322,7 +357,8 @@ fn without_a_driver_nothing_panics() {
         assert!(message.contains("Install the NVIDIA driver"), "{message}");
         return;
     }
-    if real_gpu() || !Path::new("/proc/self/exe").exists() {
+    if real_gpu() {
+        skip("it needs a machine without a GPU");
         return;
     }
     let program = std::env::current_exe().unwrap();
@@ -353,6 +389,7 @@ fn without_a_compiler_the_error_says_where_it_was_looked_for() {
         return;
     }
     if real_gpu() {
+        skip("it needs a machine without a GPU");
         return;
     }
     let output = std::process::Command::new(std::env::current_exe().unwrap())

@@ -1,5 +1,6 @@
 //! The machine that tests run on, and how they run a rollout on it.
 
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::{env, fs};
@@ -26,6 +27,13 @@ pub struct Machine {
 pub fn real_gpu() -> bool {
     env::var_os("ROLLOUT_REQUIRE_GPU").is_some_and(|value| value == "1")
         || Path::new("/dev/nvidiactl").exists()
+}
+
+/// Says on stderr that this test did not run, past the harness, which keeps the output of tests that pass.
+pub fn skip(reason: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {reason}");
 }
 
 /// The compiler to test with; `None`, said aloud, where there is none.
@@ -123,6 +131,14 @@ impl Machine {
         let mut values = download(&stream, &out);
         values.truncate(len);
         values
+    }
+
+    /// The stand-in driver, for tests that direct it; `None`, said aloud, on a real GPU.
+    pub fn stand_in(&self) -> Option<&Vcuda> {
+        if self.vcuda.is_none() {
+            skip("it directs the stand-in driver, and this is a GPU");
+        }
+        self.vcuda.as_ref()
     }
 
     /// What the stand-in says about the last failure.
