@@ -96,20 +96,24 @@ struct FusedRows {
     return {begin, columns, wide};
   }
 
+  // Where the first column of a head lies in its granule.
+  DEVICE u32 offset(const Segment &segment, u32 head) const {
+    return (u32(segment.begin) + head * u32(stride_head)) % GRANULE_BYTES;
+  }
+
   // This lane's granule of a wide segment, and whether it holds any of its columns.
   DEVICE u64 granule_address(const Segment &segment, u32 head) const {
     return ((segment.begin + head * stride_head) & ~u64(GRANULE_BYTES - 1)) + threadIdx.x % WARP * GRANULE_BYTES;
   }
   DEVICE bool granule_wanted(const Segment &segment, u32 head) const {
-    return head < maps.heads && granule_address(segment, head) <
-                                    segment.begin + head * stride_head + segment.columns * Element::BYTES;
+    return head < maps.heads &&
+           threadIdx.x % WARP * GRANULE_BYTES < offset(segment, head) + segment.columns * Element::BYTES;
   }
 
   // Adds one head, from the granules of a wide segment, to the fused entries.
   DEVICE void add(float (&fused)[COLUMNS], const Segment &segment, u32 head, const Granule &granule) const {
-    const u32 offset = u32(segment.begin + head * stride_head) % GRANULE_BYTES;
     float value[COLUMNS];
-    Element::widen(shift_down(granule, offset), value);
+    Element::widen(shift_down(granule, offset(segment, head)), value);
     const float weight = head_weight(head);
 #pragma unroll
     for (u32 c = 0; c < COLUMNS; ++c) fused[c] = Fusion::add(fused[c], value[c], weight);

@@ -31,12 +31,15 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, START_ROWS == 1 ? 
   float *scales = next + start_rows * tile_columns;  // [tokens], 1 / row sum
   [[maybe_unused]] float *sums = scales + tokens;                     // [warps], of one row each
 
+#pragma unroll 1
   for (u32 m = 0; m < start_rows; ++m) {
+#pragma unroll 1
     for (u32 j = threadIdx.x; j < window.len; j += blockDim.x) {
       float value = 0.0f;
       if (params.splits_in == 0) {
         value = params.start[item * params.start_stride_batch + m * tokens + j];
       }
+#pragma unroll 1
       for (u32 s = 0; s < params.splits_in; ++s) {
         value += params.partials_in[((u64(item) * params.splits_in + s) * start_rows + m) * tokens + j];
       }
@@ -52,9 +55,11 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, START_ROWS == 1 ? 
     if constexpr (DISCARD) cut.last = maps.cuts[layer * maps.batch + item];
     float sum[START_ROWS][Rows::COLUMNS] = {};
     // The same number of steps in all warps: there are barriers inside.
+#pragma unroll 1
     for (u32 step = 0; step * groups * splits < window.len; ++step) {
       const u32 row = split + splits * (group + groups * step);
       bool weighs = false;
+#pragma unroll 1
       for (u32 m = 0; m < start_rows; ++m) weighs |= row < window.len && relevance[m * tokens + row] != 0.0f;
       const u32 row_end = maps.causal ? row + 1 : window.len;
       float fused[Rows::COLUMNS];
@@ -95,6 +100,7 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, START_ROWS == 1 ? 
       }
     }
 
+#pragma unroll 1
     for (u32 turn = 0; turn < groups; ++turn) {
       if (group == turn) {
 #pragma unroll

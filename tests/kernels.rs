@@ -12,6 +12,8 @@ mod lab;
 mod maps;
 #[path = "kernels/pipeline.rs"]
 mod pipeline;
+#[path = "kernels/traffic.rs"]
+mod traffic;
 
 use attention_rollout::cuda::nvrtc::{Cache, embedded_sources};
 use libtest_mimic::{Arguments, Trial};
@@ -33,6 +35,12 @@ fn main() {
         trials.push(Trial::test(format!("abi (NVRTC {version})"), move || {
             abi::check(lab).map_err(Into::into)
         }));
+        if number == 0 {
+            trials.push(Trial::test(
+                format!("traffic (NVRTC {version})"),
+                move || traffic::check(lab).map_err(Into::into),
+            ));
+        }
         let entries = cases::ENTRIES
             .iter()
             .filter(|entry| number == 0 || entry.short);

@@ -18,6 +18,7 @@ const SAMPLE: usize = 7;
 fn variants_compile_without_spills() {
     let all = std::env::var_os("ROLLOUT_COMPILE_ALL").is_some_and(|value| value == "1");
     let cache = Cache::at(concat!(env!("CARGO_TARGET_TMPDIR"), "/kernels"));
+    let mut failures = Vec::new();
     for (turn, nvrtc) in common::nvrtcs().into_iter().enumerate() {
         for (number, variant) in Variant::all().into_iter().enumerate() {
             if !all && number % SAMPLE != turn {
@@ -43,25 +44,23 @@ fn variants_compile_without_spills() {
                 for (name, value) in variant.defines() {
                     options = options.define(name, value);
                 }
-                let compiled = cache
-                    .compile(&nvrtc, &source, &options)
-                    .unwrap_or_else(|error| panic!("{what}: {error}"));
-                let used = compiled
-                    .kernel(&symbol)
-                    .unwrap_or_else(|| panic!("{what}: no such symbol"));
-                println!(
-                    "{what}: {} registers, {} B shared",
-                    used.registers, used.shared_bytes
-                );
-                assert_eq!(used.spill_store_bytes, 0, "{what} spills");
-                assert_eq!(used.spill_load_bytes, 0, "{what} spills");
-                assert_eq!(used.stack_bytes, 0, "{what} indexes registers at run time");
-                assert!(
-                    compiled.log.lines().all(|line| !line.contains("warning")),
-                    "{what}: {}",
-                    compiled.log
-                );
+                match cache.compile(&nvrtc, &source, &options) {
+                    Err(error) => failures.push(format!("{what}: {error}")),
+                    Ok(compiled) => {
+                        let used = compiled.kernel(&symbol).expect("the kernel's symbol");
+                        println!(
+                            "{what}: {} registers, {} B shared",
+                            used.registers, used.shared_bytes
+                        );
+                        let spilt = used.spill_store_bytes + used.spill_load_bytes;
+                        // A stack without spills is an array indexed at run time.
+                        if spilt + used.stack_bytes > 0 || compiled.log.contains("warning") {
+                            failures.push(format!("{what}: {used:?}\n{}", compiled.log));
+                        }
+                    }
+                }
             }
         }
     }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
