@@ -21,13 +21,15 @@ struct SlabF16 {
     u32 hi[COLUMNS / 2], lo[COLUMNS / 2];
 #pragma unroll
     for (u32 c = 0; c < COLUMNS / 2; ++c) SplitF16::split(x[2 * c], x[2 * c + 1], hi[c], lo[c]);
-#pragma unroll
-    for (u32 c = 0; c < COLUMNS / 2; c += 2) {
-      *reinterpret_cast<uint2 *>(&part[0][row][column + 2 * c]) = make_uint2(hi[c], hi[c + 1]);
-      if constexpr (PARTS == 2) {
-        *reinterpret_cast<uint2 *>(&part[1][row][column + 2 * c]) = make_uint2(lo[c], lo[c + 1]);
-      }
-    }
+    store_words(&part[0][row][column], hi);
+    if constexpr (PARTS == 2) store_words(&part[1][row][column], lo);
+  }
+  // In one piece, so that the lanes of a warp write one run.
+  DEVICE static void store_words(u16 *to, const u32 (&word)[2]) {
+    *reinterpret_cast<uint2 *>(to) = make_uint2(word[0], word[1]);
+  }
+  DEVICE static void store_words(u16 *to, const u32 (&word)[4]) {
+    *reinterpret_cast<uint4 *>(to) = make_uint4(word[0], word[1], word[2], word[3]);
   }
 
   // sum += [p0 p1] slab, in the first `columns` columns. p0 and p1 are neighbouring 16 x 8 tiles of P.
