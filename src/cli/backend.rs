@@ -7,76 +7,102 @@ use attention_rollout::cpu::{self, Choice, Form, Simd};
 use attention_rollout::{HostLayer, Output, Problem};
 
 use crate::error::{Error, Result};
+#[cfg(feature = "cuda")]
+use crate::gpu::{GpuPlan, Gpus};
 use crate::options::{DeviceArg, DeviceArgs};
+use crate::report;
 
 /// A device that is ready to compute.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub enum Backend {
     Cpu {
         threads: NonZeroUsize,
         /// How to compute, where the plan shall not choose.
         choice: Option<Choice>,
     },
+    #[cfg(feature = "cuda")]
+    Cuda(Gpus),
 }
 
 impl Backend {
-    /// The device the options ask for.
+    /// The device the options ask for. `auto` is the first GPU that can compute, or else the CPU, and says why.
     pub fn open(args: &DeviceArgs) -> Result<Self> {
-        match args.device {
-            DeviceArg::Auto | DeviceArg::Cpu => Ok(Backend::Cpu {
-                threads: threads(args)?,
-                choice: None,
-            }),
-            DeviceArg::Cuda(ordinal) => Err(Error::Device {
-                device: format!("cuda:{ordinal}"),
-                reason: "this binary has no CUDA backend; use --device cpu".to_owned(),
+        if args.device == DeviceArg::Cpu {
+            return Backend::cpu(args);
+        }
+        match Backend::cuda(args) {
+            Ok(backend) => Ok(backend),
+            Err(reason) if args.device == DeviceArg::Auto => {
+                report::note(format_args!("computing on the CPU: {reason}"));
+                Backend::cpu(args)
+            }
+            Err(reason) => Err(Error::Device {
+                device: args.device.to_string(),
+                reason,
             }),
         }
     }
 
-    /// Every way this device can compute `problem`: the plan's own choice, on one thread and on all, and then each
-    /// form with each instruction set.
-    pub fn variants(&self, problem: &Problem) -> Vec<Self> {
-        let Backend::Cpu { threads, .. } = *self;
-        let mut variants: Vec<Backend> = if threads == NonZeroUsize::MIN {
-            vec![*self]
-        } else {
-            let single = NonZeroUsize::MIN;
-            vec![
-                Backend::Cpu {
-                    threads: single,
-                    choice: None,
-                },
-                *self,
-            ]
-        };
-        let forms: &[Form] = match problem.config().output {
-            Output::Rows(_) => &[Form::Rows, Form::Product],
-            Output::Matrix | Output::Cumulative => &[Form::Product],
-        };
-        let mut instruction_sets = vec![Simd::Portable];
-        if Simd::detect() != Simd::Portable {
-            instruction_sets.push(Simd::detect());
-        }
-        for &form in forms {
-            for &simd in &instruction_sets {
-                for share_rest in [false, true] {
-                    let choice = Some(Choice {
-                        form,
-                        simd,
-                        share_rest,
-                    });
-                    variants.push(Backend::Cpu { threads, choice });
-                }
+    /// The CPU.
+    pub fn cpu(args: &DeviceArgs) -> Result<Self> {
+        Ok(Backend::Cpu {
+            threads: threads(args)?,
+            choice: None,
+        })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(args: &DeviceArgs) -> Result<Self, String> {
+        Gpus::open(args.device, args.precision)
+            .map(Backend::Cuda)
+            .map_err(|error| error.to_string())
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn cuda(_args: &DeviceArgs) -> Result<Self, String> {
+        Err("this binary was built without the CUDA backend".to_owned())
+    }
+
+    /// Every way this device can compute `problem`. On the CPU: the plan's own choice, on one thread and on all, and
+    /// then each form with each instruction set. On a GPU: the plan's own choice, and each product kernel.
+    pub fn variants(&self, problem: &Problem) -> attention_rollout::Result<Vec<Self>> {
+        match self {
+            Backend::Cpu { threads, .. } => Ok(cpu_variants(*threads, problem)),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(gpus) => {
+                let variants = gpus.variants(problem)?;
+                Ok(variants.into_iter().map(Backend::Cuda).collect())
             }
         }
-        variants
     }
 
     /// Name for the summary.
-    pub fn device(&self) -> &'static str {
+    pub fn device(&self) -> &str {
         match self {
             Backend::Cpu { .. } => "cpu",
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(gpus) => gpus.name(),
+        }
+    }
+
+    /// The device, with the threads it computes on where it is the CPU.
+    pub fn label(&self) -> String {
+        match self {
+            Backend::Cpu { threads, .. } => {
+                let plural = if threads.get() == 1 { "" } else { "s" };
+                format!("cpu, {threads} thread{plural}")
+            }
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(gpus) => gpus.name().to_owned(),
+        }
+    }
+
+    /// Whether products may be rounded to f16.
+    pub fn is_half(&self) -> bool {
+        match self {
+            Backend::Cpu { .. } => false,
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(gpus) => gpus.is_half(),
         }
     }
 
@@ -84,21 +110,25 @@ impl Backend {
     pub fn threads(&self) -> NonZeroUsize {
         match self {
             Backend::Cpu { threads, .. } => *threads,
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(_) => NonZeroUsize::MIN,
         }
     }
 
     /// Makes `problem` ready to run.
     pub fn plan(&self, problem: &Problem) -> attention_rollout::Result<Plan> {
-        match *self {
+        match self {
             Backend::Cpu { threads, choice } => {
                 let options = cpu::Options {
-                    threads: Some(threads),
+                    threads: Some(*threads),
                 };
-                Ok(Plan::Cpu(match choice {
+                Ok(Plan::Cpu(match *choice {
                     Some(choice) => cpu::Plan::with_choice(problem, &options, choice)?,
                     None => cpu::Plan::new(problem, &options)?,
                 }))
             }
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(gpus) => Ok(Plan::Cuda(Box::new(gpus.plan(problem)?))),
         }
     }
 }
@@ -106,6 +136,8 @@ impl Backend {
 /// A problem made ready to run on a [`Backend`].
 pub enum Plan {
     Cpu(cpu::Plan),
+    #[cfg(feature = "cuda")]
+    Cuda(Box<GpuPlan>),
 }
 
 impl Plan {
@@ -125,6 +157,8 @@ impl Plan {
                 };
                 format!("{form}, {simd}{sharing}")
             }
+            #[cfg(feature = "cuda")]
+            Plan::Cuda(plan) => plan.variant(),
         }
     }
 
@@ -132,6 +166,8 @@ impl Plan {
     pub fn workspace_bytes(&self) -> usize {
         match self {
             Plan::Cpu(plan) => plan.workspace_bytes(),
+            #[cfg(feature = "cuda")]
+            Plan::Cuda(plan) => plan.schedule().workspace_bytes(),
         }
     }
 
@@ -143,8 +179,43 @@ impl Plan {
     ) -> attention_rollout::Result<()> {
         match self {
             Plan::Cpu(plan) => plan.run(layers, out),
+            #[cfg(feature = "cuda")]
+            Plan::Cuda(plan) => plan.run(layers, out),
         }
     }
+}
+
+fn cpu_variants(threads: NonZeroUsize, problem: &Problem) -> Vec<Backend> {
+    let mut counts = vec![NonZeroUsize::MIN, threads];
+    counts.dedup();
+    let mut variants: Vec<Backend> = counts
+        .into_iter()
+        .map(|threads| Backend::Cpu {
+            threads,
+            choice: None,
+        })
+        .collect();
+    let forms: &[Form] = match problem.config().output {
+        Output::Rows(_) => &[Form::Rows, Form::Product],
+        Output::Matrix | Output::Cumulative => &[Form::Product],
+    };
+    let mut instruction_sets = vec![Simd::Portable];
+    if Simd::detect() != Simd::Portable {
+        instruction_sets.push(Simd::detect());
+    }
+    for &form in forms {
+        for &simd in &instruction_sets {
+            for share_rest in [false, true] {
+                let choice = Some(Choice {
+                    form,
+                    simd,
+                    share_rest,
+                });
+                variants.push(Backend::Cpu { threads, choice });
+            }
+        }
+    }
+    variants
 }
 
 /// Threads for each core that are still accepted. More only wait for each other.

@@ -14,7 +14,7 @@ use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::input::{Feature, InputFile, Maps, Tensors};
 use crate::job::{jobs, problem};
-use crate::options::{ConfigArgs, DeviceArgs, OutputKind, SelectArgs};
+use crate::options::{ConfigArgs, DeviceArg, DeviceArgs, OutputKind, SelectArgs};
 use crate::report;
 
 /// Time a rollout on this machine and compare it with reading its maps once, the least any rollout must do.
@@ -84,7 +84,14 @@ impl FromStr for ShapeArg {
 
 /// Runs the subcommand.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let backend = Backend::open(&args.device)?;
+    if !matches!(args.device.device, DeviceArg::Auto | DeviceArg::Cpu) {
+        return Err(Error::argument(
+            "--device",
+            "cpu, the only device that bench measures",
+            args.device.device.to_string(),
+        ));
+    }
+    let backend = Backend::cpu(&args.device)?;
     let mut cases = match &args.input {
         Some(path) => file_cases(args, &backend, path)?,
         None => vec![random_case(args, &backend)?],

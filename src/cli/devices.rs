@@ -17,10 +17,12 @@ pub struct DevicesArgs {
 /// Runs the subcommand.
 pub fn run(args: &DevicesArgs) {
     let (threads, simd) = (cpu_threads(), cpu_simd());
+    let cuda = cuda();
     if args.json {
         let architecture = std::env::consts::ARCH;
         report::line(json!({
             "cpu": { "architecture": architecture, "threads": threads, "simd": simd },
+            "cuda": cuda.iter().map(|(name, value)| json!({ *name: value })).collect::<Vec<_>>(),
         }));
     } else {
         let simd = match simd.join(", ") {
@@ -28,7 +30,54 @@ pub fn run(args: &DevicesArgs) {
             simd => simd,
         };
         report::line(format_args!("cpu: {threads} threads; SIMD: {simd}"));
+        for (name, value) in cuda {
+            report::line(format_args!("{name}: {value}"));
+        }
     }
+}
+
+/// Driver, compiler and GPUs, or what each lacks.
+#[cfg(feature = "cuda")]
+fn cuda() -> Vec<(&'static str, String)> {
+    use attention_rollout::cuda::{self, nvrtc::Nvrtc};
+    let driver = cuda::driver_version();
+    let nvrtc = match &driver {
+        Ok(driver) => Nvrtc::load_for_driver(*driver),
+        Err(_) => Nvrtc::load(),
+    };
+    let mut lines = vec![
+        (
+            "driver",
+            driver.map_or_else(
+                |error| error.to_string(),
+                |version| format!("CUDA {version}"),
+            ),
+        ),
+        (
+            "nvrtc",
+            nvrtc.map_or_else(
+                |error| error.to_string(),
+                |nvrtc| format!("{} in {}", nvrtc.version(), nvrtc.path().display()),
+            ),
+        ),
+    ];
+    for device in cuda::available().into_iter().flatten() {
+        let usable = match device.supported() {
+            Ok(()) => device.to_string(),
+            Err(error) => format!("{device}: {error}"),
+        };
+        lines.push(("cuda", usable));
+    }
+    lines
+}
+
+/// What this binary lacks.
+#[cfg(not(feature = "cuda"))]
+fn cuda() -> Vec<(&'static str, String)> {
+    vec![(
+        "cuda",
+        "this binary was built without the CUDA backend".to_owned(),
+    )]
 }
 
 /// The vector extensions of this CPU that matter for f32 and f16.

@@ -60,6 +60,12 @@ impl Error {
             | Error::MissingTensor { .. } => 2,
             Error::Rollout { source, .. } => match source {
                 Library::Threads { .. } | Library::HostMemory { .. } => 1,
+                #[cfg(feature = "cuda")]
+                Library::Driver { .. }
+                | Library::Launch { .. }
+                | Library::OutOfDeviceMemory { .. }
+                | Library::Nvrtc(_)
+                | Library::Variant { .. } => 1,
                 _ => 2,
             },
             Error::Device { .. } | Error::Verify { .. } | Error::Output { .. } => 1,

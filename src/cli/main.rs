@@ -6,6 +6,8 @@ mod backend;
 mod bench;
 mod devices;
 mod error;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod heatmap;
 mod input;
 mod job;
@@ -15,6 +17,8 @@ mod plan;
 mod progress;
 mod report;
 mod run;
+#[cfg(feature = "cuda")]
+mod selftest;
 mod verify;
 
 use std::io::Write;
@@ -39,6 +43,8 @@ enum Command {
     Bench(bench::BenchArgs),
     Plan(plan::PlanArgs),
     Devices(devices::DevicesArgs),
+    #[cfg(feature = "cuda")]
+    Selftest(selftest::SelftestArgs),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +57,8 @@ fn main() -> ExitCode {
             devices::run(&args);
             Ok(())
         }
+        #[cfg(feature = "cuda")]
+        Command::Selftest(args) => selftest::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,5 +1,6 @@
 //! Options shared by the subcommands: what to compute, and where.
 
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::str::FromStr;
@@ -126,9 +127,13 @@ pub fn is_below(prefix: &str, path: &str) -> bool {
 /// Where and how to compute.
 #[derive(Args, Clone, Debug)]
 pub struct DeviceArgs {
-    /// auto | cpu | cuda | cuda:N
+    /// auto | cpu | cuda | cuda:N | cuda:all
     #[arg(long, default_value = "auto")]
     pub device: DeviceArg,
+
+    /// How accurate products on a GPU are
+    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
+    pub precision: PrecisionArg,
 
     /// CPU threads; all cores unless given
     #[arg(long, value_name = "N")]
@@ -295,6 +300,18 @@ pub enum DeviceArg {
     Auto,
     Cpu,
     Cuda(usize),
+    CudaAll,
+}
+
+impl fmt::Display for DeviceArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceArg::Auto => f.write_str("auto"),
+            DeviceArg::Cpu => f.write_str("cpu"),
+            DeviceArg::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+            DeviceArg::CudaAll => f.write_str("cuda:all"),
+        }
+    }
 }
 
 impl FromStr for DeviceArg {
@@ -306,8 +323,9 @@ impl FromStr for DeviceArg {
             "auto" => Some(DeviceArg::Auto),
             "cpu" => Some(DeviceArg::Cpu),
             "cuda" => Some(DeviceArg::Cuda(0)),
+            "cuda:all" => Some(DeviceArg::CudaAll),
             text => text.strip_prefix("cuda:").and_then(cuda),
         }
-        .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_owned())
+        .ok_or_else(|| "expected auto, cpu, cuda, cuda:N or cuda:all".to_owned())
     }
 }

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::heatmap::{self, Drawing, HeatmapArgs};
 use crate::input::{InputFile, Maps, Tensors};
 use crate::job::{Job, check_leading_shape, jobs};
-use crate::options::{ConfigArgs, DeviceArgs, OutputKind, PrecisionArg, SelectArgs};
+use crate::options::{ConfigArgs, DeviceArgs, OutputKind, SelectArgs};
 use crate::output::{PendingFile, TensorFile, TensorSpec};
 use crate::progress::Progress;
 use crate::report;
@@ -40,10 +40,6 @@ pub struct RunArgs {
 
     #[command(flatten)]
     device: DeviceArgs,
-
-    /// How accurate products are
-    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
-    precision: PrecisionArg,
 
     /// Stop at the first entry that is not finite or is negative, or row whose sum is off 1 by more than TOLERANCE
     /// (1e-5 for f32, 1e-3 for f16, 8e-3 for bf16 unless given)
@@ -370,7 +366,7 @@ fn summarize(
         "heatmap": args.heatmap.heatmap,
         "device": backend.device(),
         "threads": backend.threads(),
-        "precision": "f32",
+        "precision": if backend.is_half() { "half" } else { "f32" },
         "seconds": elapsed.as_secs_f64(),
         "features": features,
     }));

@@ -200,7 +200,10 @@ fn arguments() {
             "--threads 1000000",
             &["--threads", "at most", "got 1000000"],
         ),
-        ("--device tpu", &["expected auto, cpu, cuda or cuda:N"]),
+        (
+            "--device tpu",
+            &["expected auto, cpu, cuda, cuda:N or cuda:all"],
+        ),
         ("--feature nowhere", &["--feature", "nowhere"]),
         (
             "--expand --output-kind matrix",
