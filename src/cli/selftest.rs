@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use attention_rollout::cuda::cudarc::driver::{CudaSlice, CudaStream, DriverError};
-use attention_rollout::cuda::variant::{Arithmetic, Form, Fusion, Variant};
+use attention_rollout::cuda::variant::{Form, Fusion, Variant};
 use attention_rollout::cuda::{self, DeviceLayer, Plan};
 use attention_rollout::{
     DType, Discard, DiscardScope, HeadFusion, HostLayer, Output, Problem, RolloutConfig, Shape,
@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpus;
 use crate::options::{DeviceArg, PrecisionArg};
 use crate::report;
+use crate::verify::{self, half_budget};
 
 /// Run every kernel variant of the GPU's architecture on random maps and compare it with the f64 reference.
 ///
@@ -31,9 +32,8 @@ pub struct SelftestArgs {
     only: String,
 }
 
-/// Absolute error allowed on rows that sum to 1: f32 and its emulations, and products of f16 operands.
+/// Absolute error allowed on entries of at most 1, except where operands are rounded to f16.
 const BUDGET: f64 = 1e-6;
-const HALF_BUDGET: f64 = 2e-4;
 
 /// Runs the subcommand.
 pub fn run(args: &SelftestArgs) -> Result<()> {
@@ -50,18 +50,9 @@ pub fn run(args: &SelftestArgs) -> Result<()> {
             continue;
         }
         total += 1;
-        let budget = match variant {
-            Variant::RolloutChain { arithmetic, .. }
-            | Variant::RolloutProduct { arithmetic, .. }
-                if arithmetic == Arithmetic::F16x1 =>
-            {
-                HALF_BUDGET
-            }
-            _ => BUDGET,
-        };
         let verdict = match max_error(&gpus, &variant) {
-            Ok(error) if error <= budget => format!("{error:.2e}  ok"),
-            Ok(error) => format!("{error:.2e}  FAILED, the budget is {budget:.0e}"),
+            Ok((error, budget)) if error <= budget => format!("{error:.2e}  ok"),
+            Ok((error, budget)) => format!("{error:.2e}  FAILED, the budget is {budget:.2e}"),
             Err(error) => format!("FAILED: {error}"),
         };
         failed += usize::from(verdict.contains("FAILED"));
@@ -85,13 +76,15 @@ pub fn run(args: &SelftestArgs) -> Result<()> {
     }
 }
 
-/// The largest absolute error of `variant` over a problem that it takes part in; NaN where it left NaN.
-fn max_error(gpus: &Gpus, variant: &Variant) -> Result<f64, Box<dyn std::error::Error>> {
+/// The largest absolute error of `variant` over a problem that it takes part in, NaN where it left NaN, and the most it
+/// may be.
+fn max_error(gpus: &Gpus, variant: &Variant) -> Result<(f64, f64), Box<dyn std::error::Error>> {
     let problem = problem(variant)?;
     let inputs = Inputs::random(problem.shape(), problem.dtype(), false, 1);
     let layers = inputs.layers(0);
     let context = gpus.context();
-    let mut plan = Plan::new(context, &problem, gpus.forcing(variant).options())?;
+    let gpus = gpus.forcing(variant);
+    let mut plan = Plan::new(context, &problem, gpus.options())?;
     let stream = context.default_stream();
     let buffers = layers
         .iter()
@@ -103,17 +96,12 @@ fn max_error(gpus: &Gpus, variant: &Variant) -> Result<f64, Box<dyn std::error::
     plan.run(&stream, &device_layers, &mut out)?;
     let got = stream.clone_dtoh(&out)?;
     let want = reference::rollout(&problem, &layers)?;
-    Ok(got
-        .iter()
-        .zip(&want)
-        .fold(0.0, |worst: f64, (&got, &want)| {
-            let error = (f64::from(got) - want).abs();
-            if error > worst || error.is_nan() {
-                error
-            } else {
-                worst
-            }
-        }))
+    let budget = if gpus.is_half() {
+        half_budget(&problem, &want)
+    } else {
+        BUDGET
+    };
+    Ok((verify::max_error(&got, &want), budget))
 }
 
 /// A problem that `variant` can take part in.

@@ -139,7 +139,7 @@ fn check(
             backend: label,
             error: max_error(&out, &expected),
             budget: if variant.is_half() {
-                budget.max(HALF_ERROR)
+                budget.max(half_budget(&problem, &expected))
             } else {
                 budget
             },
@@ -157,12 +157,8 @@ fn backends(args: &DeviceArgs) -> Result<Vec<Backend>> {
     Ok(vec![first])
 }
 
-/// How far products of operands rounded to f16 may be from the reference on entries of at most 1: ten times what is
-/// seen on real maps.
-const HALF_ERROR: f64 = 2e-4;
-
 /// The largest absolute difference; NaN where exactly one of two elements is NaN.
-fn max_error(got: &[f32], expected: &[f64]) -> f64 {
+pub fn max_error(got: &[f32], expected: &[f64]) -> f64 {
     let mut worst: f64 = 0.0;
     for (&got, &expected) in got.iter().zip(expected) {
         let got = f64::from(got);
@@ -195,6 +191,13 @@ fn budget(
     let unit_roundoff = f64::from(f32::EPSILON) / 2.0;
     let relative = 8.0 * unit_roundoff * (operations as f64).sqrt();
     Ok(relative * magnitude + f64::from(f32::MIN_POSITIVE))
+}
+
+/// How far products of operands rounded to f16 may be from the reference: each layer rounds two factors, by at most
+/// `2^-11` of their value each, and nothing cancels.
+pub fn half_budget(problem: &Problem, expected: &[f64]) -> f64 {
+    let largest = expected.iter().fold(0.0, |max: f64, v| max.max(v.abs()));
+    problem.layers().len() as f64 / 1024.0 * largest
 }
 
 /// The problem with the magnitudes of its weights, where some are negative: terms that cancel keep their errors.

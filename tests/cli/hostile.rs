@@ -43,7 +43,7 @@ fn check(file: &[u8], options: &str) -> Result<(), TestCaseError> {
         .args(["-c", &limited, "sh"])
         .arg(env!("CARGO_BIN_EXE_attention-rollout"))
         .args(["run", "in.safetensors", "--output", "out.safetensors"])
-        .args(["--threads", "1"])
+        .args(["--threads", "1", "--device", "cpu"])
         .args(options.split_whitespace())
         .current_dir(bench.directory.path())
         .output()

@@ -2,9 +2,15 @@
 
 mod bad_inputs;
 mod bench;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod heatmap;
 mod hostile;
 mod large;
 mod outputs;
 mod real_data;
 mod support;
+
+#[cfg(feature = "cuda")]
+#[path = "../common/nvrtc.rs"]
+mod nvrtc;

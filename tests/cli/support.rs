@@ -1,6 +1,7 @@
 //! Running the binary, and making and reading safetensors files.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -18,12 +19,15 @@ pub fn data(name: &str) -> PathBuf {
 /// An empty directory and the binary to run in it.
 pub struct Bench {
     pub directory: TempDir,
+    /// Variables that the binary sees beside this process's own.
+    pub environment: Vec<(&'static str, OsString)>,
 }
 
 impl Bench {
     pub fn new() -> Self {
         Bench {
             directory: tempfile::tempdir().unwrap(),
+            environment: Vec::new(),
         }
     }
 
@@ -39,6 +43,7 @@ impl Bench {
         let output = Command::new(env!("CARGO_BIN_EXE_attention-rollout"))
             .args(arguments)
             .current_dir(self.directory.path())
+            .envs(self.environment.iter().cloned())
             .output()
             .unwrap();
         Run::new(output)

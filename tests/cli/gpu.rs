@@ -1,0 +1,123 @@
+//! The binary on a GPU: the stand-in driver's, which interprets the kernels, or a real one where there is one.
+
+use std::path::Path;
+
+use crate::nvrtc::nvrtcs;
+use crate::support::{Bench, assert_close, data, read};
+
+/// A bench whose binary sees GPUs of these models; `None`, said aloud, where there is no compiler for its kernels.
+fn bench(models: &str) -> Option<Bench> {
+    let nvrtc = nvrtcs().into_iter().next()?;
+    let mut bench = Bench::new();
+    bench
+        .environment
+        .push(("ROLLOUT_NVRTC", nvrtc.path().into()));
+    if !Path::new("/dev/nvidiactl").exists() {
+        let driver = vcuda::client::library_path().unwrap_or_else(|error| panic!("{error}"));
+        bench.environment.extend([
+            ("LD_PRELOAD", driver.into()),
+            ("VCUDA_DEVICES", models.into()),
+            ("ROLLOUT_PTX", "1".into()),
+        ]);
+    }
+    Some(bench)
+}
+
+#[test]
+fn real_maps_give_the_same_on_a_gpu() {
+    let Some(bench) = bench("sm_90,sm_80") else {
+        return;
+    };
+    let maps = data("minilm_batch4.safetensors");
+    for options in [
+        "",
+        "--output-kind matrix --normalize-rows",
+        "--output-kind cumulative --head-fusion max --normalize-rows",
+        "--rows mean --discard-ratio 0.9",
+    ] {
+        let cpu = bench.run_ok(&maps, &format!("--device cpu {options}"));
+        for device in ["auto", "cuda:0", "cuda:all"] {
+            let gpu = bench.run_ok(&maps, &format!("--device {device} {options}"));
+            assert_eq!(gpu.len(), cpu.len());
+            for (name, tensor) in &cpu {
+                assert_eq!(gpu[name].shape, tensor.shape);
+                let what = format!("{name} {options} on {device}");
+                assert_close(&what, &gpu[name].values(), &tensor.values(), 1e-6);
+            }
+        }
+    }
+    let run = bench.run(&maps, "--device cuda:0 --json");
+    let json: serde_json::Value = serde_json::from_str(&run.expect_status(0).stdout).unwrap();
+    assert_eq!(json["device"], "cuda:0");
+    let variant = json["features"][0]["variant"].as_str().unwrap();
+    assert!(variant.contains("rollout_rows_f32"), "{variant}");
+}
+
+#[test]
+fn pyhealth_features_give_the_same_on_a_gpu() {
+    let Some(bench) = bench("sm_90") else {
+        return;
+    };
+    let cases = data("pyhealth_cases.safetensors");
+    let options = "--device cuda --expand --rows-for stageattn_nested=count:value";
+    let got = bench.run_ok(&cases, options);
+    let expected = read(&cases);
+    let mut compared = 0;
+    for (name, tensor) in &got {
+        assert_close(name, &tensor.values(), &expected[name].values(), 1e-6);
+        compared += 1;
+    }
+    assert_eq!(compared, 12, "relevance and attribution of 6 features");
+}
+
+#[test]
+fn verify_and_selftest_cover_the_gpu() {
+    let Some(bench) = bench("sm_90") else {
+        return;
+    };
+    let maps = data("minilm_batch4.safetensors");
+    let arguments = ["verify", maps.to_str().unwrap(), "--items", "1"];
+    let table = bench.command(arguments).expect_status(0).stdout;
+    for backend in [
+        "cpu, 1 thread",
+        "cuda:0: rollout_rows",
+        "rollout_product_f32_f16x3",
+    ] {
+        assert!(table.contains(backend), "{backend:?} not in {table}");
+    }
+    let half = bench.command(arguments.iter().copied().chain(["--precision", "half"]));
+    half.expect_status(0);
+
+    let only = ["selftest", "--only", "product_f32_f16x3"];
+    let table = bench.command(only).expect_status(0).stdout;
+    assert!(table.contains("4 of 4 variants are right"), "{table}");
+    bench
+        .command(["selftest", "--only", "no such kernel"])
+        .expect_failure(2, &["--only", "no such kernel"]);
+}
+
+#[test]
+fn devices_says_what_is_there_and_what_lacks() {
+    let Some(gpu) = bench("sm_90") else {
+        return;
+    };
+    let list = gpu.command(["devices"]).expect_status(0).stdout;
+    assert!(
+        list.contains("driver: CUDA") && list.contains("cuda: 0: "),
+        "{list}"
+    );
+    if !Path::new("/dev/nvidiactl").exists() {
+        let none = Bench::new();
+        let list = none.command(["devices"]).expect_status(0).stdout;
+        assert!(list.contains("no NVIDIA driver"), "{list}");
+        let run = none
+            .run(&data("minilm_batch4.safetensors"), "")
+            .expect_status(0);
+        assert!(
+            run.stderr
+                .contains("note: computing on the CPU: no NVIDIA driver")
+        );
+        none.run(&data("minilm_batch4.safetensors"), "--device cuda")
+            .expect_failure(1, &["cuda:0", "no NVIDIA driver", "Install"]);
+    }
+}
