@@ -68,7 +68,8 @@ def slower(results):
 def section(results, path):
     """The README section."""
     runs = max(results.runs(key, OURS) for key in results.times)
-    yield f"Measured {results.note('date')} on: {results.note('processor')}. Versions: {results.note('versions')}."
+    yield f"Measured {results.note('date')} on {results.note('processor')}; {results.note('versions')}."
+    yield from (line.removeprefix("note: ") for line in results.header if line.startswith("note: "))
     yield (
         f"Every time is the smallest of up to {runs} runs in turns with the others, after a check that the answers "
         f"agree; [raw times]({path.relative_to(ROOT)}), made by `{results.note('command')}`."
