@@ -65,7 +65,7 @@ def draw(results, output, path):
     base = next(key.extents for key in results.times if key.shape == "scaling batch" and "x4x12x" in key.extents)
     figure.suptitle(f"{TITLES[output]}: one extent varied, the others of layers x batch x heads x tokens = {base}, f32")
     figure.tight_layout(rect=(0, 0.06, 1, 1))
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
 
@@ -90,7 +90,7 @@ def speed_up(results, path):
     panel.grid(True, alpha=0.25)
     panel.legend(frameon=False)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
 
