@@ -1,5 +1,5 @@
 //! Tier 1: every kernel variant compiles for every architecture it runs on, with every NVRTC there is to test with,
-//! without spills and within its stated registers and shared memory.
+//! without warnings or spills and within its stated registers and shared memory.
 //!
 //! A variant takes about half a second, and there are hundreds, seven architectures and two versions. So the variants
 //! of a file are dealt out: each is compiled for one architecture per version, and each architecture gets its share of
@@ -131,6 +131,9 @@ fn problem(nvrtc: &Nvrtc, cache: &Cache, arch: u32, variant: &Variant) -> Option
         return Some(format!(
             "spills, or indexes an array in local memory: {kernel:?}"
         ));
+    }
+    if compiled.log.lines().any(|line| line.contains("warning")) {
+        return Some(format!("warnings: {}", compiled.log));
     }
     let (registers, shared_bytes) = ceilings(variant);
     if kernel.registers > registers || kernel.shared_bytes > shared_bytes {
