@@ -449,6 +449,18 @@ pub const ENTRIES: &[Entry] = &[
         },
     },
     Entry {
+        // The first step writes the output itself, into its window and nowhere else.
+        name: "product_one_layer",
+        kernels: &["rollout_first"],
+        short: true,
+        run: |lab| {
+            let path = Path::Product(Arithmetic::F32, Form::Matrix);
+            let case = Case::new([1, 3, 2, 33]).matrix();
+            case.clone().windows(&three_windows(33)).check(lab, path)?;
+            case.check(lab, path)
+        },
+    },
+    Entry {
         name: "chain_sizes",
         kernels: &["rollout_chain"],
         short: false,
