@@ -4,7 +4,7 @@
 //! A variant takes about half a second, and there are hundreds, seven architectures and two versions. So the variants
 //! of a file are dealt out: each is compiled for one architecture per version, and each architecture gets its share of
 //! every file. `ROLLOUT_COMPILE=all` compiles everything for everything. What was compiled once is kept in
-//! `target/tmp/kernels`, so that only changed kernels cost time.
+//! `kernels/` of the target directory, so that only changed kernels cost time.
 
 #[path = "common/nvrtc.rs"]
 mod common;

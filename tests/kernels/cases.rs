@@ -449,6 +449,18 @@ pub const ENTRIES: &[Entry] = &[
         },
     },
     Entry {
+        // More than 31 granules of 4 entries: two warps share a row.
+        name: "fused_rows_of_two_warps",
+        kernels: &["head_fusion"],
+        short: true,
+        run: |lab| {
+            Case::new([1, 1, 2, 131])
+                .dtype(DType::F32)
+                .matrix()
+                .check(lab, Path::Product(Arithmetic::F32, Form::Matrix))
+        },
+    },
+    Entry {
         // The first step writes the output itself, into its window and nowhere else.
         name: "product_one_layer",
         kernels: &["rollout_first"],
