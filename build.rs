@@ -1,4 +1,5 @@
-//! Embeds the kernel sources: writes `$OUT_DIR/kernels.rs`, a table of the `.cu` and `.cuh` files in `kernels/`.
+//! Embeds the kernel sources: writes `$OUT_DIR/kernels.rs`, a table of the `.cu` and `.cuh` files in `kernels/`. Their
+//! paths are left to the compiler, so that a checkout may be moved together with its build folder.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -11,11 +12,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let kernels = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("kernels");
     let mut table = String::from("&[\n");
     for path in sources(&kernels)? {
-        let name = path.file_name().and_then(|name| name.to_str());
-        let (Some(name), Some(path)) = (name, path.to_str()) else {
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
             return Err(format!("{} is not a UTF-8 path", path.display()).into());
         };
-        writeln!(table, "    ({name:?}, include_str!({path:?})),")?;
+        let file = format!("/kernels/{name}");
+        writeln!(
+            table,
+            "    ({name:?}, include_str!(concat!(env!(\"CARGO_MANIFEST_DIR\"), {file:?}))),"
+        )?;
     }
     table.push(']');
     fs::write(Path::new(&env::var("OUT_DIR")?).join("kernels.rs"), table)?;

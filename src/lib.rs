@@ -1,4 +1,12 @@
-//! Batched attention rollout.
+//! Batched attention rollout (Abnar & Zuidema 2020, arXiv 2005.00928), on CPUs and NVIDIA GPUs.
+//!
+//! - *What* to compute is a [`RolloutConfig`]; *of what*, a [`Problem`]: shape, element type, strides and windows, checked
+//!   once when it is built.
+//! - *How* is a plan of a backend: `cpu::Plan` or `cuda::Plan`. Making it allocates; running it does not.
+//! - [`validate()`] checks that maps are attention, and [`post`] makes relevance into what is shown or compared.
+//! - `reference::rollout` is the definition in plain f64 loops that everything else is tested against.
+//!
+//! Features: `cpu` and `cuda` are the backends, independent of each other and both default; `cli` adds the binary.
 
 mod config;
 #[cfg(feature = "cpu")]
@@ -32,7 +40,7 @@ pub use problem::{Problem, ProblemBuilder};
 pub use progress::Progress;
 pub use validate::{Defect, DefectKind, validate};
 
-// Compiles and runs the example of the README.
-#[cfg(all(doctest, feature = "cpu"))]
+// Compiles the examples of the README, and runs that of the CPU.
+#[cfg(all(doctest, feature = "cpu", feature = "cuda"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
