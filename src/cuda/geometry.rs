@@ -2,9 +2,8 @@
 
 use std::fmt;
 
-use crate::cuda::variant::{
-    CHAIN_RING, DISCARD_BLOCK, PRODUCT_TILE, ROW_BLOCK, ROWS_WARPS, Variant,
-};
+use crate::cuda::chain::ChainTile;
+use crate::cuda::variant::{DISCARD_BLOCK, PRODUCT_TILE, ROW_BLOCK, ROWS_WARPS, Variant};
 use crate::dtype::DType;
 
 const WARP: u32 = 32;
@@ -121,14 +120,18 @@ impl Variant {
                 let floats = rows * (tokens + columns.chunk * columns.chunks_per_block) + scales;
                 geometry(splits, columns.tiles, columns.block(), 4 * floats)
             }
-            Variant::RolloutChain { dtype, tokens, .. } => {
-                let warps = tokens / 16;
-                // A unit is 4 heads of a segment: its granules and the one that a shift needs.
-                let granules = match dtype {
-                    DType::F32 => 64 / 4 + 1,
-                    DType::F16 | DType::Bf16 => tokens / 8 + 1,
-                };
-                geometry(1, 1, warps * WARP, warps * CHAIN_RING * 4 * granules * 16)
+            Variant::RolloutChain {
+                dtype,
+                arithmetic,
+                tokens,
+                ..
+            } => {
+                let tile = ChainTile::new(dtype, arithmetic, tokens);
+                Geometry {
+                    grid: [batch * tile.cluster, 1, 1],
+                    block: tile.block(),
+                    shared_bytes: tile.shared_bytes,
+                }
             }
             Variant::HeadFusion { .. } => geometry(
                 window_len.div_ceil(columns.row_groups() * FUSION_ROWS),

@@ -5,6 +5,7 @@
 //! rate, and a fixed time per launch, and the cheapest is taken. The constants are those of current data-centre GPUs per
 //! multiprocessor; only their ratios matter.
 
+use super::chain::ChainTile;
 use super::geometry::{Columns, Extents};
 use super::limits::DeviceLimits;
 use super::options::{Options, Precision};
@@ -22,6 +23,8 @@ const LAUNCH_US: f64 = 2.0;
 const BYTES_PER_US: f64 = 32_000.0;
 /// Blocks of `rollout_rows` per multiprocessor, by its launch bounds.
 const ROWS_BLOCKS: u32 = 2;
+/// Time that the blocks of a cluster lose to waiting for each other, once per 16 rows of a layer.
+const CLUSTER_BARRIER_US: f64 = 0.2;
 /// Largest entry that the scaled f16 arithmetics take: `2^11 * 31` is below the largest f16.
 const F16_RANGE: f64 = 31.0;
 
@@ -190,7 +193,7 @@ impl<'a> Workload<'a> {
             (false, ..) => Arithmetic::F32,
             (true, false, _) => Arithmetic::Tf32x3,
             (true, true, Precision::F32) => Arithmetic::F16x3,
-            (true, true, Precision::Half) => Arithmetic::F16x1,
+            (true, true, Precision::Half) => Arithmetic::F16x2,
         }
     }
 
@@ -213,6 +216,14 @@ impl<'a> Workload<'a> {
             .find(|&limit| len <= limit)
     }
 
+    fn chain_tile(&self, arithmetic: Arithmetic, tokens: u32) -> ChainTile {
+        let dtype = match self.fused_first {
+            true => DType::F32,
+            false => self.common.dtype,
+        };
+        ChainTile::new(dtype, arithmetic, tokens)
+    }
+
     /// Whether the kernels of `pipeline` can be launched for the problem on the device at all.
     fn can_launch(&self, pipeline: Pipeline) -> bool {
         match pipeline {
@@ -223,8 +234,13 @@ impl<'a> Workload<'a> {
                     && (one_tile || !self.problem.config().normalize_rows)
                     && self.rows_shared_bytes(rows) <= self.limits.shared_bytes_per_block
             }
-            Pipeline::Chain { arithmetic, .. } => {
-                arithmetic != Arithmetic::F32 && self.limits.arch >= 80
+            Pipeline::Chain { arithmetic, tokens } => {
+                let tile = self.chain_tile(arithmetic, tokens);
+                arithmetic != Arithmetic::F32
+                    && self.limits.arch >= 80
+                    && (tile.cluster == 1 || self.limits.clusters)
+                    && tile.shared_bytes as usize <= self.limits.shared_bytes_per_block
+                    && self.batch * f64::from(tile.cluster) <= f64::from(i32::MAX)
             }
             Pipeline::Product { arithmetic } => {
                 arithmetic == Arithmetic::F32 || self.limits.arch >= 80
@@ -287,10 +303,7 @@ impl<'a> Workload<'a> {
         fusing
             + match pipeline {
                 Pipeline::Rows { splits, .. } => self.rows_us(splits),
-                // A block holds its item in the registers of one multiprocessor: one of 128 tokens, four of 64.
-                Pipeline::Chain { tokens, .. } => {
-                    LAUNCH_US + self.waves_us(self.batch, self.item_bytes, (128 / tokens).pow(2))
-                }
+                Pipeline::Chain { arithmetic, tokens } => self.chain_us(arithmetic, tokens),
                 Pipeline::Product { arithmetic } => self.product_us(arithmetic),
             }
     }
@@ -300,46 +313,71 @@ impl<'a> Workload<'a> {
         self.batch * self.item_bytes / (BYTES_PER_US * f64::from(self.limits.multiprocessors))
     }
 
-    /// Time of blocks that each read `bytes` and of which `resident` fit on one multiprocessor.
-    fn waves_us(&self, blocks: f64, bytes: f64, resident: u32) -> f64 {
+    /// Time of blocks that each take `block_us` alone and of which `resident` fit on one multiprocessor.
+    fn waves_us(&self, blocks: f64, block_us: f64, resident: u32) -> f64 {
         let multiprocessors = f64::from(self.limits.multiprocessors);
         // A multiprocessor with fewer blocks than fit gives each a larger share.
         let sharing = (blocks / multiprocessors).clamp(1.0, f64::from(resident));
         let waves = (blocks / (multiprocessors * f64::from(resident))).ceil();
-        waves * bytes * sharing / BYTES_PER_US
+        waves * block_us * sharing
     }
 
     fn rows_us(&self, splits: u32) -> f64 {
         let tiles = self.rows_columns().tiles;
         if splits == 1 && tiles == 1 {
-            return LAUNCH_US + self.waves_us(self.batch, self.item_bytes, ROWS_BLOCKS);
+            return LAUNCH_US
+                + self.waves_us(self.batch, self.item_bytes / BYTES_PER_US, ROWS_BLOCKS);
         }
         let layers = self.problem.layers().len() as f64;
         let per_item = f64::from(splits * tiles);
-        let block_bytes = self.item_bytes / layers / per_item;
-        let layer = self.waves_us(self.batch * per_item, block_bytes, ROWS_BLOCKS);
+        let block_us = self.item_bytes / layers / per_item / BYTES_PER_US;
+        let layer = self.waves_us(self.batch * per_item, block_us, ROWS_BLOCKS);
         layers * (LAUNCH_US + layer) + LAUNCH_US
     }
 
-    fn product_us(&self, arithmetic: Arithmetic) -> f64 {
-        // Operations per microsecond and multiprocessor at half the peak of an H200, over the products each one takes.
-        let rate = match arithmetic {
-            Arithmetic::F32 => 0.25e6,
-            Arithmetic::F16x3 => 1e6,
-            Arithmetic::F16x1 => 3e6,
-            Arithmetic::Tf32x3 => 0.5e6,
+    fn chain_us(&self, arithmetic: Arithmetic, tokens: u32) -> f64 {
+        let cluster = f64::from(self.chain_tile(arithmetic, tokens).cluster);
+        let slabs = self.common.window_len.div_ceil(16) as f64;
+        let barriers_us = match cluster {
+            1.0 => 0.0,
+            _ => self.problem.layers().len() as f64 * slabs * CLUSTER_BARRIER_US,
         };
+        let alone_us =
+            (self.item_bytes / BYTES_PER_US).max(self.item_operations() / rate(arithmetic));
+        // A block of 128 tokens, or one of a cluster, fills its multiprocessor; four of 64 do.
+        let resident = (128 / tokens).max(1).pow(2);
+        let blocks = self.batch * cluster;
+        LAUNCH_US + self.waves_us(blocks, alone_us / cluster + barriers_us, resident)
+    }
+
+    /// Operations of the products of one item.
+    fn item_operations(&self) -> f64 {
         let len = f64::from(self.common.window_len);
         let rows = match self.problem.start_rows() {
             0 => len,
             rows => rows as f64,
         };
+        2.0 * self.problem.layers().len() as f64 * rows * len * len
+    }
+
+    fn product_us(&self, arithmetic: Arithmetic) -> f64 {
         let layers = self.problem.layers().len() as f64;
-        let operations = 2.0 * layers * rows * len * len * self.batch;
-        let arithmetic_us = operations / (rate * f64::from(self.limits.multiprocessors));
+        let len = f64::from(self.common.window_len);
+        let arithmetic_us = self.batch * self.item_operations()
+            / (rate(arithmetic) * f64::from(self.limits.multiprocessors));
         // Two fused maps and two states of each item share L2.
         let item = 16.0 * len * len;
         let chunks = (self.batch * item / l2_budget(self.limits) as f64).ceil();
         self.memory_us().max(arithmetic_us) + 2.0 * layers * chunks * LAUNCH_US
+    }
+}
+
+/// Operations per microsecond and multiprocessor at half the peak of an H200, over the products each one takes.
+const fn rate(arithmetic: Arithmetic) -> f64 {
+    match arithmetic {
+        Arithmetic::F32 => 0.25e6,
+        Arithmetic::F16x3 => 1e6,
+        Arithmetic::F16x2 => 1.5e6,
+        Arithmetic::Tf32x3 => 0.5e6,
     }
 }

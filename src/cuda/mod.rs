@@ -39,6 +39,7 @@
 
 mod bind;
 mod buffers;
+mod chain;
 mod compile;
 mod constants;
 mod device;
