@@ -76,11 +76,14 @@ struct SLAB_ARITHMETIC_tf32x3 {
   DEVICE void store(u32 row, u32 column, const float (&x)[COLUMNS]) {
 #pragma unroll
     for (u32 c = 0; c < COLUMNS; c += 4) {
+      // Of 8 columns, every other four lanes write the second half first: no two lanes meet in a bank.
+      const bool swap = COLUMNS == 8 && threadIdx.x / 4 % 2;
       u32 hi[4], lo[4];
 #pragma unroll
-      for (u32 e = 0; e < 4; ++e) SplitTf32::split(x[c + e], hi[e], lo[e]);
-      store_everywhere(reinterpret_cast<uint4 *>(&part[0][row][column + c]), make_uint4(hi[0], hi[1], hi[2], hi[3]));
-      store_everywhere(reinterpret_cast<uint4 *>(&part[1][row][column + c]), make_uint4(lo[0], lo[1], lo[2], lo[3]));
+      for (u32 e = 0; e < 4; ++e) SplitTf32::split(swap ? x[(c + 4) % COLUMNS + e] : x[c + e], hi[e], lo[e]);
+      const u32 to = column + (swap ? (c + 4) % COLUMNS : c);
+      store_everywhere(reinterpret_cast<uint4 *>(&part[0][row][to]), make_uint4(hi[0], hi[1], hi[2], hi[3]));
+      store_everywhere(reinterpret_cast<uint4 *>(&part[1][row][to]), make_uint4(lo[0], lo[1], lo[2], lo[3]));
     }
   }
 

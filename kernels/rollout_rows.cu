@@ -25,10 +25,10 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, START_ROWS == 1 ? 
   const u32 tile_end = min_u32(tile_first + tile_columns, window.len);
   const u32 warp_first = tile_first + warp % chunks * params.chunk_columns;
 
-  extern __shared__ float shared[];
-  float *relevance = shared;                         // [start_rows][tokens]
-  float *next = relevance + start_rows * tokens;     // [start_rows][tile_columns]
-  float *scales = next + start_rows * tile_columns;  // [tokens], 1 / row sum
+  extern __shared__ float4 shared[];
+  float *next = reinterpret_cast<float *>(shared);        // [start_rows][tile_columns], in granules
+  float *relevance = next + start_rows * tile_columns;    // [start_rows][tokens]
+  float *scales = relevance + start_rows * tokens;        // [tokens], 1 / row sum
   [[maybe_unused]] float *sums = scales + tokens;                     // [warps], of one row each
 
 #pragma unroll 1
@@ -100,18 +100,20 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, START_ROWS == 1 ? 
       }
     }
 
+    const bool mine = lane * Rows::COLUMNS < params.chunk_columns;
 #pragma unroll 1
     for (u32 turn = 0; turn < groups; ++turn) {
-      if (group == turn) {
+      if (group == turn && mine) {
 #pragma unroll
         for (u32 m = 0; m < START_ROWS; ++m) {
 #pragma unroll
-          for (u32 c = 0; c < Rows::COLUMNS; ++c) {
-            const u32 column = warp_first + lane * Rows::COLUMNS + c;
-            const bool mine = lane * Rows::COLUMNS + c < params.chunk_columns && column < tile_end;
-            if (m < start_rows && mine) {
-              float &total = next[m * tile_columns + column - tile_first];
-              total = turn == 0 ? sum[m][c] : total + sum[m][c];
+          for (u32 c = 0; c < Rows::COLUMNS; c += 4) {
+            if (m < start_rows) {
+              const u32 column = m * tile_columns + warp_first - tile_first + lane * Rows::COLUMNS + c;
+              float4 &total = *reinterpret_cast<float4 *>(next + column);
+              const float4 before = turn == 0 ? make_float4(0.0f, 0.0f, 0.0f, 0.0f) : total;
+              total = make_float4(before.x + sum[m][c], before.y + sum[m][c + 1], before.z + sum[m][c + 2],
+                                  before.w + sum[m][c + 3]);
             }
           }
         }
