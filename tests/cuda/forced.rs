@@ -71,6 +71,7 @@ fn the_forced_variant_is_the_one_that_ran() {
         "rollout_rows_bf16_f32_m1_mean_normalize",
         "rollout_rows_f32_f32_m1_mean_discard",
         "rollout_chain_f32_f16x3_n128_mean",
+        "rollout_chain_f16_f16x3_n256_mean_normalize",
         "rollout_chain_f16_tf32x3_n64_mean_normalize",
         "head_fusion_bf16_mean",
         "discard_f32",
