@@ -8,12 +8,13 @@
 // a ring of granules per warp that cp.async fills RING units ahead, across slabs and layers: a lane waits only for the
 // granules it asked for itself. The residual is the old P, times the identity weight, added in f32.
 //
-// Grid: x item. Macros: KERNEL, ELEMENT, ARITHMETIC, FUSION, MAX_TOKENS, RING, NORMALIZE, DISCARD.
+// Grid: x item. Macros: ELEMENT, ARITHMETIC, FUSION, MAX_TOKENS, RING, NORMALIZE, DISCARD, and those of entry.cuh.
 
 #define HEADS_IN_FLIGHT 4
 
 #include "chain_slab.cuh"
 #include "discard.cuh"
+#include "entry.cuh"
 #include "fuse.cuh"
 
 using Rows = FusedRows<ELEMENT, FUSION>;
@@ -61,6 +62,7 @@ struct Position {
 struct Ring {
   const Maps &maps;
   const Window window;
+  const u32 item;
   u32 slabs, segments;
   u32 storage;          // shared-memory address of this lane's first granule
   u32 filled, drained;  // units modulo RING
@@ -76,7 +78,7 @@ struct Ring {
   // Asks for the next unit. A group is committed even at the end, so that they can be counted.
   DEVICE void fill() {
     if (ahead.layer) {
-      const Rows rows(maps, ahead.layer - 1, blockIdx.x, window.start);
+      const Rows rows(maps, ahead.layer - 1, item, window.start);
       const Rows::Segment s = segment(rows, ahead.row(), ahead.segment);
       if (s.wide && s.columns) {
 #pragma unroll
@@ -114,19 +116,18 @@ struct Ring {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(WARPS *WARP, 1)
-    KERNEL(const __grid_constant__ RolloutChainParams params) {
+DEVICE void rollout_chain(const RolloutChainParams &params, const Place &place) {
   __shared__ Slab slabs[2];
   __shared__ float scales[2][MAX_TOKENS];
   extern __shared__ uint4 ring_storage[];  // [warp][RING][HEADS_IN_FLIGHT][LANES]
   const Maps &maps = params.maps;
-  const u32 item = blockIdx.x, tokens = maps.tokens;
+  const u32 item = place.x, tokens = maps.tokens;
   const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   const u32 tile_row = lane / 4, tile_column = lane % 4 * 2;
   const Window window = maps.windows[item];
   const u32 slab_count = (window.len + SLAB_ROWS - 1) / SLAB_ROWS;
 
-  Ring ring = {maps, window, slab_count, (window.len + SEGMENT - 1) / SEGMENT,
+  Ring ring = {maps, window, item, slab_count, (window.len + SEGMENT - 1) / SEGMENT,
                shared_address(ring_storage + warp * RING * UNIT_GRANULES + lane), 0, 0, {maps.layers, 0, 0, 0, 0}};
   if (window.len == 0) ring.ahead.layer = 0;
   ring.ahead.skip_absent_rows(window.len, slab_count);
@@ -253,3 +254,5 @@ extern "C" __global__ void __launch_bounds__(WARPS *WARP, 1)
     }
   }
 }
+
+ENTRY(RolloutChainParams, rollout_chain, WARPS *WARP, 1)

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::cuda::variant::{
-    CHAIN_RING, DISCARD_BLOCK, PRODUCT_TILE, ROW_BLOCK, ROWS_WARPS, Variant,
+    CHAIN_RING, DISCARD_BLOCK, FILL_BLOCK, PRODUCT_TILE, ROW_BLOCK, ROWS_WARPS, Variant,
 };
 use crate::dtype::DType;
 
@@ -14,7 +14,7 @@ const FUSION_ROWS: u32 = 4;
 /// Extents of one launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extents {
-    /// Items.
+    /// Items; of `zero_fill`, pieces.
     pub batch: u32,
     /// Layers of the launch.
     pub layers: u32,
@@ -39,6 +39,13 @@ pub struct Geometry {
     pub block: u32,
     /// Dynamic shared memory of a block.
     pub shared_bytes: u32,
+}
+
+impl Geometry {
+    /// Blocks of the grid.
+    pub fn blocks(&self) -> u64 {
+        self.grid.iter().map(|&extent| u64::from(extent)).product()
+    }
 }
 
 impl fmt::Display for Geometry {
@@ -136,6 +143,7 @@ impl Variant {
                 columns.block(),
                 0,
             ),
+            Variant::ZeroFill => geometry(1, 1, FILL_BLOCK, 0),
             Variant::Discard => geometry(layers, 1, DISCARD_BLOCK, 0),
             Variant::RowScales | Variant::RolloutFirst => {
                 geometry(window_len.div_ceil(ROW_BLOCK / WARP), 1, ROW_BLOCK, 0)
