@@ -218,8 +218,9 @@ fn shares_launches(schedule: &Schedule) -> bool {
     !schedule.has_two_lanes() && schedule.steps.iter().all(fits)
 }
 
-/// How each of `problems` is computed. Those that share launches share the multiprocessors too, by the bytes of their
-/// maps: few launches rather than many blocks. One that runs by itself has the whole device.
+/// How each of `problems` is computed. Blocks of all problems run side by side. So an item takes one block, and few
+/// launches, where the others give the rest of the device as much to read as that block; else its problem is planned for
+/// its share of the device, by the bytes of its maps. One that runs by itself has the whole device.
 fn schedules(
     problems: &[Problem],
     limits: &DeviceLimits,
@@ -227,9 +228,13 @@ fn schedules(
 ) -> Result<Vec<Schedule>> {
     let total: usize = problems.iter().map(Problem::map_bytes).sum();
     let schedule = |problem: &Problem| {
-        let part = problem.map_bytes() as f64 / total.max(1) as f64;
+        let multiprocessors = f64::from(limits.multiprocessors);
+        let part = |bytes: usize| bytes as f64 / total.max(1) as f64 * multiprocessors;
         let share = DeviceLimits {
-            multiprocessors: (f64::from(limits.multiprocessors) * part).ceil().max(1.0) as u32,
+            multiprocessors: match part(launches::item_bytes(problem)) {
+                part_of_item if part_of_item <= 1.0 => 1,
+                _ => part(problem.map_bytes()).ceil() as u32,
+            },
             // Grouped kernels keep their parameters there.
             shared_bytes_per_block: limits.shared_bytes_per_block - size_of::<RolloutRowsParams>(),
             ..limits.clone()
