@@ -11,14 +11,15 @@
 // chain_state.cuh). More: CLUSTER blocks take 16 rows of P in turns and an equal share of every slab's rows, so that each
 // map is read by one of them; COLUMN_PARTS warps share 16 rows, and the old P lies in shared memory.
 //
-// Grid: x item and block of the cluster. Macros: KERNEL, ELEMENT, ARITHMETIC, FUSION, MAX_TOKENS, CLUSTER, COLUMN_PARTS,
-// RING, SHARED_BYTES, NORMALIZE, DISCARD.
+// Grid: x item and block of the cluster. Macros: ELEMENT, ARITHMETIC, FUSION, MAX_TOKENS, CLUSTER, COLUMN_PARTS, RING,
+// SHARED_BYTES, NORMALIZE, DISCARD, and those of entry.cuh.
 
 #define HEADS_IN_FLIGHT 4
 
 #include "chain_slab.cuh"
 #include "chain_state.cuh"
 #include "discard.cuh"
+#include "entry.cuh"
 #include "fuse.cuh"
 
 template <bool CONDITION, class Yes, class No>
@@ -95,7 +96,8 @@ struct Position {
 struct Ring {
   const Maps &maps;
   const Window window;
-  u32 item, slabs, segments;
+  const u32 item;
+  u32 slabs, segments;
   u32 storage;          // shared-memory address of this lane's first granule
   u32 filled, drained;  // units modulo RING
   Position ahead;
@@ -149,14 +151,13 @@ struct Ring {
   }
 };
 
-extern "C" __global__ void CLUSTER_BLOCKS __launch_bounds__(WARPS *WARP, 1)
-    KERNEL(const __grid_constant__ RolloutChainParams params) {
+DEVICE void rollout_chain(const RolloutChainParams &params, const Place &place) {
   extern __shared__ uint4 dynamic[];
   Shared &shared = *reinterpret_cast<Shared *>(dynamic);
   uint4 *state_storage = dynamic + sizeof(Shared) / GRANULE_BYTES;
   uint4 *ring_storage = state_storage + State::BYTES / GRANULE_BYTES;
   const Maps &maps = params.maps;
-  const u32 item = blockIdx.x / CLUSTER, tokens = maps.tokens;
+  const u32 item = place.x / CLUSTER, tokens = maps.tokens;
   const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   const u32 group = cluster_rank() + CLUSTER * (warp / COLUMN_PARTS), part = warp % COLUMN_PARTS;
   const u32 first_row = group * 16 + lane / 4, first_tile_column = lane % 4 * 2;  // of this lane's sums
@@ -291,3 +292,5 @@ extern "C" __global__ void CLUSTER_BLOCKS __launch_bounds__(WARPS *WARP, 1)
     }
   }
 }
+
+ENTRY(RolloutChainParams, rollout_chain, CLUSTER_BLOCKS __launch_bounds__(WARPS *WARP, 1))

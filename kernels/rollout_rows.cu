@@ -6,21 +6,26 @@
 // in one launch. More: one layer per launch, partial sums through global memory, each launch beginning with their
 // reduction; a launch of no layers is the last reduction. Rows without weight are not read.
 //
-// Macros: KERNEL, ELEMENT, FUSION, START_ROWS, HEADS_IN_FLIGHT, MAX_WARPS, NORMALIZE, DISCARD.
+// Macros: ELEMENT, FUSION, START_ROWS, MAX_WARPS, NORMALIZE, DISCARD, and those of entry.cuh.
+
+// Registers bound what a multiprocessor holds. Parameters in shared memory take some that constants do not, so grouped
+// there is one block less; what is on its way then suffices with 4 heads.
+#define BLOCKS ((START_ROWS == 1 ? 3 : 2) - GROUPED)
+#define HEADS_IN_FLIGHT (START_ROWS == 1 || GROUPED ? 4 : 2)
 
 #include "discard.cuh"
+#include "entry.cuh"
 #include "fuse.cuh"
 
 using Rows = FusedRows<ELEMENT, FUSION>;
 
-extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, START_ROWS == 1 ? 3 : 2)
-    KERNEL(const __grid_constant__ RolloutRowsParams params) {
+DEVICE void rollout_rows(const RolloutRowsParams &params, const Place &place) {
   const Maps &maps = params.maps;
-  const u32 item = blockIdx.x, split = blockIdx.y, splits = gridDim.y;
+  const u32 item = place.x, split = place.y, splits = place.grid_y;
   const u32 tokens = maps.tokens, start_rows = params.start_rows, chunks = params.chunks_per_block;
   const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  const u32 group = warp / chunks, groups = blockDim.x / WARP / chunks;
-  const u32 tile_columns = params.chunk_columns * chunks, tile_first = blockIdx.z * tile_columns;
+  const u32 group = warp / chunks, groups = place.threads / WARP / chunks;
+  const u32 tile_columns = params.chunk_columns * chunks, tile_first = place.z * tile_columns;
   const Window window = maps.windows[item];
   const u32 tile_end = min_u32(tile_first + tile_columns, window.len);
   const u32 warp_first = tile_first + warp % chunks * params.chunk_columns;
@@ -34,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, START_ROWS == 1 ? 
 #pragma unroll 1
   for (u32 m = 0; m < start_rows; ++m) {
 #pragma unroll 1
-    for (u32 j = threadIdx.x; j < window.len; j += blockDim.x) {
+    for (u32 j = threadIdx.x; j < window.len; j += place.threads) {
       float value = 0.0f;
       if (params.splits_in == 0) {
         value = params.start[item * params.start_stride_batch + m * tokens + j];
@@ -121,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, START_ROWS == 1 ? 
       __syncthreads();  // one group after the other
     }
     for (u32 m = 0; m < start_rows; ++m) {
-      for (u32 j = tile_first + threadIdx.x; j < tile_end; j += blockDim.x) {
+      for (u32 j = tile_first + threadIdx.x; j < tile_end; j += place.threads) {
         float residual = 0.0f;
         if (j % splits == split) residual = map.identity * relevance[m * tokens + j] * (NORMALIZE ? scales[j] : 1.0f);
         relevance[m * tokens + j] = map.attention * next[m * tile_columns + j - tile_first] + residual;
@@ -133,13 +138,15 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, START_ROWS == 1 ? 
   for (u32 m = 0; m < start_rows; ++m) {
     if (params.partials_out) {
       float *out = params.partials_out + ((u64(item) * splits + split) * start_rows + m) * tokens;
-      for (u32 j = tile_first + threadIdx.x; j < tile_end; j += blockDim.x) out[j] = relevance[m * tokens + j];
+      for (u32 j = tile_first + threadIdx.x; j < tile_end; j += place.threads) out[j] = relevance[m * tokens + j];
     } else {
       float *out = params.out + (u64(item) * start_rows + m) * tokens;
-      for (u32 j = threadIdx.x; j < tokens; j += blockDim.x) {
+      for (u32 j = threadIdx.x; j < tokens; j += place.threads) {
         const u32 inside = j - window.start;
         out[j] = inside < window.len ? relevance[m * tokens + inside] : 0.0f;
       }
     }
   }
 }
+
+ENTRY(RolloutRowsParams, rollout_rows, __launch_bounds__(MAX_WARPS *WARP, BLOCKS))

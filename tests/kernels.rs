@@ -6,6 +6,8 @@ mod abi;
 mod cases;
 #[path = "common/nvrtc.rs"]
 mod common;
+#[path = "kernels/group.rs"]
+mod group;
 #[path = "kernels/lab.rs"]
 mod lab;
 #[path = "kernels/maps.rs"]

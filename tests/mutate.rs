@@ -7,6 +7,8 @@
 mod cases;
 #[path = "common/nvrtc.rs"]
 mod common;
+#[path = "kernels/group.rs"]
+mod group;
 #[path = "kernels/lab.rs"]
 mod lab;
 #[path = "kernels/maps.rs"]

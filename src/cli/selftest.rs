@@ -7,7 +7,7 @@ use attention_rollout::cuda::variant::{Form, Fusion, Variant};
 use attention_rollout::cuda::{self, DeviceLayer, Plan};
 use attention_rollout::{
     DType, Discard, DiscardScope, HeadFusion, HostLayer, Output, Problem, RolloutConfig, Shape,
-    StartRows, measure::Inputs, reference,
+    StartRows, Window, measure::Inputs, reference,
 };
 use clap::Args;
 use half::{bf16, f16};
@@ -155,6 +155,14 @@ fn problem(variant: &Variant) -> attention_rollout::Result<Problem> {
             dtype = of;
             config.head_fusion = head_fusion(fusion);
             config.output = Output::Cumulative;
+        }
+        Variant::ZeroFill => {
+            config.output = Output::Cumulative;
+            let windows = vec![Window { start: 1, len: 40 }; shape.batch];
+            return Problem::builder(shape, dtype)
+                .config(config)
+                .windows(windows)
+                .build();
         }
         Variant::Discard => config.discard = discard(true),
         Variant::RowScales => {

@@ -3,7 +3,9 @@
 use std::fmt;
 
 use crate::cuda::chain::ChainTile;
-use crate::cuda::variant::{DISCARD_BLOCK, PRODUCT_TILE, ROW_BLOCK, ROWS_WARPS, Variant};
+use crate::cuda::variant::{
+    DISCARD_BLOCK, FILL_BLOCK, PRODUCT_TILE, ROW_BLOCK, ROWS_WARPS, Variant,
+};
 use crate::dtype::DType;
 
 const WARP: u32 = 32;
@@ -13,7 +15,7 @@ const FUSION_ROWS: u32 = 4;
 /// Extents of one launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extents {
-    /// Items.
+    /// Items; of `zero_fill`, pieces.
     pub batch: u32,
     /// Layers of the launch.
     pub layers: u32,
@@ -38,6 +40,13 @@ pub struct Geometry {
     pub block: u32,
     /// Dynamic shared memory of a block.
     pub shared_bytes: u32,
+}
+
+impl Geometry {
+    /// Blocks of the grid.
+    pub fn blocks(&self) -> u64 {
+        self.grid.iter().map(|&extent| u64::from(extent)).product()
+    }
 }
 
 impl fmt::Display for Geometry {
@@ -139,6 +148,7 @@ impl Variant {
                 columns.block(),
                 0,
             ),
+            Variant::ZeroFill => geometry(1, 1, FILL_BLOCK, 0),
             Variant::Discard => geometry(layers, 1, DISCARD_BLOCK, 0),
             Variant::RowScales | Variant::RolloutFirst => {
                 geometry(window_len.div_ceil(ROW_BLOCK / WARP), 1, ROW_BLOCK, 0)

@@ -45,6 +45,7 @@ mod constants;
 mod device;
 mod driver;
 mod engine;
+pub mod entry;
 pub mod geometry;
 mod group;
 mod handles;

@@ -163,7 +163,7 @@ impl<'a> Builder<'a> {
             Work::RolloutFirst { .. } | Work::RolloutProduct { .. } => {
                 2 * step.rows as usize * state
             }
-            Work::Zero { .. } | Work::RolloutRows { .. } | Work::RolloutChain { .. } => 0,
+            Work::ZeroFill { .. } | Work::RolloutRows { .. } | Work::RolloutChain { .. } => 0,
         };
         let steps = self.steps.iter();
         steps.map(|step| step.items.len() * bytes(step)).sum()
@@ -183,16 +183,6 @@ impl<'a> Builder<'a> {
         if !self.variants.contains(&variant) {
             self.variants.push(variant);
         }
-        self.push(Some(variant), work, items, rows)
-    }
-
-    fn push(
-        &mut self,
-        variant: Option<Variant>,
-        work: Work,
-        items: &Range<usize>,
-        rows: u32,
-    ) -> &mut Step {
         self.steps.push(Step {
             variant,
             work,
@@ -212,11 +202,9 @@ impl<'a> Builder<'a> {
     }
 
     fn zero_output(&mut self) {
-        let bytes = size_of::<f32>() * self.output_len();
-        if bytes > 0 {
-            let place = output(0);
-            let batch = self.batch;
-            self.push(None, Work::Zero { place, bytes }, &(0..batch), 0);
+        let (out, len, items) = (output(0), self.output_len(), 0..self.batch);
+        if len > 0 {
+            self.step(Variant::ZeroFill, Work::ZeroFill { out, len }, &items, 0);
         }
     }
 

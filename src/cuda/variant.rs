@@ -158,6 +158,8 @@ pub enum Variant {
         /// How heads become one map.
         fusion: Fusion,
     },
+    /// Zeros.
+    ZeroFill,
     /// The cut between discarded and kept entries of each fused map.
     Discard,
     /// Reciprocal row sums of `Ahat` from fused maps.
@@ -177,6 +179,8 @@ pub enum Variant {
 
 /// Warps of a `rollout_rows` or `head_fusion` block.
 pub(super) const ROWS_WARPS: u32 = 8;
+/// Threads of a `zero_fill` block.
+pub(super) const FILL_BLOCK: u32 = 256;
 /// Threads of a `discard` block.
 pub(super) const DISCARD_BLOCK: u32 = 512;
 /// Threads of a `row_scales` or `rollout_first` block; a warp takes a row.
@@ -189,6 +193,8 @@ impl Variant {
     pub const ROWS: [u32; 2] = [1, 8];
     /// Token limits of the `rollout_chain` variants.
     pub const CHAIN_TOKENS: [u32; 3] = [64, 128, 256];
+    /// Entries that a `zero_fill` block writes.
+    pub const FILL_PIECE: u32 = 16 * FILL_BLOCK;
 
     /// The file in `kernels/`, without extension.
     pub const fn stem(&self) -> &'static str {
@@ -196,6 +202,7 @@ impl Variant {
             Variant::RolloutRows { .. } => "rollout_rows",
             Variant::RolloutChain { .. } => "rollout_chain",
             Variant::HeadFusion { .. } => "head_fusion",
+            Variant::ZeroFill => "zero_fill",
             Variant::Discard => "discard",
             Variant::RowScales => "row_scales",
             Variant::RolloutFirst => "rollout_first",
@@ -203,19 +210,20 @@ impl Variant {
         }
     }
 
-    /// The kernel's symbol, which is the variant's name.
+    /// The kernel's symbol, which is the variant's name. Entered grouped, it ends in `_group`: see
+    /// [`Entry`](super::entry::Entry).
     pub fn symbol(&self) -> String {
         self.to_string()
     }
 
-    /// The macros it is compiled with, `KERNEL` (the symbol) among them.
+    /// The macros it is compiled with, besides those of its [`Entry`](super::entry::Entry).
     pub fn defines(&self) -> Vec<(&'static str, String)> {
         let flag = |on: bool| u32::from(on).to_string();
         let fusion_define = |fusion: Fusion| ("FUSION", format!("FUSION_{}", fusion.name()));
         let dtype_define = |dtype: DType| ("ELEMENT", dtype.name().to_owned());
         let arithmetic_define =
             |arithmetic: Arithmetic| ("ARITHMETIC", format!("ARITHMETIC_{}", arithmetic.name()));
-        let mut defines = vec![("KERNEL", self.symbol())];
+        let mut defines = Vec::new();
         match *self {
             Variant::RolloutRows {
                 dtype,
@@ -227,8 +235,6 @@ impl Variant {
                 dtype_define(dtype),
                 fusion_define(fusion),
                 ("START_ROWS", rows.to_string()),
-                // What the registers of 3 and 2 blocks per multiprocessor hold without spilling.
-                ("HEADS_IN_FLIGHT", if rows == 1 { 4 } else { 2 }.to_string()),
                 ("MAX_WARPS", ROWS_WARPS.to_string()),
                 ("NORMALIZE", flag(normalize)),
                 ("DISCARD", flag(discard)),
@@ -260,6 +266,10 @@ impl Variant {
                 fusion_define(fusion),
                 ("HEADS_IN_FLIGHT", 4.to_string()),
                 ("MAX_WARPS", ROWS_WARPS.to_string()),
+            ]),
+            Variant::ZeroFill => defines.extend([
+                ("BLOCK_THREADS", FILL_BLOCK.to_string()),
+                ("PIECE", Variant::FILL_PIECE.to_string()),
             ]),
             Variant::Discard => defines.push(("BLOCK_THREADS", DISCARD_BLOCK.to_string())),
             Variant::RowScales | Variant::RolloutFirst => {
@@ -342,7 +352,12 @@ impl Variant {
                 all.push(Variant::HeadFusion { dtype, fusion });
             }
         }
-        all.extend([Variant::Discard, Variant::RowScales, Variant::RolloutFirst]);
+        all.extend([
+            Variant::ZeroFill,
+            Variant::Discard,
+            Variant::RowScales,
+            Variant::RolloutFirst,
+        ]);
         for arithmetic in Arithmetic::ALL {
             for form in Form::ALL {
                 all.extend(BOTH.map(|discard| Variant::RolloutProduct {
@@ -388,7 +403,9 @@ impl fmt::Display for Variant {
                 (normalized, discards) = (normalize, discard);
             }
             Variant::HeadFusion { dtype, fusion } => write!(f, "_{dtype}_{}", fusion.name())?,
-            Variant::Discard | Variant::RowScales | Variant::RolloutFirst => f.write_str("_f32")?,
+            Variant::ZeroFill | Variant::Discard | Variant::RowScales | Variant::RolloutFirst => {
+                f.write_str("_f32")?
+            }
             Variant::RolloutProduct {
                 arithmetic,
                 form,

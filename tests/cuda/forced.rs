@@ -4,7 +4,7 @@ use attention_rollout::cuda::Plan;
 use attention_rollout::cuda::variant::Variant;
 use attention_rollout::{
     DType, Discard, DiscardScope, Error, HeadFusion, Output, Residual, ResidualWeights, Shape,
-    StartRows, reference,
+    StartRows, Window, reference,
 };
 
 use crate::compare::{Budget, check_close};
@@ -45,6 +45,10 @@ fn case(variant: &Variant) -> Case {
             case.config.output = Output::Matrix;
         }
         Variant::HeadFusion { dtype, .. } => case.dtype = *dtype,
+        Variant::ZeroFill => {
+            case.config.output = Output::Cumulative;
+            case.windows = vec![Window { start: 3, len: 20 }; 2];
+        }
         Variant::Discard => case.config.discard = Some(discard),
         Variant::RowScales => case.config.normalize_rows = true,
         Variant::RolloutFirst => case.config.output = Output::Matrix,
@@ -74,6 +78,7 @@ fn the_forced_variant_is_the_one_that_ran() {
         "rollout_chain_f16_f16x3_n256_mean_normalize",
         "rollout_chain_f16_tf32x3_n64_mean_normalize",
         "head_fusion_bf16_mean",
+        "zero_fill_f32",
         "discard_f32",
         "row_scales_f32",
         "rollout_first_f32",

@@ -9,6 +9,7 @@ use attention_rollout::{
 
 use ptxemu::Report;
 
+use crate::group;
 use crate::lab::Lab;
 use crate::maps;
 use crate::pipeline::Device;
@@ -30,7 +31,7 @@ impl Path {
     /// f32 and the split arithmetics keep 22 bits or more of every operand, and sums are f32: 1e-6 on row-stochastic
     /// input. f16x2 rounds one operand of each term to 2^-11 of its value, and no term is negative, so each product
     /// moves an entry by at most 2^-11 of itself, once per layer.
-    fn tolerance(self, layers: usize) -> Tolerance {
+    pub fn tolerance(self, layers: usize) -> Tolerance {
         let half = matches!(
             self,
             Path::Chain(Arithmetic::F16x2) | Path::Product(Arithmetic::F16x2, _)
@@ -169,13 +170,8 @@ impl Case {
         let layers = maps::layers(&problem, 7, self.levels);
         let hosts: Vec<_> = layers.iter().map(|layer| layer.host()).collect();
         let expected = reference::rollout(&problem, &hosts).map_err(|e| fail(e.to_string()))?;
-        let run = |device: &Device<'_>| match path {
-            Path::Rows(splits) => device.rows(splits),
-            Path::Chain(arithmetic) => device.chain(arithmetic),
-            Path::Product(arithmetic, form) => device.product(arithmetic, form),
-        };
         let device = Device::new(lab, &problem, &layers, self.offset);
-        let got = run(&device).map_err(fail)?;
+        let got = device.run(path).map_err(fail)?;
         compare(&got, &expected, path.tolerance(problem.layers().len())).map_err(fail)?;
         for (variant, report) in device.reports.borrow().iter() {
             watch(variant, report);
@@ -184,14 +180,19 @@ impl Case {
         if problem.shape().tokens > 40 {
             return Ok(());
         }
-        let again = run(&Device::new(lab, &problem, &layers, self.offset)).map_err(fail)?;
-        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        let again = Device::new(lab, &problem, &layers, self.offset);
+        let again = again.run(path).map_err(fail)?;
         if bits(&again) == bits(&got) {
             Ok(())
         } else {
             Err(fail("a second run gave other bits".to_owned()))
         }
     }
+}
+
+/// To compare exactly, NaN included.
+pub fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
 }
 
 /// Fails where an element is further from `expected` than `tolerance`; says where it is worst.
@@ -328,6 +329,10 @@ fn features(
 }
 
 pub const ENTRIES: &[Entry] = &[
+    group::MANY,
+    group::ROWS,
+    group::CHAIN,
+    group::PRODUCT,
     Entry {
         name: "rows_sizes",
         kernels: &["rollout_rows"],

@@ -2,31 +2,42 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::rc::Rc;
 
-use attention_rollout::cuda::geometry::{Columns, Extents};
+use attention_rollout::cuda::entry::Entry;
+use attention_rollout::cuda::geometry::{Columns, Extents, Geometry};
 use attention_rollout::cuda::params::{
     DiscardParams, FusedMaps, HeadFusionParams, LayerMaps, MAX_LAYERS_PER_LAUNCH, Maps, Matrices,
     RolloutChainParams, RolloutFirstParams, RolloutProductParams, RolloutRowsParams,
-    RowScalesParams, Window,
+    RowScalesParams, Window, ZeroFillParams,
 };
 use attention_rollout::cuda::variant::{Arithmetic, Form, Fusion, Variant};
 use attention_rollout::{DType, Discard, DiscardScope, HeadFusion, Problem};
 use bytemuck::Zeroable;
 use ptxemu::{Memory, Report};
 
+use crate::cases::Path;
 use crate::lab::Lab;
 use crate::maps::Layer;
 
-/// A problem in device memory.
+/// One launch, as recorded.
+pub struct Launch {
+    pub variant: Variant,
+    pub geometry: Geometry,
+    pub params: Vec<u8>,
+}
+
+/// A problem in device memory. Its kernels are recorded first, and then launched.
 pub struct Device<'a> {
     lab: &'a Lab,
     problem: &'a Problem,
-    memory: Memory,
+    pub memory: Rc<Memory>,
     /// Address of each layer's first element.
     bases: Vec<u64>,
     windows: u64,
     head_weights: u64,
     window_len: u32,
+    launches: RefCell<Vec<Launch>>,
     /// Variants launched, with what they did.
     pub reports: RefCell<Vec<(Variant, Report)>>,
 }
@@ -43,7 +54,17 @@ struct FusedBuffer {
 impl<'a> Device<'a> {
     /// Uploads `layers`, each `offset` bytes into its allocation, which ends with the layer.
     pub fn new(lab: &'a Lab, problem: &'a Problem, layers: &[Layer], offset: usize) -> Self {
-        let memory = Memory::new();
+        Device::beside(Rc::default(), lab, problem, layers, offset)
+    }
+
+    /// As [`new`](Device::new), in memory that others use too.
+    pub fn beside(
+        memory: Rc<Memory>,
+        lab: &'a Lab,
+        problem: &'a Problem,
+        layers: &[Layer],
+        offset: usize,
+    ) -> Self {
         let bases = layers
             .iter()
             .map(|layer| {
@@ -74,6 +95,7 @@ impl<'a> Device<'a> {
             head_weights,
             window_len,
             memory,
+            launches: RefCell::default(),
             reports: RefCell::default(),
         }
     }
@@ -89,25 +111,44 @@ impl<'a> Device<'a> {
         self.memory.alloc(4 * len)
     }
 
-    fn download(&self, base: u64, len: usize) -> Vec<f32> {
-        let mut out = vec![0f32; len];
+    /// The output at `base`.
+    pub fn download(&self, base: u64) -> Vec<f32> {
+        let mut out = vec![0f32; self.problem.output_len()];
         self.memory
             .read(base, bytemuck::cast_slice_mut(&mut out))
             .unwrap();
         out
     }
 
-    fn launch<P: bytemuck::Pod>(
-        &self,
-        variant: Variant,
-        extents: &Extents,
-        params: &P,
-    ) -> Result<(), String> {
-        let report = self
-            .lab
-            .launch(&self.memory, &variant, variant.geometry(extents), params)?;
-        self.reports.borrow_mut().push((variant, report));
-        Ok(())
+    fn launch<P: bytemuck::Pod>(&self, variant: Variant, extents: &Extents, params: &P) {
+        self.launches.borrow_mut().push(Launch {
+            variant,
+            geometry: variant.geometry(extents),
+            params: bytemuck::bytes_of(params).to_vec(),
+        });
+    }
+
+    /// The launches of `path`, and where the output will be.
+    pub fn record(&self, path: Path) -> (Vec<Launch>, u64) {
+        let out = match path {
+            Path::Rows(splits) => self.rows(splits),
+            Path::Chain(arithmetic) => self.chain(arithmetic),
+            Path::Product(arithmetic, form) => self.product(arithmetic, form),
+        };
+        (self.launches.take(), out)
+    }
+
+    /// Computes the problem by `path`, one kernel after the other.
+    pub fn run(&self, path: Path) -> Result<Vec<f32>, String> {
+        let (launches, out) = self.record(path);
+        for launch in launches {
+            let kernel = (Entry::Alone, &launch.variant);
+            let report = self
+                .lab
+                .launch(&self.memory, kernel, launch.geometry, &launch.params)?;
+            self.reports.borrow_mut().push((launch.variant, report));
+        }
+        Ok(self.download(out))
     }
 
     fn dims(&self) -> (u32, u32) {
@@ -186,7 +227,7 @@ impl<'a> Device<'a> {
     }
 
     /// Fuses the heads of all layers of the range, and finds the cuts where the problem discards.
-    fn fuse(&self) -> Result<FusedBuffer, String> {
+    fn fuse(&self) -> FusedBuffer {
         let shape = self.problem.shape();
         let range = self.problem.layers();
         let stride_row = shape.tokens.next_multiple_of(4);
@@ -215,7 +256,7 @@ impl<'a> Device<'a> {
                 chunks_per_block: columns.chunks_per_block,
                 maps: self.maps(layers.clone()),
             };
-            self.launch(variant, &self.extents(layers.len(), columns), &params)?;
+            self.launch(variant, &self.extents(layers.len(), columns), &params);
         }
         if self.problem.config().discard.is_some() {
             let counts: Vec<u64> = (0..shape.batch)
@@ -239,9 +280,9 @@ impl<'a> Device<'a> {
                 Variant::Discard,
                 &self.extents(range.len(), columns),
                 &params,
-            )?;
+            );
         }
-        Ok(buffer)
+        buffer
     }
 
     /// Fused maps in the place of a problem's own.
@@ -264,21 +305,21 @@ impl<'a> Device<'a> {
     }
 
     /// What a consumer of maps reads: the problem's maps, or fused ones where entries are discarded.
-    fn sources(&self) -> Result<(DType, Fusion, Option<FusedBuffer>, Columns), String> {
+    fn sources(&self) -> (DType, Fusion, Option<FusedBuffer>, Columns) {
         if self.problem.config().discard.is_some() {
             let columns = Columns::new(DType::F32, self.window_len, true);
-            Ok((DType::F32, Fusion::Mean, Some(self.fuse()?), columns))
+            (DType::F32, Fusion::Mean, Some(self.fuse()), columns)
         } else {
             let fusion = Fusion::from(&self.problem.config().head_fusion);
-            Ok((self.problem.dtype(), fusion, None, self.columns()))
+            (self.problem.dtype(), fusion, None, self.columns())
         }
     }
 
     /// `rollout_rows` over all layers, the rows of each item divided among `splits` blocks.
-    pub fn rows(&self, splits: u32) -> Result<Vec<f32>, String> {
+    fn rows(&self, splits: u32) -> u64 {
         let shape = self.problem.shape();
         let (batch, tokens, rows) = (shape.batch, shape.tokens, self.problem.start_rows());
-        let (dtype, fusion, fused, columns) = self.sources()?;
+        let (dtype, fusion, fused, columns) = self.sources();
         let variant = Variant::RolloutRows {
             dtype,
             rows: if rows == 1 { 1 } else { 8 },
@@ -325,7 +366,7 @@ impl<'a> Device<'a> {
                 partials_out: if last_launch { 0 } else { partials_out },
                 ..params(maps(first..end))
             };
-            self.launch(variant, &extents, &params)?;
+            self.launch(variant, &extents, &params);
             std::mem::swap(&mut partials_in, &mut partials_out);
             splits_in = splits;
             end = first;
@@ -345,9 +386,9 @@ impl<'a> Device<'a> {
                 columns: one,
                 ..extents
             };
-            self.launch(variant, &extents, &params)?;
+            self.launch(variant, &extents, &params);
         }
-        Ok(self.download(out, batch * rows * tokens))
+        out
     }
 
     /// Start weights `[batch, rows, pitch]`, zeros beyond each window.
@@ -363,8 +404,8 @@ impl<'a> Device<'a> {
     }
 
     /// `rollout_chain` over all layers.
-    pub fn chain(&self, arithmetic: Arithmetic) -> Result<Vec<f32>, String> {
-        let (dtype, fusion, fused, columns) = self.sources()?;
+    fn chain(&self, arithmetic: Arithmetic) -> u64 {
+        let (dtype, fusion, fused, columns) = self.sources();
         let tokens = Variant::CHAIN_TOKENS
             .into_iter()
             .find(|&tokens| self.window_len <= tokens)
@@ -390,17 +431,17 @@ impl<'a> Device<'a> {
                     None => self.maps(first..end),
                 },
             };
-            self.launch(variant, &self.extents(end - first, columns), &params)?;
+            self.launch(variant, &self.extents(end - first, columns), &params);
             end = first;
         }
-        Ok(self.download(out, self.problem.output_len()))
+        out
     }
 
     /// Head fusion, then one product per layer.
-    pub fn product(&self, arithmetic: Arithmetic, form: Form) -> Result<Vec<f32>, String> {
+    fn product(&self, arithmetic: Arithmetic, form: Form) -> u64 {
         let shape = self.problem.shape();
         let (batch, tokens) = (shape.batch, shape.tokens);
-        let buffer = self.fuse()?;
+        let buffer = self.fuse();
         let pitch = tokens.next_multiple_of(4);
         let start_rows = self.problem.start_rows();
         let state_rows = if start_rows > 0 { start_rows } else { tokens };
@@ -414,10 +455,18 @@ impl<'a> Device<'a> {
             stride_batch: (state_rows * tokens) as i64,
             stride_row: tokens as i64,
         };
-        // What lies outside the windows is the host's to clear.
-        let bytes = 4 * self.problem.output_len();
-        self.memory.fill(out.base, 0, bytes).unwrap();
         let mut extents = self.extents(1, self.columns());
+        // What lies outside the windows.
+        let len = self.problem.output_len();
+        let pieces = Extents {
+            batch: len.div_ceil(Variant::FILL_PIECE as usize) as u32,
+            ..extents
+        };
+        let params = ZeroFillParams {
+            out: out.base,
+            len: len as u64,
+        };
+        self.launch(Variant::ZeroFill, &pieces, &params);
         let variant = Variant::RolloutProduct {
             arithmetic,
             form,
@@ -440,7 +489,7 @@ impl<'a> Device<'a> {
                 .unwrap();
         }
         for (step, layer) in layers.into_iter().enumerate() {
-            let maps = self.fused_layer(&buffer, layer, &extents)?;
+            let maps = self.fused_layer(&buffer, layer, &extents);
             let last = step + 1 == count;
             let next = if last {
                 out
@@ -454,7 +503,7 @@ impl<'a> Device<'a> {
                     out_windowed: last.into(),
                     reserved: 0,
                 };
-                self.launch(Variant::RolloutFirst, &extents, &params)?;
+                self.launch(Variant::RolloutFirst, &extents, &params);
             } else {
                 if start_rows > 0 {
                     extents.rows = start_rows as u32;
@@ -466,20 +515,15 @@ impl<'a> Device<'a> {
                     rows: start_rows as u32,
                     out_windowed: last.into(),
                 };
-                self.launch(variant, &extents, &params)?;
+                self.launch(variant, &extents, &params);
             }
             state = next;
         }
-        Ok(self.download(out.base, self.problem.output_len()))
+        out.base
     }
 
     /// One layer of a fused buffer with its scales.
-    fn fused_layer(
-        &self,
-        buffer: &FusedBuffer,
-        layer: usize,
-        extents: &Extents,
-    ) -> Result<FusedMaps, String> {
+    fn fused_layer(&self, buffer: &FusedBuffer, layer: usize, extents: &Extents) -> FusedMaps {
         let (batch, tokens) = self.dims();
         let all = self.fused_maps(buffer, layer..layer + 1);
         let mut maps = FusedMaps {
@@ -502,9 +546,9 @@ impl<'a> Device<'a> {
                 Variant::RowScales,
                 extents,
                 &RowScalesParams { maps, scales },
-            )?;
+            );
             maps.scales = scales;
         }
-        Ok(maps)
+        maps
     }
 }
