@@ -24,7 +24,6 @@ pub(super) struct Engine {
     kernels: Arc<Kernels>,
     side: Option<Side>,
     events: Vec<Event>,
-    handover: Handover,
     schedules: Vec<Schedule>,
     problem: Problem,
     context: Arc<CudaContext>,
@@ -50,7 +49,7 @@ impl Handover {
         })
     }
 
-    /// Makes `stream` wait for the last run where that was submitted to another stream.
+    /// Makes `stream` wait for the last run where that was submitted to another stream. Not while it is capturing.
     pub fn follow(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
         match &self.last {
             Some(last) if last.cu_stream() == stream.cu_stream() => return Ok(()),
@@ -131,7 +130,6 @@ impl Engine {
             kernels,
             side,
             events,
-            handover: Handover::new(context)?,
             schedules,
             problem: problem.clone(),
             context: context.clone(),
@@ -153,11 +151,6 @@ impl Engine {
     /// Device memory held, in bytes.
     pub fn bytes(&self) -> usize {
         self.workspace.bytes() + self.constants.bytes()
-    }
-
-    /// Makes `stream` wait for the last run where that was submitted to another stream. Not while it is capturing.
-    pub fn follow_last_run(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
-        self.handover.follow(stream)
     }
 
     /// Submits steps `steps` of a schedule.
