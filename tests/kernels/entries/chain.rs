@@ -1,0 +1,68 @@
+//! `rollout_chain`.
+
+use attention_rollout::cuda::variant::Arithmetic;
+use attention_rollout::{DType, Residual, ResidualWeights};
+
+use super::{Entry, features};
+use crate::cases::{Case, Path};
+
+pub const ENTRIES: &[Entry] = &[
+    Entry {
+        name: "chain_sizes",
+        kernels: &["rollout_chain"],
+        short: false,
+        run: |lab| {
+            for tokens in [1, 2, 3, 5, 7, 8, 13, 17, 31, 33, 40, 63, 64] {
+                Case::new([3, 2, 3, tokens])
+                    .matrix()
+                    .check(lab, Path::Chain(Arithmetic::F16x3))?;
+            }
+            for (tokens, dtype) in [
+                (65, DType::F32),
+                (97, DType::F16),
+                (127, DType::Bf16),
+                (128, DType::F16),
+            ] {
+                Case::new([2, 1, 2, tokens])
+                    .dtype(dtype)
+                    .matrix()
+                    .check(lab, Path::Chain(Arithmetic::F16x3))?;
+            }
+            Ok(())
+        },
+    },
+    Entry {
+        name: "chain_features",
+        kernels: &["rollout_chain"],
+        short: false,
+        run: |lab| {
+            features(lab, Path::Chain(Arithmetic::F16x3), 35, Case::matrix)?;
+            Case::new([24, 1, 5, 9])
+                .matrix()
+                .check(lab, Path::Chain(Arithmetic::F16x3))?;
+            Case::new([66, 1, 1, 5])
+                .matrix()
+                .check(lab, Path::Chain(Arithmetic::F16x3))
+        },
+    },
+    Entry {
+        name: "chain_arithmetics",
+        kernels: &["rollout_chain"],
+        short: true,
+        run: |lab| {
+            for arithmetic in [Arithmetic::F16x1, Arithmetic::Tf32x3] {
+                for (tokens, dtype) in [(19, DType::F32), (64, DType::F16), (101, DType::F16)] {
+                    Case::new([3, 1, 2, tokens])
+                        .dtype(dtype)
+                        .matrix()
+                        .config(|c| c.normalize_rows = tokens == 101)
+                        .check(lab, Path::Chain(arithmetic))?;
+                }
+            }
+            Case::new([4, 1, 2, 23])
+                .matrix()
+                .config(|c| c.residual = ResidualWeights::Uniform(Residual::new(1.0, 1.0)))
+                .check(lab, Path::Chain(Arithmetic::Tf32x3))
+        },
+    },
+];
