@@ -5,17 +5,15 @@ use attention_rollout::cuda::cudarc::driver::sys;
 use attention_rollout::{Output, Shape, StartRows};
 
 use crate::generate::Case;
-use crate::machine::{Buffer, download, machine};
+use crate::machine::{Buffer, directed, download, machine};
 use crate::problems::{assert_right, bits, buffers, cases};
 
 #[test]
 fn a_run_launches_and_nothing_else() {
-    let Some(machine) = machine("sm_90") else {
+    let Some(machine) = directed("sm_90") else {
         return;
     };
-    let Some(vcuda) = machine.stand_in() else {
-        return;
-    };
+    let vcuda = machine.vcuda();
     for (what, case) in cases() {
         let generated = case.generate();
         let mut plan = machine.plan(&generated.problem, |_| {});
@@ -59,12 +57,10 @@ fn a_run_launches_and_nothing_else() {
 
 #[test]
 fn plans_hold_exactly_what_they_say_and_give_it_back() {
-    let Some(machine) = machine("sm_90") else {
+    let Some(machine) = directed("sm_90") else {
         return;
     };
-    let Some(vcuda) = machine.stand_in() else {
-        return;
-    };
+    let vcuda = machine.vcuda();
     let before = vcuda.usage();
     for (what, case) in cases() {
         let generated = case.generate();
@@ -213,12 +209,10 @@ fn runs_on_different_streams_follow_each_other() {
 
 #[test]
 fn maps_are_read_once() {
-    let Some(machine) = machine("sm_90") else {
+    let Some(machine) = directed("sm_90") else {
         return;
     };
-    let Some(vcuda) = machine.stand_in() else {
-        return;
-    };
+    let vcuda = machine.vcuda();
     for (what, case) in cases() {
         let generated = case.generate();
         let problem = &generated.problem;
