@@ -8,7 +8,7 @@ use attention_rollout::{
 use ptxemu::Report;
 
 use crate::lab::Lab;
-use crate::maps;
+use crate::maps::{self, Layer};
 use crate::pipeline::Device;
 
 /// How a rollout is computed.
@@ -36,6 +36,14 @@ impl Path {
         Tolerance {
             absolute: 1e-6,
             relative: if half { layers as f64 / 1024.0 } else { 0.0 },
+        }
+    }
+
+    fn compute(self, device: &Device<'_>) -> Result<Vec<f32>, String> {
+        match self {
+            Path::Rows(splits) => device.rows(splits),
+            Path::Chain(arithmetic) => device.chain(arithmetic),
+            Path::Product(arithmetic, form) => device.product(arithmetic, form),
         }
     }
 }
@@ -71,6 +79,16 @@ pub struct Case {
     pub windows: Option<Vec<Window>>,
     /// Values are rounded to multiples of 1 / levels; 0: not.
     pub levels: u32,
+    /// Entries that are something else.
+    pub entries: Vec<Entry>,
+}
+
+/// One entry of the maps; row and column count from the window's start.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// layer, item, head, row, column
+    pub at: [usize; 5],
+    pub value: f32,
 }
 
 impl Case {
@@ -84,6 +102,7 @@ impl Case {
             offset: 0,
             windows: None,
             levels: 0,
+            entries: Vec::new(),
         }
     }
 
@@ -123,6 +142,12 @@ impl Case {
         self
     }
 
+    /// Puts `value` at (layer, item, head, row, column).
+    pub fn entry(mut self, at: [usize; 5], value: f32) -> Self {
+        self.entries.push(Entry { at, value });
+        self
+    }
+
     /// The problem that this case describes.
     pub fn problem(&self) -> Problem {
         let [layers, batch, heads, tokens] = self.shape;
@@ -159,21 +184,12 @@ impl Case {
         path: Path,
         mut watch: impl FnMut(&Variant, &Report),
     ) -> Result<(), String> {
-        let fail = |what: String| {
-            let case: String = format!("{self:?}").chars().take(600).collect();
-            format!("{path:?} of {case}: {what}")
-        };
         let problem = self.problem();
-        let layers = maps::layers(&problem, 7, self.levels);
-        let hosts: Vec<_> = layers.iter().map(|layer| layer.host()).collect();
-        let expected = reference::rollout(&problem, &hosts).map_err(|e| fail(e.to_string()))?;
-        let run = |device: &Device<'_>| match path {
-            Path::Rows(splits) => device.rows(splits),
-            Path::Chain(arithmetic) => device.chain(arithmetic),
-            Path::Product(arithmetic, form) => device.product(arithmetic, form),
-        };
+        let layers = maps::layers(&problem, 7, self.levels, &self.entries);
+        let expected = self.reference(&problem, &layers);
         let device = Device::new(lab, &problem, &layers, self.offset);
-        let got = run(&device).map_err(fail)?;
+        let fail = |what| self.failure(path, what);
+        let got = path.compute(&device).map_err(fail)?;
         compare(&got, &expected, path.tolerance(problem.layers().len())).map_err(fail)?;
         for (variant, report) in device.reports.borrow().iter() {
             watch(variant, report);
@@ -182,7 +198,8 @@ impl Case {
         if problem.shape().tokens > 40 {
             return Ok(());
         }
-        let again = run(&Device::new(lab, &problem, &layers, self.offset)).map_err(fail)?;
+        let again = Device::new(lab, &problem, &layers, self.offset);
+        let again = path.compute(&again).map_err(fail)?;
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         if bits(&again) == bits(&got) {
             Ok(())
@@ -190,16 +207,110 @@ impl Case {
             Err(fail("a second run gave other bits".to_owned()))
         }
     }
+
+    /// Computes it, and checks which outputs are not finite: all that depend on an entry that is not (`least`), and at
+    /// most those that multiply one with 0. An infinity may come out as NaN, because `x = hi + lo` makes one of it.
+    pub fn check_not_finite(&self, lab: &Lab, path: Path) -> Result<(), String> {
+        let problem = self.problem();
+        let layers = maps::layers(&problem, 7, self.levels, &self.entries);
+        let mut ahats: Vec<Vec<f64>> = problem
+            .layers()
+            .map(|layer| {
+                let mut one = self.clone().matrix();
+                one.config.layers = Some(layer..layer + 1);
+                one.reference(&one.problem(), &layers)
+            })
+            .collect();
+        let fail = |what| self.failure(path, what);
+        let device = Device::new(lab, &problem, &layers, self.offset);
+        let got = path.compute(&device).map_err(fail)?;
+        let most = row_form(&problem, &ahats, |x, y| x * y);
+        if self.config.causal {
+            // Right of the diagonal there is nothing, also in a row whose sum is NaN.
+            let tokens = problem.shape().tokens;
+            for ahat in &mut ahats {
+                for (row, entries) in ahat.chunks_exact_mut(tokens).enumerate() {
+                    entries[row % tokens + 1..].fill(0.0);
+                }
+            }
+        }
+        let times = |x, y| if x == 0.0 || y == 0.0 { 0.0 } else { x * y };
+        let least = row_form(&problem, &ahats, times);
+        let Tolerance { absolute, relative } = path.tolerance(ahats.len());
+        for (i, &got) in got.iter().enumerate() {
+            let (got, least, most) = (f64::from(got), least[i], most[i]);
+            let right = if got.is_finite() {
+                (got - least).abs() <= absolute + relative * least.abs()
+            } else {
+                !most.is_finite() && (got.is_nan() || least.is_finite() || got == least)
+            };
+            if !right {
+                let what = format!("element {i}: expected {least} or {most}, got {got}");
+                return Err(fail(what));
+            }
+        }
+        Ok(())
+    }
+
+    fn reference(&self, problem: &Problem, layers: &[Layer]) -> Vec<f64> {
+        let hosts: Vec<_> = layers.iter().map(Layer::host).collect();
+        reference::rollout(problem, &hosts).unwrap_or_else(|error| panic!("{self:?}: {error}"))
+    }
+
+    fn failure(&self, path: Path, what: String) -> String {
+        let case: String = format!("{self:?}").chars().take(600).collect();
+        format!("{path:?} of {case}: {what}")
+    }
 }
 
-/// Fails where an element is further from `expected` than `tolerance`; says where it is worst.
+/// The output of `problem` from its `Ahat`, each `[batch, tokens, tokens]`: start rows, or the identity, times layer by
+/// layer from the last.
+fn row_form(problem: &Problem, ahats: &[Vec<f64>], times: impl Fn(f64, f64) -> f64) -> Vec<f64> {
+    let tokens = problem.shape().tokens;
+    let rows = match problem.start_rows() {
+        0 => tokens,
+        rows => rows,
+    };
+    let mut out = Vec::new();
+    for (item, window) in problem.windows().iter().enumerate() {
+        for row in 0..rows {
+            let mut state = vec![0.0; tokens];
+            if problem.start_rows() > 0 {
+                let mut weights = vec![0.0; window.len];
+                problem.start_weights(item, row, &mut weights);
+                for (state, weight) in state[window.start..].iter_mut().zip(weights) {
+                    *state = f64::from(weight);
+                }
+            } else if (window.start..window.start + window.len).contains(&row) {
+                state[row] = 1.0;
+            }
+            for ahat in ahats.iter().rev() {
+                let map = &ahat[item * tokens * tokens..][..tokens * tokens];
+                let entry = |j: usize| {
+                    (0..tokens)
+                        .map(|k| times(state[k], map[k * tokens + j]))
+                        .sum()
+                };
+                state = (0..tokens).map(entry).collect();
+            }
+            out.extend(state);
+        }
+    }
+    out
+}
+
+/// Fails where an element is further from `expected` than `tolerance`, or is not finite in the same way; says where it is
+/// worst.
 pub fn compare(got: &[f32], expected: &[f64], tolerance: Tolerance) -> Result<(), String> {
-    let scale = expected.iter().fold(1f64, |scale, v| scale.max(v.abs()));
+    let finite = expected.iter().filter(|v| v.is_finite());
+    let scale = finite.fold(1f64, |scale, v| scale.max(v.abs()));
     let mut worst: Option<(usize, f64)> = None;
     for (i, (&got, &expected)) in got.iter().zip(expected).enumerate() {
-        let error = (f64::from(got) - expected).abs();
+        let got = f64::from(got);
+        let same = got == expected || (got.is_nan() && expected.is_nan());
+        let error = if same { 0.0 } else { (got - expected).abs() };
         let allowed = tolerance.absolute * scale + tolerance.relative * expected.abs();
-        let within = error <= allowed;
+        let within = same || (expected.is_finite() && error <= allowed);
         let worse = worst.is_none_or(|(_, w)| error.is_nan() || error > w);
         if !within && worse {
             worst = Some((i, error));

@@ -5,6 +5,7 @@ mod chain;
 mod product;
 mod range;
 mod rows;
+mod values;
 
 use attention_rollout::{
     DType, Discard, DiscardScope, HeadFusion, Residual, ResidualWeights, StartRows,
@@ -29,6 +30,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         product::ENTRIES,
         chain::ENTRIES,
         range::ENTRIES,
+        values::ENTRIES,
     ]
     .into_iter()
     .flatten()
