@@ -8,6 +8,7 @@ mod failures;
 mod forced;
 mod given;
 mod host;
+mod layers;
 mod machine;
 mod modes;
 #[path = "../common/nvrtc.rs"]

@@ -3,7 +3,7 @@
 use attention_rollout::cuda::variant::Arithmetic;
 use attention_rollout::{DType, Residual, ResidualWeights};
 
-use super::{Entry, features};
+use super::{Entry, features, many_layers};
 use crate::cases::{Case, Path};
 
 pub const ENTRIES: &[Entry] = &[
@@ -39,11 +39,14 @@ pub const ENTRIES: &[Entry] = &[
             features(lab, Path::Chain(Arithmetic::F16x3), 35, Case::matrix)?;
             Case::new([24, 1, 5, 9])
                 .matrix()
-                .check(lab, Path::Chain(Arithmetic::F16x3))?;
-            Case::new([66, 1, 1, 5])
-                .matrix()
                 .check(lab, Path::Chain(Arithmetic::F16x3))
         },
+    },
+    Entry {
+        name: "chain_many_layers",
+        kernels: &["rollout_chain"],
+        short: false,
+        run: |lab| many_layers(lab, Path::Chain(Arithmetic::F16x3), Case::matrix),
     },
     Entry {
         name: "chain_arithmetics",

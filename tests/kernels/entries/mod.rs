@@ -7,6 +7,7 @@ mod range;
 mod rows;
 mod values;
 
+use attention_rollout::cuda::params::MAX_LAYERS_PER_LAUNCH;
 use attention_rollout::{
     DType, Discard, DiscardScope, HeadFusion, Residual, ResidualWeights, StartRows,
 };
@@ -67,6 +68,28 @@ fn per_layer(layers: usize) -> ResidualWeights {
             .map(|l| Residual::new(weight(l), 1.0 - weight(l)))
             .collect(),
     )
+}
+
+/// More layers than two launches take, with so little attention that each of them shows in the result.
+fn many_layers(lab: &Lab, path: Path, base: impl Fn(Case) -> Case) -> Result<(), String> {
+    let layers = 2 * MAX_LAYERS_PER_LAUNCH + 2;
+    let weight = |l: usize| (1.0 + 2.0 * l as f32 / layers as f32) / layers as f32;
+    let residual = |l| Residual::new(weight(l), 1.0 - weight(l));
+    let case = |normalize| {
+        base(Case::new([layers, 2, 1, 7])).config(|c| {
+            c.residual = ResidualWeights::PerLayer((0..layers).map(residual).collect());
+            c.normalize_rows = normalize;
+        })
+    };
+    case(false).check(lab, path)?;
+    case(true).windows(&[(1, 6), (0, 5)]).check(lab, path)?;
+    case(false)
+        .config(|c| c.discard = discard(0.5, DiscardScope::Map))
+        .check(lab, path)?;
+    // A range that begins and ends inside a launch's worth of layers.
+    case(false)
+        .config(|c| c.layers = Some(3..MAX_LAYERS_PER_LAUNCH + 5))
+        .check(lab, path)
 }
 
 fn weights(rows: usize, tokens: usize) -> StartRows {

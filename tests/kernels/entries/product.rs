@@ -3,7 +3,7 @@
 use attention_rollout::cuda::variant::{Arithmetic, Form};
 use attention_rollout::{DType, StartRows};
 
-use super::{Entry, features, three_windows, weights};
+use super::{Entry, features, many_layers, three_windows, weights};
 use crate::cases::{Case, Path};
 use crate::lab::Lab;
 
@@ -52,6 +52,19 @@ pub const ENTRIES: &[Entry] = &[
                 11,
                 |case| case.start(StartRows::Mean),
             )
+        },
+    },
+    Entry {
+        name: "product_many_layers",
+        kernels: &["head_fusion", "discard", "row_scales", "rollout_product"],
+        short: false,
+        run: |lab| {
+            for form in Form::ALL {
+                many_layers(lab, Path::Product(Arithmetic::F16x3, form), Case::matrix)?;
+            }
+            many_layers(lab, Path::Product(Arithmetic::F32, Form::Rows), |case| {
+                case.start(StartRows::Last)
+            })
         },
     },
     Entry {

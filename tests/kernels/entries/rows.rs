@@ -2,7 +2,7 @@
 
 use attention_rollout::{DType, StartRows};
 
-use super::{Entry, features, weights};
+use super::{Entry, features, many_layers, weights};
 use crate::cases::{Case, Path};
 
 pub const ENTRIES: &[Entry] = &[
@@ -59,10 +59,13 @@ pub const ENTRIES: &[Entry] = &[
     },
     Entry {
         name: "rows_many_layers",
-        kernels: &["rollout_rows"],
+        kernels: &["rollout_rows", "head_fusion", "discard"],
         short: false,
         run: |lab| {
-            Case::new([66, 1, 1, 5]).check(lab, Path::Rows(1))?;
+            many_layers(lab, Path::Rows(1), |case| case)?;
+            many_layers(lab, Path::Rows(1), |case| {
+                case.start(StartRows::Rows(vec![4, 0]))
+            })?;
             // More columns than the warps of a block: two tiles, so one layer per launch.
             Case::new([2, 1, 1, 1000])
                 .dtype(DType::F32)
