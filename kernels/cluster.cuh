@@ -1,4 +1,5 @@
-// CLUSTER blocks that run together and reach each other's shared memory (sm_90), or 1: a block alone.
+// Blocks that run together and reach each other's shared memory (sm_90): CLUSTER of them where a kernel is compiled for
+// clusters, as many as the launch says where CLUSTER is 0; 1 is a block alone.
 #pragma once
 
 #include "memory.cuh"
@@ -9,20 +10,47 @@
 #define CLUSTER_BLOCKS
 #endif
 
-// This block's number in its cluster.
+#if CLUSTER == 1 || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900)
+constexpr bool HAS_CLUSTERS = false;
+#else
+constexpr bool HAS_CLUSTERS = true;
+#endif
+
+// Blocks of this block's cluster, and its number among them.
+DEVICE u32 cluster_blocks() {
+  u32 blocks = 1;
+  if constexpr (HAS_CLUSTERS) asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
+  return blocks;
+}
 DEVICE u32 cluster_rank() {
   u32 rank = 0;
-  if constexpr (CLUSTER > 1) asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  if constexpr (HAS_CLUSTERS) asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
 
 // All threads of the cluster have come here, and see what the others wrote to shared memory before.
 DEVICE void cluster_barrier() {
-  if constexpr (CLUSTER > 1) {
+  if constexpr (HAS_CLUSTERS) {
     asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
   } else {
     __syncthreads();
   }
+}
+
+// The shared-memory address of `to` in the block with that rank.
+DEVICE u32 peer_address(const void *to, u32 rank) {
+  u32 address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(to)), "r"(rank));
+  return address;
+}
+
+// `from` as the block with that rank has it.
+DEVICE float load_peer(const float *from, u32 rank) {
+  float value = *from;
+  if constexpr (HAS_CLUSTERS) {
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(peer_address(from, rank)) : "memory");
+  }
+  return value;
 }
 
 DEVICE void store_peer(u32 address, float value) {
@@ -40,14 +68,9 @@ DEVICE void store_peer(u32 address, uint4 value) {
 // Writes to `to`, a place in shared memory, in every block of the cluster.
 template <class Value>
 DEVICE void store_everywhere(Value *to, Value value) {
-  if constexpr (CLUSTER > 1) {
-    const u32 own = shared_address(to);
+  if constexpr (HAS_CLUSTERS) {
 #pragma unroll
-    for (u32 rank = 0; rank < CLUSTER; ++rank) {
-      u32 address;
-      asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(own), "r"(rank));
-      store_peer(address, value);
-    }
+    for (u32 rank = 0; rank < CLUSTER; ++rank) store_peer(peer_address(to, rank), value);
   } else {
     *to = value;
   }

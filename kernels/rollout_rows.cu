@@ -2,9 +2,11 @@
 //
 // Block (item, split, tile) adds up the rows split, split + splits, ... of each layer in the columns of its tile; its
 // warps are groups of `chunks_per_block`, a group shares a row. The relevance r lies in shared memory, the sums in
-// registers, and the groups add theirs in order, so that results repeat to the bit. One split and one tile: all layers
-// in one launch. More: one layer per launch, partial sums through global memory, each launch beginning with their
-// reduction; a launch of no layers is the last reduction. Rows without weight are not read.
+// registers, and the groups add theirs in order, so that results repeat to the bit. Rows without weight are not read.
+//
+// One split and one tile: all layers in one launch. More splits: the blocks of an item are a cluster (sm_90) and read
+// each other's sums after each layer; or, and with more tiles, one layer per launch, partial sums through global memory,
+// each launch beginning with their reduction; a launch of no layers is the last reduction.
 //
 // Macros: ELEMENT, FUSION, START_ROWS, MAX_WARPS, NORMALIZE, DISCARD, and those of entry.cuh.
 
@@ -13,6 +15,14 @@
 #define BLOCKS ((START_ROWS == 1 ? 3 : 2) - GROUPED)
 #define HEADS_IN_FLIGHT (START_ROWS == 1 || GROUPED ? 4 : 2)
 
+// A member of a grouped launch has no clusters: its blocks need not be neighbours.
+#if GROUPED
+#define CLUSTER 1
+#else
+#define CLUSTER 0
+#endif
+
+#include "cluster.cuh"
 #include "discard.cuh"
 #include "entry.cuh"
 #include "fuse.cuh"
@@ -30,11 +40,13 @@ DEVICE void rollout_rows(const RolloutRowsParams &params, const Place &place) {
   const u32 tile_end = min_u32(tile_first + tile_columns, window.len);
   const u32 warp_first = tile_first + warp % chunks * params.chunk_columns;
 
+  // A cluster reads the sums of one layer while it writes those of the next.
+  const u32 cluster = cluster_blocks(), turns = cluster > 1 ? 2 : 1, sums_len = start_rows * tile_columns;
   extern __shared__ float4 shared[];
-  float *next = reinterpret_cast<float *>(shared);        // [start_rows][tile_columns], in granules
-  float *relevance = next + start_rows * tile_columns;    // [start_rows][tokens]
-  float *scales = relevance + start_rows * tokens;        // [tokens], 1 / row sum
-  [[maybe_unused]] float *sums = scales + tokens;                     // [warps], of one row each
+  float *turns_of_next = reinterpret_cast<float *>(shared);     // [turns][start_rows][tile_columns], in granules
+  float *relevance = turns_of_next + turns * sums_len;          // [start_rows][tokens]
+  float *scales = relevance + start_rows * tokens;              // [tokens], 1 / row sum
+  [[maybe_unused]] float *sums = scales + tokens;               // [warps], of one row each
 
 #pragma unroll 1
   for (u32 m = 0; m < start_rows; ++m) {
@@ -54,6 +66,7 @@ DEVICE void rollout_rows(const RolloutRowsParams &params, const Place &place) {
 
   for (u32 layer = maps.layers; layer-- > 0;) {
     __syncthreads();  // the relevance is complete
+    float *next = turns_of_next + layer % turns * sums_len;
     const LayerMaps &map = maps.layer[layer];
     const Rows rows(maps, layer, item, window.start);
     Cut cut = {0, maps.discard_first, maps.discard_spares_origin, window.len};
@@ -129,24 +142,42 @@ DEVICE void rollout_rows(const RolloutRowsParams &params, const Place &place) {
       for (u32 j = tile_first + threadIdx.x; j < tile_end; j += place.threads) {
         float residual = 0.0f;
         if (j % splits == split) residual = map.identity * relevance[m * tokens + j] * (NORMALIZE ? scales[j] : 1.0f);
-        relevance[m * tokens + j] = map.attention * next[m * tile_columns + j - tile_first] + residual;
+        float &sum = next[m * tile_columns + j - tile_first];
+        const float value = map.attention * sum + residual;
+        (cluster > 1 ? sum : relevance[m * tokens + j]) = value;
+      }
+    }
+    if (cluster > 1) {
+      cluster_barrier();  // the sums of all blocks are complete
+      for (u32 m = 0; m < start_rows; ++m) {
+        for (u32 j = threadIdx.x; j < window.len; j += place.threads) {
+          float total = 0.0f;
+          for (u32 rank = 0; rank < cluster; ++rank) total += load_peer(next + m * tile_columns + j, rank);
+          relevance[m * tokens + j] = total;
+        }
       }
     }
   }
 
   __syncthreads();  // the relevance is complete
+  const u32 rank = cluster_rank(), first_thread = rank * place.threads + threadIdx.x;
   for (u32 m = 0; m < start_rows; ++m) {
     if (params.partials_out) {
-      float *out = params.partials_out + ((u64(item) * splits + split) * start_rows + m) * tokens;
-      for (u32 j = tile_first + threadIdx.x; j < tile_end; j += place.threads) out[j] = relevance[m * tokens + j];
+      // A cluster has added its parts up already.
+      const u64 part = cluster > 1 ? item : u64(item) * splits + split;
+      float *out = params.partials_out + (part * start_rows + m) * tokens;
+      for (u32 j = tile_first + first_thread; j < tile_end; j += cluster * place.threads) {
+        out[j] = relevance[m * tokens + j];
+      }
     } else {
       float *out = params.out + (u64(item) * start_rows + m) * tokens;
-      for (u32 j = threadIdx.x; j < tokens; j += place.threads) {
+      for (u32 j = first_thread; j < tokens; j += cluster * place.threads) {
         const u32 inside = j - window.start;
         out[j] = inside < window.len ? relevance[m * tokens + inside] : 0.0f;
       }
     }
   }
+  if (cluster > 1) cluster_barrier();  // no block leaves while others read its sums
 }
 
 ENTRY(RolloutRowsParams, rollout_rows, __launch_bounds__(MAX_WARPS *WARP, BLOCKS))

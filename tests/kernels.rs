@@ -6,13 +6,13 @@ mod abi;
 mod cases;
 #[path = "common/nvrtc.rs"]
 mod common;
-#[path = "kernels/group.rs"]
-mod group;
+#[path = "kernels/entries/mod.rs"]
+mod entries;
 #[path = "kernels/lab.rs"]
 mod lab;
 #[path = "kernels/maps.rs"]
 mod maps;
-#[path = "kernels/pipeline.rs"]
+#[path = "kernels/pipeline/mod.rs"]
 mod pipeline;
 #[path = "kernels/traffic.rs"]
 mod traffic;
@@ -43,9 +43,7 @@ fn main() {
                 move || traffic::check(lab).map_err(Into::into),
             ));
         }
-        let entries = cases::ENTRIES
-            .iter()
-            .filter(|entry| number == 0 || entry.short);
+        let entries = entries::entries().filter(|entry| number == 0 || entry.short);
         trials.extend(entries.map(|entry| {
             Trial::test(format!("{} (NVRTC {version})", entry.name), move || {
                 (entry.run)(lab).map_err(|error| lab.compile_error().unwrap_or(error).into())

@@ -7,20 +7,20 @@
 mod cases;
 #[path = "common/nvrtc.rs"]
 mod common;
-#[path = "kernels/group.rs"]
-mod group;
+#[path = "kernels/entries/mod.rs"]
+mod entries;
 #[path = "kernels/lab.rs"]
 mod lab;
 #[path = "kernels/maps.rs"]
 mod maps;
-#[path = "kernels/pipeline.rs"]
+#[path = "kernels/pipeline/mod.rs"]
 mod pipeline;
 
 use attention_rollout::cuda::nvrtc::{Cache, Nvrtc, embedded_sources};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use cases::Entry;
 use common::nvrtcs;
+use entries::Entry;
 use lab::Lab;
 
 /// Every how many faults one belongs to the sample.
@@ -83,8 +83,7 @@ impl Mutant {
             let stems = &mut self.kernels.iter();
             stems.any(|stem| entry.kernels.contains(&stem.as_str()))
         };
-        let (short, long): (Vec<&Entry>, Vec<&Entry>) = cases::ENTRIES
-            .iter()
+        let (short, long): (Vec<&Entry>, Vec<&Entry>) = entries::entries()
             .filter(|entry| touches(entry))
             .partition(|entry| entry.short);
         for entry in short.into_iter().chain(long) {

@@ -70,6 +70,7 @@ impl Table {
             grid: [0, 1, 1],
             block: 0,
             shared_bytes: 0,
+            cluster: 1,
         };
         for member in members {
             let [grid_x, grid_y, grid_z] = member.geometry.grid;

@@ -208,12 +208,13 @@ impl GroupPlan {
 }
 
 /// Whether a problem's steps can be parts of launches: they follow one another in one stream, and their blocks can be
-/// counted.
+/// counted and need no neighbours.
 fn shares_launches(schedule: &Schedule) -> bool {
     let fits = |step: &Step| {
         [true, false]
             .iter()
-            .all(|&aligned| step.geometry(&schedule.common, aligned).0.blocks() <= MAX_BLOCKS)
+            .map(|&aligned| step.geometry(&schedule.common, aligned).0)
+            .all(|geometry| geometry.blocks() <= MAX_BLOCKS && geometry.cluster == 1)
     };
     !schedule.has_two_lanes() && schedule.steps.iter().all(fits)
 }
@@ -239,7 +240,7 @@ fn schedules(
             shared_bytes_per_block: limits.shared_bytes_per_block - size_of::<RolloutRowsParams>(),
             ..limits.clone()
         };
-        let schedule = heuristics::choose(problem, &share, options)?;
+        let schedule = heuristics::choose_grouped(problem, &share, options)?;
         if !shares_launches(&schedule) {
             return heuristics::choose(problem, limits, options);
         }

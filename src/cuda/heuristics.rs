@@ -6,7 +6,7 @@
 //! multiprocessor; only their ratios matter.
 
 use super::chain::ChainTile;
-use super::geometry::{Columns, Extents};
+use super::geometry::{Columns, Extents, Splits};
 use super::limits::DeviceLimits;
 use super::options::{Options, Precision};
 use super::pipelines::{self, Pipeline};
@@ -23,6 +23,12 @@ const LAUNCH_US: f64 = 2.0;
 const BYTES_PER_US: f64 = 32_000.0;
 /// Blocks of `rollout_rows` per multiprocessor, by its launch bounds.
 const ROWS_BLOCKS: u32 = 2;
+/// Bytes that one of them alone gets in a microsecond: 16 KB on their way for a latency of 700 ns.
+const ROWS_BLOCK_BYTES_PER_US: f64 = 23_000.0;
+/// Blocks of a cluster that may share an item's rows. More than 8 need not be available.
+const ROWS_CLUSTERS: [u32; 3] = [2, 4, 8];
+/// Time that a cluster needs to add up the sums of a layer.
+const ROWS_EXCHANGE_US: f64 = 1.0;
 /// Time that the blocks of a cluster lose to waiting for each other, once per 16 rows of a layer.
 const CLUSTER_BARRIER_US: f64 = 0.2;
 /// Largest entry that the scaled f16 arithmetics take: `2^11 * 31` is below the largest f16.
@@ -48,6 +54,23 @@ pub(super) fn choose_for(
     options: &Options,
 ) -> Result<Schedule> {
     let work = Workload::new(problem, batch, limits, problem.config().discard.is_some());
+    work.choose(options, |pipeline| {
+        pipelines::schedule(problem, batch, limits, pipeline)
+    })
+}
+
+/// As [`choose`], for launches that are shared with other problems.
+pub(super) fn choose_grouped(
+    problem: &Problem,
+    limits: &DeviceLimits,
+    options: &Options,
+) -> Result<Schedule> {
+    let batch = problem.shape().batch;
+    let discard = problem.config().discard.is_some();
+    let work = Workload {
+        grouped: true,
+        ..Workload::new(problem, batch, limits, discard)
+    };
     work.choose(options, |pipeline| {
         pipelines::schedule(problem, batch, limits, pipeline)
     })
@@ -80,6 +103,8 @@ struct Workload<'a> {
     growth_bound: f64,
     /// `rollout_rows` and `rollout_chain` read fused maps instead of the caller's.
     fused_first: bool,
+    /// Its launches are shared with other problems.
+    grouped: bool,
 }
 
 impl<'a> Workload<'a> {
@@ -97,6 +122,7 @@ impl<'a> Workload<'a> {
             item_bytes: problem.map_bytes() as f64 / problem.shape().batch.max(1) as f64,
             growth_bound: problem.growth_bound(),
             fused_first,
+            grouped: false,
         }
     }
 
@@ -147,7 +173,8 @@ impl<'a> Workload<'a> {
         let arithmetic = self.arithmetic(precision);
         let mut pipelines = vec![Pipeline::Product { arithmetic }];
         if let Some(rows) = self.rows_variant() {
-            pipelines.extend([1, self.rows_splits()].map(|splits| Pipeline::Rows { rows, splits }));
+            let splits = self.rows_splits();
+            pipelines.extend(splits.map(|splits| Pipeline::Rows { rows, splits }));
         }
         if let Some(tokens) = self.chain_tokens() {
             pipelines.push(Pipeline::Chain { arithmetic, tokens });
@@ -167,7 +194,7 @@ impl<'a> Workload<'a> {
             candidates.iter().map(|&(_, pipeline)| pipeline).collect();
         match forced {
             Variant::RolloutRows { rows, .. } => {
-                let splits = [1, self.rows_splits()];
+                let splits = self.rows_splits();
                 pipelines.extend(splits.map(|splits| Pipeline::Rows { rows, splits }));
             }
             Variant::RolloutChain {
@@ -227,12 +254,13 @@ impl<'a> Workload<'a> {
     /// Whether the kernels of `pipeline` can be launched for the problem on the device at all.
     fn can_launch(&self, pipeline: Pipeline) -> bool {
         match pipeline {
-            Pipeline::Rows { rows, .. } => {
+            Pipeline::Rows { rows, splits } => {
                 let one_tile = self.rows_columns().tiles == 1;
                 let start_rows = self.problem.start_rows();
                 (1..=rows as usize).contains(&start_rows)
                     && (one_tile || !self.problem.config().normalize_rows)
-                    && self.rows_shared_bytes(rows) <= self.limits.shared_bytes_per_block
+                    && (!splits.clustered || one_tile && self.limits.clusters && !self.grouped)
+                    && self.rows_shared_bytes(rows, splits) <= self.limits.shared_bytes_per_block
             }
             Pipeline::Chain { arithmetic, tokens } => {
                 let tile = self.chain_tile(arithmetic, tokens);
@@ -257,7 +285,7 @@ impl<'a> Workload<'a> {
         }
     }
 
-    fn rows_shared_bytes(&self, rows: u32) -> usize {
+    fn rows_shared_bytes(&self, rows: u32, splits: Splits) -> usize {
         let config = self.problem.config();
         let variant = Variant::RolloutRows {
             dtype: self.common.dtype,
@@ -273,7 +301,7 @@ impl<'a> Workload<'a> {
                 tokens: self.common.tokens,
                 window_len: self.common.window_len,
                 rows: self.problem.start_rows() as u32,
-                splits: 1,
+                splits,
                 columns,
             });
             geometry.shared_bytes as usize
@@ -283,13 +311,19 @@ impl<'a> Workload<'a> {
         shared_bytes(self.rows_columns()).max(shared_bytes(aligned))
     }
 
-    /// Blocks per item, so that the batch is two waves of the device, but no block is without rows.
-    fn rows_splits(&self) -> u32 {
+    /// Ways to divide an item's rows: not at all; among so many blocks that the batch is two waves of the device, but no
+    /// block is without rows; among clusters.
+    fn rows_splits(&self) -> impl Iterator<Item = Splits> + use<> {
         let columns = self.rows_columns();
         let wanted = f64::from(2 * ROWS_BLOCKS * self.limits.multiprocessors);
         let blocks = self.batch.max(1.0) * f64::from(columns.tiles);
         let most = self.common.window_len.div_ceil(columns.row_groups());
-        ((wanted / blocks).ceil() as u32).clamp(1, most.max(1))
+        let apart = ((wanted / blocks).ceil() as u32).clamp(1, most.max(1));
+        let apart = [1, apart].into_iter().map(|blocks| (blocks, false));
+        let together = ROWS_CLUSTERS.into_iter().map(|blocks| (blocks, true));
+        apart
+            .chain(together)
+            .map(|(blocks, clustered)| Splits { blocks, clustered })
     }
 
     /// The estimated time of a pipeline.
@@ -318,21 +352,33 @@ impl<'a> Workload<'a> {
         let multiprocessors = f64::from(self.limits.multiprocessors);
         // A multiprocessor with fewer blocks than fit gives each a larger share.
         let sharing = (blocks / multiprocessors).clamp(1.0, f64::from(resident));
-        let waves = (blocks / (multiprocessors * f64::from(resident))).ceil();
-        waves * block_us * sharing
+        self.waves(blocks, resident) * block_us * sharing
     }
 
-    fn rows_us(&self, splits: u32) -> f64 {
+    /// How often the device is filled with blocks of which `resident` fit on one multiprocessor.
+    fn waves(&self, blocks: f64, resident: u32) -> f64 {
+        (blocks / f64::from(self.limits.multiprocessors * resident)).ceil()
+    }
+
+    fn rows_us(&self, splits: Splits) -> f64 {
         let tiles = self.rows_columns().tiles;
-        if splits == 1 && tiles == 1 {
-            return LAUNCH_US
-                + self.waves_us(self.batch, self.item_bytes / BYTES_PER_US, ROWS_BLOCKS);
-        }
         let layers = self.problem.layers().len() as f64;
-        let per_item = f64::from(splits * tiles);
-        let block_us = self.item_bytes / layers / per_item / BYTES_PER_US;
-        let layer = self.waves_us(self.batch * per_item, block_us, ROWS_BLOCKS);
-        layers * (LAUNCH_US + layer) + LAUNCH_US
+        let per_item = f64::from(splits.blocks * tiles);
+        let blocks = self.batch * per_item;
+        let item_us = |item_bytes: f64| {
+            let bytes = item_bytes / per_item;
+            let alone_us = bytes / ROWS_BLOCK_BYTES_PER_US;
+            self.waves_us(blocks, bytes / BYTES_PER_US, ROWS_BLOCKS)
+                .max(alone_us)
+        };
+        if splits.clustered {
+            let exchanges = layers * self.waves(blocks, ROWS_BLOCKS);
+            return LAUNCH_US + item_us(self.item_bytes) + exchanges * ROWS_EXCHANGE_US;
+        }
+        if per_item == 1.0 {
+            return LAUNCH_US + item_us(self.item_bytes);
+        }
+        layers * (LAUNCH_US + item_us(self.item_bytes / layers)) + LAUNCH_US
     }
 
     fn chain_us(&self, arithmetic: Arithmetic, tokens: u32) -> f64 {

@@ -13,6 +13,7 @@ mod streaming;
 use std::ops::Range;
 
 use super::constants::Constants;
+use super::geometry::Splits;
 use super::limits::DeviceLimits;
 use super::params::MAX_LAYERS_PER_LAUNCH;
 use super::schedule::{
@@ -31,8 +32,8 @@ const ROW_ALIGNMENT: usize = 4;
 /// A pipeline with its open choices made.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Pipeline {
-    /// `rollout_rows` holding `rows` start rows, each layer's rows divided among `splits` blocks.
-    Rows { rows: u32, splits: u32 },
+    /// `rollout_rows` holding `rows` start rows, each layer's rows divided as `splits` says.
+    Rows { rows: u32, splits: Splits },
     /// `rollout_chain` for windows of up to `tokens` tokens.
     Chain { arithmetic: Arithmetic, tokens: u32 },
     /// `head_fusion` and `rollout_product`.
@@ -188,7 +189,7 @@ impl<'a> Builder<'a> {
             work,
             items: items.clone(),
             rows,
-            splits: 1,
+            splits: Splits::ONE,
             lane: Lane::Main,
             wait: None,
             signal: None,

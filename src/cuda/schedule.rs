@@ -7,7 +7,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::constants::Constants;
-use super::geometry::{Columns, Extents, Geometry};
+use super::geometry::{Columns, Extents, Geometry, Splits};
 use super::limits::DeviceLimits;
 use super::pipelines::Pipeline;
 use super::variant::Variant;
@@ -152,7 +152,7 @@ pub(super) struct Step {
     pub items: Range<usize>,
     /// Rows that the launch geometry counts: see [`Extents::rows`].
     pub rows: u32,
-    pub splits: u32,
+    pub splits: Splits,
     pub lane: Lane,
     /// Event that the step waits for.
     pub wait: Option<usize>,

@@ -1,15 +1,18 @@
 //! Everything that can go wrong with driver, device and compiler: a typed error, nothing left behind, no panic.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
+use attention_rollout::cuda::cudarc::driver::{CudaSlice, CudaStream};
 use attention_rollout::cuda::nvrtc::{Nvrtc, NvrtcError};
 use attention_rollout::cuda::{self, HostPlan, ImageKind, Options, Plan, run_host};
-use attention_rollout::{Error, Output, Shape, reference};
-use vcuda::Code;
+use attention_rollout::{Error, Output, Problem, Shape};
+use vcuda::{Code, client::Vcuda};
 
-use crate::compare::{Budget, assert_close};
-use crate::generate::Case;
-use crate::machine::{Buffer, Machine, machine, real_gpu, skip, upload};
+use crate::generate::{Case, Generated};
+use crate::machine::{Buffer, Machine, assert_passes, directed, process_of, real_gpu, skip};
+use crate::problems::{assert_right, buffers};
 
 /// A case of the product pipeline, which allocates workspace.
 fn case() -> Case {
@@ -17,8 +20,8 @@ fn case() -> Case {
         Shape {
             layers: 3,
             batch: 2,
-            heads: 2,
-            tokens: 140,
+            heads: 1,
+            tokens: 260,
         },
         6,
     );
@@ -26,17 +29,60 @@ fn case() -> Case {
     case
 }
 
-fn assert_works(machine: &Machine, plan: &mut Plan) {
-    let generated = case().generate();
-    let layers = generated.layers();
-    let budget = Budget::new(&generated.problem, &layers);
-    assert_close(
-        "after the failure",
-        &generated.problem.output_shape(),
-        &machine.run(plan, &layers),
-        &reference::rollout(&generated.problem, &layers).unwrap(),
-        |index| budget.tolerance(index),
-    );
+/// Why a plan cannot be made.
+fn refusal(machine: &Machine, problem: &Problem) -> Error {
+    match Plan::new(&machine.context, problem, &machine.options) {
+        Ok(plan) => panic!("made: {plan}"),
+        Err(error) => error,
+    }
+}
+
+/// Bytes, pinned ranges and objects that are alive.
+fn alive(vcuda: &Vcuda) -> (u64, u64, BTreeMap<String, u64>) {
+    let usage = vcuda.usage();
+    (usage.bytes, usage.host_ranges, usage.objects)
+}
+
+/// A plan, and all that a run of it takes.
+struct Ready {
+    // Dropped in this order: nothing of the driver may outlive the stand-in, which the machine holds.
+    out: CudaSlice<f32>,
+    buffers: Vec<Buffer>,
+    stream: Arc<CudaStream>,
+    plan: Plan,
+    generated: Generated,
+    machine: Machine,
+}
+
+impl Ready {
+    /// `None`, said aloud, where there is no stand-in.
+    fn new() -> Option<Self> {
+        let machine = directed("sm_90")?;
+        let generated = case().generate();
+        let stream = machine.context.default_stream();
+        let len = generated.problem.output_len();
+        Some(Ready {
+            out: stream.alloc_zeros(len).unwrap(),
+            buffers: buffers(&machine, &generated),
+            plan: machine.plan(&generated.problem, |_| {}),
+            stream,
+            generated,
+            machine,
+        })
+    }
+
+    /// Why a run fails.
+    fn failure(&mut self) -> Error {
+        let layers: Vec<_> = self.buffers.iter().map(Buffer::layer).collect();
+        self.plan
+            .run(&self.stream, &layers, &mut self.out)
+            .unwrap_err()
+    }
+
+    fn assert_works(&mut self) {
+        let got = self.machine.run(&mut self.plan, &self.generated.layers());
+        assert_right("after the failure", &self.generated, &got);
+    }
 }
 
 #[test]
@@ -99,58 +145,49 @@ fn failing_calls_are_named() {
 
 #[test]
 fn out_of_memory_leaves_nothing_behind_and_other_plans_usable() {
-    let Some(machine) = machine("sm_90") else {
+    let Some(mut ready) = Ready::new() else {
         return;
     };
-    let Some(vcuda) = machine.stand_in() else {
-        return;
-    };
-    let generated = case().generate();
-    let mut plan = machine.plan(&generated.problem, |_| {});
-    let before = vcuda.usage();
+    let problem = ready.generated.problem.clone();
+    let vcuda = ready.machine.vcuda();
+    let before = alive(vcuda);
     for allocation in 1..=2 {
         vcuda.fail_allocation(allocation);
-        let error = Plan::new(&machine.context, &generated.problem, &machine.options).err();
+        let error = refusal(&ready.machine, &problem);
         assert!(
-            matches!(error, Some(Error::OutOfDeviceMemory { required, .. }) if required > 0),
+            matches!(error, Error::OutOfDeviceMemory { required, .. } if required > 0),
             "{error:?}"
         );
-        let after = vcuda.usage();
-        assert_eq!(
-            (after.bytes, &after.objects),
-            (before.bytes, &before.objects)
-        );
+        assert_eq!(alive(vcuda), before);
     }
-    vcuda.set_memory_limit(0, before.bytes + 1000);
-    match Plan::new(&machine.context, &generated.problem, &machine.options).err() {
-        Some(Error::OutOfDeviceMemory {
+    vcuda.set_memory_limit(0, before.0 + 1000);
+    match refusal(&ready.machine, &problem) {
+        Error::OutOfDeviceMemory {
             required,
             available,
             ..
-        }) => {
+        } => {
             assert_eq!(available, 1000);
             assert!(required > available);
         }
         other => panic!("{other:?}"),
     }
     vcuda.set_memory_limit(0, u64::MAX);
-    assert_works(&machine, &mut plan);
+    ready.assert_works();
 }
 
 #[test]
 fn every_step_of_making_a_plan_may_fail() {
-    let Some(machine) = machine("sm_75") else {
+    let Some(machine) = directed("sm_75") else {
         return;
     };
-    let Some(vcuda) = machine.stand_in() else {
-        return;
-    };
+    let vcuda = machine.vcuda();
     let mut case = case();
     // Enough for two streams on a device with this little L2.
     case.shape.batch = 16;
     case.windows = vec![case.windows[0]; 16];
     let generated = case.generate();
-    let before = vcuda.usage();
+    let before = alive(vcuda);
     for call in [
         "cuMemAlloc_v2",
         "cuMemcpyHtoDAsync_v2",
@@ -160,107 +197,66 @@ fn every_step_of_making_a_plan_may_fail() {
         "cuEventCreate",
     ] {
         vcuda.fail_call(call, 1, Code::NotPermitted);
-        let error = Plan::new(&machine.context, &generated.problem, &machine.options).err();
+        let error = refusal(&machine, &generated.problem);
         assert!(
-            matches!(error, Some(Error::Driver { call: named, .. }) if named == call),
+            matches!(error, Error::Driver { call: named, .. } if named == call),
             "{call}: {error:?}"
         );
-        let after = vcuda.usage();
-        assert_eq!(
-            (after.bytes, &after.objects),
-            (before.bytes, &before.objects),
-            "{call}"
-        );
+        assert_eq!(alive(vcuda), before, "{call}");
     }
 }
 
 #[test]
 fn refused_launches_name_their_kernel_and_the_plan_lives_on() {
-    let Some(machine) = machine("sm_90") else {
+    let Some(mut ready) = Ready::new() else {
         return;
     };
-    let Some(vcuda) = machine.stand_in() else {
-        return;
-    };
-    let generated = case().generate();
-    let mut plan = machine.plan(&generated.problem, |_| {});
-    let stream = machine.context.default_stream();
-    let buffers: Vec<Buffer> = generated
-        .layers()
-        .iter()
-        .map(|m| upload(&stream, m))
-        .collect();
-    let layers: Vec<_> = buffers.iter().map(Buffer::layer).collect();
-    let mut out = stream
-        .alloc_zeros::<f32>(generated.problem.output_len())
-        .unwrap();
     for (launch, stem) in [
         (1, "head_fusion"),
         (2, "rollout_first"),
         (3, "rollout_product"),
     ] {
+        let vcuda = ready.machine.vcuda();
         vcuda.fail_launch(launch, Code::LaunchOutOfResources);
-        let error = plan.run(&stream, &layers, &mut out).unwrap_err();
+        let error = ready.failure();
         assert!(
             matches!(&error, Error::Launch { variant, code: 701, .. } if variant.starts_with(stem)),
             "{error:?}"
         );
     }
-    assert_works(&machine, &mut plan);
+    ready.assert_works();
 }
 
 #[test]
 fn a_lost_device_is_an_error_of_the_next_call() {
-    let Some(machine) = machine("sm_90") else {
+    let Some(mut ready) = Ready::new() else {
         return;
     };
-    let Some(vcuda) = machine.stand_in() else {
-        return;
-    };
-    let generated = case().generate();
-    let mut plan = machine.plan(&generated.problem, |_| {});
-    let stream = machine.context.default_stream();
-    let buffers: Vec<Buffer> = generated
-        .layers()
-        .iter()
-        .map(|m| upload(&stream, m))
-        .collect();
-    let layers: Vec<_> = buffers.iter().map(Buffer::layer).collect();
-    let mut out = stream
-        .alloc_zeros::<f32>(generated.problem.output_len())
-        .unwrap();
-    vcuda.lose_device(0, Code::EccUncorrectable);
-    let error = plan.run(&stream, &layers, &mut out).unwrap_err();
+    ready.machine.vcuda().lose_device(0, Code::EccUncorrectable);
+    let error = ready.failure();
     assert!(error.to_string().contains("ECC"), "{error}");
-    let error = Plan::new(&machine.context, &generated.problem, &machine.options).err();
-    assert!(error.is_some());
+    refusal(&ready.machine, &ready.generated.problem);
 }
 
 #[test]
 fn compilers_that_are_missing_or_too_new_say_what_to_do() {
     let error = Nvrtc::open("/nowhere/libnvrtc.so.12").unwrap_err();
     assert!(matches!(error, NvrtcError::Open { .. }));
-    let Some(machine) = machine("sm_90") else {
+    let Some(mut machine) = directed("sm_90") else {
         return;
     };
-    if machine.stand_in().is_none() {
-        return;
-    }
     // The stand-in takes PTX only: a cubin is refused as on a device of another architecture.
     let generated = case().generate();
-    let options = Options {
-        image: ImageKind::Cubin,
-        ..machine.options.clone()
-    };
-    let error = Plan::new(&machine.context, &generated.problem, &options).err();
+    machine.options.image = ImageKind::Cubin;
+    let error = refusal(&machine, &generated.problem);
     assert!(
         matches!(
             error,
-            Some(Error::Driver {
+            Error::Driver {
                 call: "cuModuleLoadData",
                 code: 209,
                 ..
-            })
+            }
         ),
         "{error:?}"
     );
@@ -268,14 +264,12 @@ fn compilers_that_are_missing_or_too_new_say_what_to_do() {
 
 #[test]
 fn host_memory_and_device_memory_of_chunks_may_run_out() {
-    let Some(machine) = machine("sm_90") else {
+    let Some(machine) = directed("sm_90") else {
         return;
     };
-    let Some(vcuda) = machine.stand_in() else {
-        return;
-    };
+    let vcuda = machine.vcuda();
     let generated = case().generate();
-    let before = vcuda.usage();
+    let before = alive(vcuda);
     vcuda.fail_call("cuMemHostAlloc", 2, Code::OutOfMemory);
     let error = HostPlan::new(&machine.context, &generated.problem, &machine.options, None).err();
     assert!(matches!(error, Some(Error::HostMemory { .. })), "{error:?}");
@@ -285,12 +279,7 @@ fn host_memory_and_device_memory_of_chunks_may_run_out() {
         matches!(error, Some(Error::OutOfDeviceMemory { .. })),
         "{error:?}"
     );
-    let after = vcuda.usage();
-    assert_eq!(
-        (after.bytes, after.host_ranges),
-        (before.bytes, before.host_ranges)
-    );
-    assert_eq!(after.objects, before.objects);
+    assert_eq!(alive(vcuda), before);
     // And a copy that fails half way leaves everything given back too.
     vcuda.fail_call("cuMemcpyDtoHAsync_v2", 1, Code::NotPermitted);
     let mut out = vec![0.0; generated.problem.output_len()];
@@ -310,7 +299,7 @@ fn host_memory_and_device_memory_of_chunks_may_run_out() {
             ..
         })
     ));
-    assert_eq!(vcuda.usage().bytes, before.bytes);
+    assert_eq!(vcuda.usage().bytes, before.0);
     // A plan whose run failed runs again, and what the failed run left under way is forgotten.
     let one = NonZeroUsize::new(1);
     let mut plan =
@@ -323,14 +312,7 @@ fn host_memory_and_device_memory_of_chunks_may_run_out() {
     plan.run(&layers, &mut out, &mut |progress| done.push(progress.done))
         .unwrap();
     assert_eq!(done, [1, 2]);
-    let budget = Budget::new(&generated.problem, &layers);
-    assert_close(
-        "after a failed run",
-        &generated.problem.output_shape(),
-        &out,
-        &reference::rollout(&generated.problem, &layers).unwrap(),
-        |index| budget.tolerance(index),
-    );
+    assert_right("after a failed run", &generated, &out);
     let nowhere = run_host(
         &[],
         &generated.problem,
@@ -361,18 +343,8 @@ fn without_a_driver_nothing_panics() {
         skip("it needs a machine without a GPU");
         return;
     }
-    let program = std::env::current_exe().unwrap();
-    let output = std::process::Command::new(program)
-        .args(["--exact", "failures::without_a_driver_nothing_panics"])
-        .env(CHILD, "1")
-        .env_remove("LD_LIBRARY_PATH")
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stdout)
-    );
+    let mut process = process_of("failures::without_a_driver_nothing_panics");
+    assert_passes(process.env(CHILD, "1").env_remove("LD_LIBRARY_PATH"));
 }
 
 /// In a process of its own, whose environment names a compiler that is not there.
@@ -392,17 +364,7 @@ fn without_a_compiler_the_error_says_where_it_was_looked_for() {
         skip("it needs a machine without a GPU");
         return;
     }
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "failures::without_a_compiler_the_error_says_where_it_was_looked_for",
-        ])
-        .env("ROLLOUT_NVRTC", NOWHERE)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stdout)
-    );
+    let mut process =
+        process_of("failures::without_a_compiler_the_error_says_where_it_was_looked_for");
+    assert_passes(process.env("ROLLOUT_NVRTC", NOWHERE));
 }

@@ -9,7 +9,7 @@ use attention_rollout::{
 
 use crate::compare::{Budget, check_close};
 use crate::generate::Case;
-use crate::machine::machine;
+use crate::machine::{assert_passes, machine, process_of};
 
 /// A case that `variant` can take part in.
 fn case(variant: &Variant) -> Case {
@@ -227,14 +227,6 @@ fn the_environment_forces_a_variant() {
         assert!(names.any(|name| name == NAME), "{plan}");
         return;
     }
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "forced::the_environment_forces_a_variant"])
-        .env("ROLLOUT_VARIANT", NAME)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stdout)
-    );
+    let mut process = process_of("forced::the_environment_forces_a_variant");
+    assert_passes(process.env("ROLLOUT_VARIANT", NAME));
 }

@@ -11,7 +11,7 @@ use vcuda::Code;
 use vcuda::client::Ordering;
 
 use crate::generate::{Case, Generated};
-use crate::machine::{Buffer, Machine, download, machine};
+use crate::machine::{Buffer, Machine, directed, download, machine};
 use crate::problems::{assert_right, bits, buffers, cases};
 
 /// A group with its maps and outputs in device memory.
@@ -75,17 +75,24 @@ impl Features {
         .collect()
     }
 
-    /// Every result is right, and has the bits that its problem has alone.
+    /// Every result is right. Those of problems that are computed as they are alone have the bits that they have alone;
+    /// others are divided among fewer blocks, because the group keeps the device busy.
     fn assert_results(&self, machine: &Machine, stream: &Arc<CudaStream>) {
+        let schedules: Vec<String> = self.plan.schedules().map(ToString::to_string).collect();
+        let mut same = 0;
         for (index, (got, generated)) in
             self.results(stream).iter().zip(&self.generated).enumerate()
         {
             let what = format!("{index} of {}", self.plan);
             assert_right(&what, generated, got);
             let mut alone = machine.plan(&generated.problem, |_| {});
-            let alone = machine.run(&mut alone, &generated.layers());
-            assert_eq!(bits(got), bits(&alone), "{what}");
+            if alone.to_string() == schedules[index] {
+                let alone = machine.run(&mut alone, &generated.layers());
+                assert_eq!(bits(got), bits(&alone), "{what}");
+                same += 1;
+            }
         }
+        assert!(same > 0 || schedules.is_empty(), "{}", self.plan);
     }
 
     /// Runs the group, checks it, and returns how often it launched. A run launches and nothing else.
@@ -294,8 +301,7 @@ fn layers_may_begin_anywhere() {
         case.windows = vec![Window::full(case.shape.tokens); 3];
     });
     let mut group = Features::new(&machine, &cases);
-    let aligned = group.plan.to_string();
-    assert_eq!(group.check(&machine), 1, "{aligned}");
+    group.check(&machine);
     let stream = machine.context.default_stream();
     let shifted: Vec<Vec<CudaSlice<f32>>> = group
         .generated
@@ -479,12 +485,10 @@ fn what_does_not_fit_is_refused_before_anything_is_submitted() {
 
 #[test]
 fn failures_name_the_kernel_and_leave_nothing_behind() {
-    let Some(machine) = machine("sm_90") else {
+    let Some(machine) = directed("sm_90") else {
         return;
     };
-    let Some(vcuda) = machine.stand_in() else {
-        return;
-    };
+    let vcuda = machine.vcuda();
     let mut group = Features::new(&machine, &features(3, |_, case| discard(case)));
     let problems: Vec<Problem> = group.plan.problems().cloned().collect();
     let before = vcuda.usage();

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::{env, fs};
 
@@ -64,6 +65,33 @@ pub fn machine(model: &str) -> Option<Machine> {
         options,
         vcuda,
     })
+}
+
+/// A device like `model` whose driver the test directs; `None`, said aloud, on a real GPU or where there is no compiler.
+pub fn directed(model: &str) -> Option<Machine> {
+    let machine = machine(model)?;
+    if machine.vcuda.is_none() {
+        skip("it directs the stand-in driver, and this is a GPU");
+        return None;
+    }
+    Some(machine)
+}
+
+/// A process of its own for a test of this program.
+pub fn process_of(test: &str) -> Command {
+    let mut process = Command::new(env::current_exe().unwrap());
+    process.args(["--exact", test]);
+    process
+}
+
+/// Runs a test in its own process.
+pub fn assert_passes(process: &mut Command) {
+    let output = process.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
 }
 
 /// Maps on the device.
@@ -133,12 +161,9 @@ impl Machine {
         values
     }
 
-    /// The stand-in driver, for tests that direct it; `None`, said aloud, on a real GPU.
-    pub fn stand_in(&self) -> Option<&Vcuda> {
-        if self.vcuda.is_none() {
-            skip("it directs the stand-in driver, and this is a GPU");
-        }
-        self.vcuda.as_ref()
+    /// The stand-in driver of a [`directed`] machine.
+    pub fn vcuda(&self) -> &Vcuda {
+        self.vcuda.as_ref().expect("directed")
     }
 
     /// What the stand-in says about the last failure.

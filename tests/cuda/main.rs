@@ -9,6 +9,7 @@ mod forced;
 mod given;
 mod group;
 mod host;
+mod layers;
 mod machine;
 mod modes;
 #[path = "../common/nvrtc.rs"]

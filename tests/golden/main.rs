@@ -11,7 +11,7 @@ mod forms;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use forms::{Compare, FORMS, Form};
+use forms::{Compare, Form, forms};
 use ptxemu::{Launch, Memory, Module, Options};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
@@ -78,7 +78,7 @@ fn agrees(compare: Compare, want: u32, got: u32) -> bool {
 
 #[test]
 fn every_form_runs_and_depends_on_its_input() {
-    for form in FORMS {
+    for form in forms() {
         let input = form.input();
         let output = interpret(form, &input);
         assert_eq!(
@@ -147,7 +147,7 @@ fn recordings_replay() {
     for path in recordings {
         let bytes = std::fs::read(&path).unwrap();
         let recording = SafeTensors::deserialize(&bytes).unwrap();
-        for form in FORMS {
+        for form in forms() {
             // A device records the forms its architecture has.
             let Ok(input) = recording.tensor(&format!("{}/input", form.name)) else {
                 continue;
@@ -184,7 +184,7 @@ fn record() -> Result<(), Box<dyn std::error::Error>> {
     let device_sm = (10 * major + minor) as u32;
     let stream = context.default_stream();
     let mut tensors = BTreeMap::new();
-    for form in FORMS.iter().filter(|form| form.sm <= device_sm) {
+    for form in forms().filter(|form| form.sm <= device_sm) {
         let input = form.input();
         let module = context.load_module(cudarc::nvrtc::Ptx::from_src(form.ptx()))?;
         let kernel = module.load_function("form")?;

@@ -75,9 +75,20 @@ impl Lab {
         self.compile_error.lock().unwrap().clone()
     }
 
-    fn module(&self, entry: Entry, variant: &Variant) -> Result<Arc<Module>, String> {
-        let symbol = entry.symbol(variant);
-        if let Some(module) = self.modules.lock().unwrap().get(&symbol) {
+    /// The kernel for the oldest device that can be launched so: clusters take sm_90.
+    fn module(
+        &self,
+        entry: Entry,
+        variant: &Variant,
+        geometry: &Geometry,
+    ) -> Result<Arc<Module>, String> {
+        let (major, minor) = variant.compute_capability();
+        let arch = match geometry.cluster {
+            1 => 10 * major + minor,
+            _ => 90,
+        };
+        let key = format!("{} sm_{arch}", entry.symbol(variant));
+        if let Some(module) = self.modules.lock().unwrap().get(&key) {
             return Ok(module.clone());
         }
         let file = format!("{}.cu", variant.stem());
@@ -86,10 +97,9 @@ impl Lab {
             .iter()
             .find(|(name, _)| *name == file)
             .ok_or_else(|| format!("{file} is missing"))?;
-        let (major, minor) = variant.compute_capability();
         let defines = entry.defines(variant);
-        let module = Arc::new(self.compile(&file, text, &defines, major * 10 + minor)?);
-        self.modules.lock().unwrap().insert(symbol, module.clone());
+        let module = Arc::new(self.compile(&file, text, &defines, arch)?);
+        self.modules.lock().unwrap().insert(key, module.clone());
         Ok(module)
     }
 
@@ -101,7 +111,7 @@ impl Lab {
         geometry: Geometry,
         params: &[u8],
     ) -> Result<Report, String> {
-        let module = self.module(entry, variant)?;
+        let module = self.module(entry, variant, &geometry)?;
         let symbol = entry.symbol(variant);
         let kernel = module
             .kernel(&symbol)
@@ -112,6 +122,9 @@ impl Lab {
         }
         let mut launch = Launch::new(Dim3::new(x, y, z), geometry.block, params);
         launch.dynamic_shared_bytes = geometry.shared_bytes;
+        if geometry.cluster > 1 {
+            launch.cluster = Dim3::new(1, geometry.cluster, 1);
+        }
         // Line information is kept in variables of the module.
         let globals = module.allocate_globals(memory);
         launch.globals = &globals;

@@ -3,6 +3,8 @@
 use attention_rollout::{DType, HostLayer, Problem, Strides};
 use half::{bf16, f16};
 
+use crate::cases::Entry;
+
 /// One layer's elements in their own type.
 pub enum Layer {
     F32(Vec<f32>),
@@ -49,8 +51,8 @@ impl Random {
 }
 
 /// Maps of every layer of `problem`. Each row of a window is a softmax of scores in [0, 6); values are rounded to
-/// multiples of 1 / `levels` where that is not 0, so that ties occur.
-pub fn layers(problem: &Problem, seed: u64, levels: u32) -> Vec<Layer> {
+/// multiples of 1 / `levels` where that is not 0, so that ties occur; `entries` come last.
+pub fn layers(problem: &Problem, seed: u64, levels: u32, entries: &[Entry]) -> Vec<Layer> {
     let shape = problem.shape();
     let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ (seed + 1));
     (0..shape.layers)
@@ -78,6 +80,11 @@ pub fn layers(problem: &Problem, seed: u64, levels: u32) -> Vec<Layer> {
                         values[first..first + end].copy_from_slice(&row);
                     }
                 }
+            }
+            for entry in entries.iter().filter(|entry| entry.at[0] == layer) {
+                let [_, item, head, row, column] = entry.at;
+                let start = problem.windows()[item].start;
+                values[first_element(strides, item, head, start, row) + column] = entry.value;
             }
             Layer::from_f32(problem.dtype(), &values)
         })

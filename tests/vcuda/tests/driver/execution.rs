@@ -1,6 +1,10 @@
 //! Memory, copies, kernels, events and threads, everything in order.
 
-use crate::{code, kernels, machine};
+use crate::{
+    code,
+    kernels::{self, Adder},
+    machine,
+};
 use cudarc::driver::{
     CudaContext, DevicePtr, DriverError, result,
     sys::{self, CUevent_flags, CUresult},
@@ -126,11 +130,7 @@ fn fresh_memory_is_poisoned_and_fills_fill() -> Result<(), DriverError> {
 #[test]
 fn counters_and_usage_tell_what_was_asked_of_the_driver() -> Result<(), DriverError> {
     let vcuda = machine("sm_90");
-    let context = CudaContext::new(0)?;
-    let stream = context.default_stream();
-    let kernel = kernels::add_kernel(&context)?;
-    let input = stream.clone_htod(&[1f32; 64])?;
-    let mut out = stream.alloc_zeros::<f32>(64)?;
+    let mut adder = Adder::new(64, 64)?;
     let before = vcuda.counters();
     assert_eq!(
         (
@@ -143,7 +143,7 @@ fn counters_and_usage_tell_what_was_asked_of_the_driver() -> Result<(), DriverEr
     assert_eq!((before.copies_to_device, before.launches), (1, 0));
     assert_eq!((vcuda.usage().allocations, vcuda.usage().bytes), (2, 512));
 
-    kernels::add(&stream, &kernel, &mut out, &input, 1.0)?;
+    adder.add()?;
     let after = vcuda.counters();
     assert_eq!((after.launches, after.kernels_run), (1, 1));
     assert_eq!(
@@ -153,9 +153,9 @@ fn counters_and_usage_tell_what_was_asked_of_the_driver() -> Result<(), DriverEr
     assert_eq!(after.device_allocations, before.device_allocations);
     assert_eq!(after.calls["cuLaunchKernel"], 1);
 
-    stream.synchronize()?;
+    adder.stream.synchronize()?;
     assert_eq!(vcuda.counters().host_waits, before.host_waits + 1);
-    drop((input, out));
+    drop(adder);
     let usage = vcuda.usage();
     assert_eq!(
         (usage.allocations, usage.bytes, usage.peak_bytes),
@@ -237,10 +237,7 @@ fn events_time_and_query() -> Result<(), DriverError> {
         CUresult::CUDA_ERROR_INVALID_HANDLE
     );
     start.record(&stream)?;
-    let kernel = kernels::add_kernel(&context)?;
-    let input = stream.clone_htod(&[1f32; 64])?;
-    let mut out = stream.alloc_zeros::<f32>(64)?;
-    kernels::add(&stream, &kernel, &mut out, &input, 1.0)?;
+    Adder::new(64, 64)?.add()?;
     end.record(&stream)?;
     assert!(start.elapsed_ms(&end)? > 0.0);
     assert!(end.elapsed_ms(&start)? < 0.0);

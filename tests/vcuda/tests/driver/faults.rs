@@ -1,6 +1,10 @@
 //! Failures, real and ordered.
 
-use crate::{code, kernels, machine};
+use crate::{
+    code,
+    kernels::{self, Adder},
+    machine,
+};
 use cudarc::driver::{CudaContext, DriverError, sys::CUresult};
 use vcuda::{Code, client::Ordering};
 
@@ -8,14 +12,10 @@ use vcuda::{Code, client::Ordering};
 fn a_kernel_out_of_bounds_spoils_the_context_until_a_reset() -> Result<(), DriverError> {
     let vcuda = machine("sm_90");
     {
-        let context = CudaContext::new(0)?;
-        let stream = context.default_stream();
-        let kernel = kernels::add_kernel(&context)?;
-        let input = stream.clone_htod(&[1f32; 65])?;
-        let mut short = stream.alloc_zeros::<f32>(64)?;
-        let result = kernels::add(&stream, &kernel, &mut short, &input, 1.0);
+        let mut short = Adder::new(65, 64)?;
+        let stream = short.stream.clone();
         assert_eq!(
-            code(result),
+            code(short.add()),
             CUresult::CUDA_ERROR_ILLEGAL_ADDRESS,
             "eager: the launch itself says it"
         );
@@ -27,7 +27,7 @@ fn a_kernel_out_of_bounds_spoils_the_context_until_a_reset() -> Result<(), Drive
         let later = [
             code(stream.synchronize()),
             code(stream.alloc_zeros::<u8>(1)),
-            code(context.synchronize()),
+            code(stream.context().synchronize()),
         ];
         assert_eq!(later, [CUresult::CUDA_ERROR_ILLEGAL_ADDRESS; 3], "sticky");
     }
@@ -40,17 +40,12 @@ fn a_kernel_out_of_bounds_spoils_the_context_until_a_reset() -> Result<(), Drive
 #[test]
 fn a_lazy_fault_shows_when_the_host_waits() -> Result<(), DriverError> {
     let vcuda = machine("sm_90");
-    let context = CudaContext::new(0)?;
-    let stream = context.default_stream();
-    let kernel = kernels::add_kernel(&context)?;
-    let input = stream.clone_htod(&[1f32; 65])?;
-    let mut short = stream.alloc_zeros::<f32>(64)?;
-    let mut long = stream.alloc_zeros::<f32>(65)?;
+    let (mut short, mut long) = (Adder::new(65, 64)?, Adder::new(65, 65)?);
     vcuda.set_ordering(Ordering::Lazy);
-    kernels::add(&stream, &kernel, &mut short, &input, 1.0)?;
-    kernels::add(&stream, &kernel, &mut long, &input, 1.0)?;
+    short.add()?;
+    long.add()?;
     assert_eq!(
-        code(stream.synchronize()),
+        code(short.stream.synchronize()),
         CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
     );
     assert_eq!(
@@ -106,13 +101,10 @@ fn the_kth_allocation_fails_once() -> Result<(), DriverError> {
 #[test]
 fn the_kth_launch_fails_as_ordered() -> Result<(), DriverError> {
     let vcuda = machine("sm_90");
-    let context = CudaContext::new(0)?;
-    let stream = context.default_stream();
-    let kernel = kernels::add_kernel(&context)?;
-    let input = stream.clone_htod(&[1f32; 8])?;
-    let mut out = stream.alloc_zeros::<f32>(8)?;
+    let mut adder = Adder::new(8, 8)?;
+    let stream = adder.stream.clone();
     vcuda.fail_launch(2, Code::LaunchOutOfResources);
-    let mut launch = || code(kernels::add(&stream, &kernel, &mut out, &input, 1.0));
+    let mut launch = || code(adder.add());
     let refused = CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
     assert_eq!(
         [launch(), launch(), launch()],
@@ -159,24 +151,18 @@ fn any_call_can_be_made_to_fail() -> Result<(), DriverError> {
 #[test]
 fn a_lost_device_stays_lost() -> Result<(), DriverError> {
     let vcuda = machine("sm_90,sm_90");
-    let contexts = [CudaContext::new(0)?, CudaContext::new(1)?];
-    let streams = [contexts[0].default_stream(), contexts[1].default_stream()];
-    let kernel = kernels::add_kernel(&contexts[0])?;
-    let input = streams[0].clone_htod(&[1f32; 8])?;
-    let mut out = streams[0].alloc_zeros::<f32>(8)?;
+    let other = CudaContext::new(1)?.default_stream();
+    let mut adder = Adder::new(8, 8)?;
     vcuda.lose_device(0, Code::EccUncorrectable);
     let lost = CUresult::CUDA_ERROR_ECC_UNCORRECTABLE;
-    assert_eq!(
-        code(kernels::add(&streams[0], &kernel, &mut out, &input, 1.0)),
-        lost
-    );
-    assert_eq!(code(streams[0].synchronize()), lost);
-    assert_eq!(code(streams[0].clone_dtoh(&out)), lost);
+    assert_eq!(code(adder.add()), lost);
+    assert_eq!(code(adder.stream.synchronize()), lost);
+    assert_eq!(code(adder.stream.clone_dtoh(&adder.out)), lost);
     assert_eq!(code(CudaContext::new(0)), lost);
-    drop((input, out));
-    contexts[1].check_err()?;
+    drop(adder);
+    other.context().check_err()?;
     assert_eq!(
-        streams[1].clone_dtoh(&streams[1].clone_htod(&[3u8])?)?,
+        other.clone_dtoh(&other.clone_htod(&[3u8])?)?,
         [3],
         "the other device works on"
     );

@@ -238,6 +238,32 @@ pub fn add(
     unsafe { kernel.launch(stream, shape(count.div_ceil(64).max(1), 64), &mut params) }
 }
 
+/// The add kernel with ones to add to and a place for the sums, on the default stream of the first device.
+pub struct Adder {
+    pub stream: Arc<CudaStream>,
+    pub kernel: Kernel,
+    pub input: CudaSlice<f32>,
+    pub out: CudaSlice<f32>,
+}
+
+impl Adder {
+    /// As many ones, and room for that many sums.
+    pub fn new(ones: usize, sums: usize) -> Result<Adder, DriverError> {
+        let stream = CudaContext::new(0)?.default_stream();
+        Ok(Adder {
+            kernel: add_kernel(stream.context())?,
+            input: stream.clone_htod(&vec![1f32; ones])?,
+            out: stream.alloc_zeros(sums)?,
+            stream,
+        })
+    }
+
+    /// Adds 1 to the ones.
+    pub fn add(&mut self) -> Result<(), DriverError> {
+        add(&self.stream, &self.kernel, &mut self.out, &self.input, 1.0)
+    }
+}
+
 /// A launch argument.
 pub fn pointer<T>(value: &T) -> *mut c_void {
     (&raw const *value).cast_mut().cast()

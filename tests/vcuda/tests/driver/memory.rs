@@ -1,7 +1,7 @@
 //! Lazy execution: memory that is read late, freed early, or not there yet.
 
 use crate::{code, kernels, machine, pair::Pair};
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys::CUresult};
 use std::sync::Arc;
 use vcuda::client::Ordering;
 
@@ -47,53 +47,52 @@ fn pinned_sources_are_read_late_and_pageable_ones_at_once() -> Result<(), Driver
     Ok(())
 }
 
-#[test]
-fn a_pinned_source_freed_too_early_is_a_fault() -> Result<(), DriverError> {
-    let vcuda = machine("sm_90");
-    let context = CudaContext::new(0)?;
-    let stream = context.default_stream();
-    let device = stream.alloc_zeros::<u8>(4)?;
-    vcuda.set_ordering(Ordering::Lazy);
-    // SAFETY: the stand-in checks that the range is still pinned before it touches it.
-    unsafe {
-        let pinned = result::malloc_host(4, 0)?;
-        let (address, _guard) = cudarc::driver::DevicePtr::device_ptr(&device, &stream);
-        let source = std::slice::from_raw_parts(pinned.cast::<u8>(), 4);
-        result::memcpy_htod_async(address, source, stream.cu_stream())?;
-        result::free_host(pinned)?;
-    }
-    assert_eq!(
-        code(stream.synchronize()),
-        sys::CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
-    );
-    Ok(())
+/// Has pinned bytes freed while a copy of them is under way, and says what became of the copy.
+fn freed_under(
+    copy: impl FnOnce(&CudaStream, *mut u8, u64) -> Result<(), DriverError>,
+) -> CUresult {
+    let outcome = || {
+        let stream = CudaContext::new(0)?.default_stream();
+        let device = stream.alloc_zeros::<u8>(4)?;
+        // SAFETY: the stand-in checks that the range is still pinned before it touches it.
+        unsafe {
+            let pinned = result::malloc_host(4, 0)?;
+            let (address, _guard) = cudarc::driver::DevicePtr::device_ptr(&device, &stream);
+            copy(&stream, pinned.cast(), address)?;
+            result::free_host(pinned)?;
+        }
+        stream.synchronize()
+    };
+    code(outcome())
 }
 
 #[test]
-fn a_pinned_destination_freed_too_early_is_a_fault() -> Result<(), DriverError> {
+fn a_pinned_source_freed_too_early_is_a_fault() {
     let vcuda = machine("sm_90");
-    let context = CudaContext::new(0)?;
-    let stream = context.default_stream();
-    let device = stream.alloc_zeros::<u8>(4)?;
     vcuda.set_ordering(Ordering::Lazy);
-    // SAFETY: the stand-in checks that the range is still pinned before it touches it.
-    unsafe {
-        let pinned = result::malloc_host(4, 0)?;
-        let (address, _guard) = cudarc::driver::DevicePtr::device_ptr(&device, &stream);
-        let destination = std::slice::from_raw_parts_mut(pinned.cast::<u8>(), 4);
-        result::memcpy_dtoh_async(destination, address, stream.cu_stream())?;
-        result::free_host(pinned)?;
-    }
-    assert_eq!(
-        code(stream.synchronize()),
-        sys::CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
-    );
+    // SAFETY: four bytes.
+    let outcome = freed_under(|stream, pinned, device| unsafe {
+        let source = std::slice::from_raw_parts(pinned, 4);
+        result::memcpy_htod_async(device, source, stream.cu_stream())
+    });
+    assert_eq!(outcome, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+}
+
+#[test]
+fn a_pinned_destination_freed_too_early_is_a_fault() {
+    let vcuda = machine("sm_90");
+    vcuda.set_ordering(Ordering::Lazy);
+    // SAFETY: four bytes.
+    let outcome = freed_under(|stream, pinned, device| unsafe {
+        let destination = std::slice::from_raw_parts_mut(pinned, 4);
+        result::memcpy_dtoh_async(destination, device, stream.cu_stream())
+    });
+    assert_eq!(outcome, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
     assert!(
         vcuda.message().contains("pinned bytes"),
         "{}",
         vcuda.message()
     );
-    Ok(())
 }
 
 #[test]
@@ -106,7 +105,7 @@ fn freed_in_stream_order_and_used_elsewhere_is_a_fault() -> Result<(), DriverErr
     pair.producer.synchronize()?;
     assert_eq!(
         code(pair.consumer.synchronize()),
-        sys::CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
     );
     Ok(())
 }
@@ -121,7 +120,7 @@ fn allocated_in_stream_order_and_used_elsewhere_is_a_fault() -> Result<(), Drive
         result::memset_d8_async(address, 0, 16, pair.consumer.cu_stream())?;
     }
     let early = code(pair.consumer.synchronize());
-    assert_eq!(early, sys::CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+    assert_eq!(early, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
     assert!(pair.vcuda.message().contains("not allocated yet"));
     Ok(())
 }
@@ -133,7 +132,7 @@ fn a_kernel_that_uses_what_is_not_allocated_yet_is_a_fault() -> Result<(), Drive
     let mut early = unsafe { pair.producer.alloc::<f32>(64) }?;
     kernels::add(&pair.consumer, &pair.kernel, &mut early, &pair.ones, 1.0)?;
     let code = code(pair.consumer.synchronize());
-    assert_eq!(code, sys::CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+    assert_eq!(code, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
     assert!(
         pair.vcuda
             .message()

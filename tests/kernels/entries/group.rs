@@ -3,19 +3,22 @@
 
 use std::rc::Rc;
 
-use attention_rollout::cuda::entry::{Entry, Member, Table};
+use attention_rollout::cuda::entry::{self, Member, Table};
 use attention_rollout::cuda::params::MAX_GROUP_ADDRESSES;
 use attention_rollout::cuda::variant::{Arithmetic, Form, Variant};
-use attention_rollout::{DType, Discard, DiscardScope, StartRows, reference};
+use attention_rollout::{DType, Discard, DiscardScope, StartRows};
 use ptxemu::Memory;
 
-use crate::cases::{self, Case, Lay, Path, bits, compare};
+use super::Entry;
+use crate::cases::{Case, Lay, Path, bits, compare};
 use crate::lab::Lab;
 use crate::maps;
 use crate::pipeline::{Device, Launch};
 
+pub const ENTRIES: &[Entry] = &[MANY, ROWS, CHAIN, PRODUCT];
+
 /// More members than a warp looks at in one go.
-pub const MANY: cases::Entry = cases::Entry {
+const MANY: Entry = Entry {
     name: "group_of_many",
     kernels: &["entry", "rollout_rows"],
     short: true,
@@ -27,7 +30,7 @@ pub const MANY: cases::Entry = cases::Entry {
 };
 
 /// Splits, blocks of fewer threads, windows, and most of the layers that a launch can take.
-pub const ROWS: cases::Entry = cases::Entry {
+const ROWS: Entry = Entry {
     name: "group_of_rows",
     kernels: &["entry", "rollout_rows"],
     short: true,
@@ -63,7 +66,7 @@ pub const ROWS: cases::Entry = cases::Entry {
 };
 
 /// Matrices of different sizes, some with more layers than one launch.
-pub const CHAIN: cases::Entry = cases::Entry {
+const CHAIN: Entry = Entry {
     name: "group_of_chains",
     kernels: &["entry", "rollout_chain"],
     short: true,
@@ -87,7 +90,7 @@ pub const CHAIN: cases::Entry = cases::Entry {
 };
 
 /// Every kernel of the product: fills, fused maps, cuts, scales, first steps and steps.
-pub const PRODUCT: cases::Entry = cases::Entry {
+const PRODUCT: Entry = Entry {
     name: "group_of_products",
     kernels: &[
         "entry",
@@ -140,7 +143,7 @@ fn check(lab: &Lab, cases: &[(Case, Path)]) -> Result<(), String> {
     let layers: Vec<_> = problems
         .iter()
         .zip(cases)
-        .map(|(problem, (case, _))| maps::layers(problem, 7, case.levels))
+        .map(|(problem, (case, _))| maps::layers(problem, 7, case.levels, &[]))
         .collect();
     let devices: Vec<Device<'_>> = problems
         .iter()
@@ -168,8 +171,7 @@ fn check(lab: &Lab, cases: &[(Case, Path)]) -> Result<(), String> {
     for (index, (case, path)) in cases.iter().enumerate() {
         let fail = |what: String| format!("{index} of the group, {path:?} of {case:?}: {what}");
         let (problem, layers) = (&problems[index], &layers[index]);
-        let hosts: Vec<_> = layers.iter().map(|layer| layer.host()).collect();
-        let expected = reference::rollout(problem, &hosts).map_err(|e| fail(e.to_string()))?;
+        let expected = case.reference(problem, layers);
         let got = devices[index].download(outs[index]);
         compare(&got, &expected, path.tolerance(problem.layers().len())).map_err(fail)?;
         let alone = Device::new(lab, problem, layers, case.offset);
@@ -208,7 +210,7 @@ fn launch(lab: &Lab, memory: &Memory, variant: &Variant, turn: &[Launch]) -> Res
     let mut params = table.params(at);
     assert!(addresses.len() <= MAX_GROUP_ADDRESSES);
     params.address[..addresses.len()].copy_from_slice(&addresses);
-    let kernel = (Entry::Grouped, variant);
+    let kernel = (entry::Entry::Grouped, variant);
     let params = bytemuck::bytes_of(&params);
     lab.launch(memory, kernel, table.geometry, params)?;
     Ok(())

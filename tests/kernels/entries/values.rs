@@ -1,0 +1,144 @@
+//! Entries that are not finite reach every output that depends on them, and no other item; entries that are equal, or
+//! that are not numbers, are discarded in the order of the reference.
+
+use attention_rollout::cuda::variant::{Arithmetic, Form};
+use attention_rollout::{DType, DiscardScope, HeadFusion, StartRows};
+
+use super::{Entry, discard, fusions};
+use crate::cases::{Case, Path};
+use crate::lab::Lab;
+
+pub const ENTRIES: &[Entry] = &[
+    Entry {
+        name: "rows_not_finite",
+        kernels: &["rollout_rows"],
+        short: false,
+        run: |lab| {
+            not_finite(lab, Path::Rows(1), &fusions(3), |case| {
+                case.start(StartRows::Mean)
+            })?;
+            not_finite(lab, Path::Rows(2), &fusions(3)[..1], |case| {
+                case.start(StartRows::Rows(vec![3, 7]))
+            })
+        },
+    },
+    Entry {
+        name: "product_not_finite",
+        kernels: &[
+            "head_fusion",
+            "rollout_first",
+            "rollout_product",
+            "row_scales",
+        ],
+        short: false,
+        run: |lab| {
+            for arithmetic in Arithmetic::ALL {
+                for form in Form::ALL {
+                    let path = Path::Product(arithmetic, form);
+                    not_finite(lab, path, &fusions(3)[..1], Case::matrix)?;
+                }
+            }
+            let path = Path::Product(Arithmetic::F32, Form::Rows);
+            not_finite(lab, path, &fusions(3)[1..], Case::matrix)
+        },
+    },
+    Entry {
+        name: "chain_not_finite",
+        kernels: &["rollout_chain"],
+        short: false,
+        run: |lab| {
+            for arithmetic in [Arithmetic::F16x2, Arithmetic::Tf32x3] {
+                not_finite(lab, Path::Chain(arithmetic), &fusions(3)[..1], Case::matrix)?;
+            }
+            let path = Path::Chain(Arithmetic::F16x3);
+            not_finite(lab, path, &fusions(3), Case::matrix)
+        },
+    },
+    Entry {
+        name: "discard_values",
+        kernels: &["discard"],
+        short: true,
+        run: |lab| {
+            let rows = || StartRows::Rows((0..8).collect());
+            discarded(lab, Path::Rows(1), |case| case.start(rows()))?;
+            discarded(lab, Path::Chain(Arithmetic::F16x3), Case::matrix)?;
+            discarded(
+                lab,
+                Path::Product(Arithmetic::F32, Form::Matrix),
+                Case::matrix,
+            )
+        },
+    },
+];
+
+/// One layer of one head, so that the output is the map without what was discarded: zeros of both signs, many entries
+/// that are equal, negative ones, and NaN, which go last.
+fn discarded(lab: &Lab, path: Path, base: impl Fn(Case) -> Case) -> Result<(), String> {
+    let mut case = base(Case::new([1, 1, 1, 8])).dtype(DType::F32).levels(8);
+    for (place, value) in [
+        ((0, 0), -0.5),
+        ((0, 3), -0.0),
+        ((1, 6), f32::NAN),
+        ((2, 2), -0.0),
+        ((2, 4), -f32::NAN),
+        ((3, 3), -0.25),
+        ((4, 5), f32::NAN),
+        ((5, 1), -0.0),
+        ((5, 7), -0.25),
+        ((6, 3), f32::INFINITY),
+        ((7, 2), f32::NAN),
+        ((7, 7), -0.0),
+    ] {
+        case = case.entry([0, 0, 0, place.0, place.1], value);
+    }
+    for scope in [
+        DiscardScope::Map,
+        DiscardScope::Patches { special_tokens: 2 },
+    ] {
+        // In turn the cut is among the negative entries, the zeros, the equal ones, and NaN.
+        for ratio in [0.02, 0.04, 0.1, 0.2, 0.35, 0.5, 0.65, 0.75, 0.9, 0.96, 0.99] {
+            case.clone()
+                .config(|c| c.discard = discard(ratio, scope))
+                .check_not_finite(lab, path)?;
+        }
+    }
+    Ok(())
+}
+
+fn not_finite(
+    lab: &Lab,
+    path: Path,
+    fusions: &[HeadFusion],
+    base: impl Fn(Case) -> Case,
+) -> Result<(), String> {
+    let case = |fusion: &HeadFusion| {
+        base(Case::new([3, 2, 3, 21]))
+            .windows(&[(2, 17), (0, 21)])
+            .config(|c| c.head_fusion = fusion.clone())
+    };
+    for fusion in fusions {
+        for (layer, value) in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY]
+            .into_iter()
+            .enumerate()
+        {
+            for (turn, dtype) in DType::ALL.into_iter().enumerate() {
+                // Each value in each layer, each in the first, a middle and the last head.
+                let at = [(layer + turn) % 3, 0, turn, 3, 5];
+                case(fusion)
+                    .dtype(dtype)
+                    .entry(at, value)
+                    .check_not_finite(lab, path)?;
+            }
+        }
+        for normalize in [false, true] {
+            case(fusion)
+                .config(|c| {
+                    c.normalize_rows = normalize;
+                    c.causal = true;
+                })
+                .entry([1, 1, 1, 7, 4], f32::NAN)
+                .check_not_finite(lab, path)?;
+        }
+    }
+    Ok(())
+}
