@@ -181,7 +181,7 @@ pub(crate) fn step(
     if maps.problem.config().discard.is_some() {
         // SAFETY: every member writes rows of its own, and all have passed the last step's barrier.
         let rows = unsafe { map.get_mut(own.start * len..own.end * len) };
-        maps.fuse(simd, own.clone(), rows);
+        maps.rows(own.clone()).fuse(simd, rows);
         member.wait();
         // SAFETY: nobody writes the map before the barrier at the end of this step.
         whole = Some(unsafe { map.get(0..len * len) });
@@ -189,7 +189,7 @@ pub(crate) fn step(
     let fused_map = FusedMap::new(simd, maps, whole, scratch.keys);
     let ahat = &mut scratch.ahat[..own.len() * len];
     // In blocks that stay in the first-level cache until they are finished.
-    let block_rows = rows::block_rows(1, len);
+    let block_rows = rows::chunk_rows(1, len);
     for (block, ahat) in ahat.chunks_mut(block_rows * len).enumerate() {
         let first = own.start + block * block_rows;
         let block = first..first + ahat.len() / len;
