@@ -16,9 +16,6 @@ use crate::problem::Problem;
 /// from memory at any moment, and small beside a first-level cache.
 const PREFETCH_BYTES: usize = 12 << 10;
 
-/// Rows fused side by side: sums in memory are loaded and stored once for all of them.
-const ROWS: usize = 2;
-
 /// One item's maps of one layer.
 #[derive(Clone, Copy)]
 pub(crate) struct ItemMaps<'a> {
@@ -225,19 +222,31 @@ impl<S: Sink> Pass<'_, S> {
     #[inline(always)]
     fn by_fusion<L: Lanes, T: Element>(self, lanes: L, maps: &[T]) {
         let maps = &maps[self.from.first..];
+        // As many vectors as leave registers free: of two rows, or of four where there is but one head. Sums in memory
+        // are loaded and stored once for all rows, and one head alone is bound by that.
         match self.from.fusion {
+            HeadFusion::Weighted(weights) => {
+                self.rows::<L, T, _, 2, 4>(lanes, maps, Weighted { weights });
+            }
+            // Whatever fuses several heads leaves one as it is.
+            _ if self.from.heads == 1 => self.rows::<L, T, _, 4, 2>(lanes, maps, Max),
             HeadFusion::Mean => {
                 let scale = 1.0 / self.from.heads as f32;
-                self.rows(lanes, maps, Mean { scale });
+                self.rows::<L, T, _, 2, 4>(lanes, maps, Mean { scale });
             }
-            HeadFusion::Max => self.rows(lanes, maps, Max),
-            HeadFusion::Min => self.rows(lanes, maps, Min),
-            HeadFusion::Weighted(weights) => self.rows(lanes, maps, Weighted { weights }),
+            HeadFusion::Max => self.rows::<L, T, _, 2, 4>(lanes, maps, Max),
+            HeadFusion::Min => self.rows::<L, T, _, 2, 4>(lanes, maps, Min),
         }
     }
 
+    /// All rows, `R` at a time in steps of `V` vectors.
     #[inline(always)]
-    fn rows<L: Lanes, T: Element, F: Fusion>(self, lanes: L, maps: &[T], fusion: F) {
+    fn rows<L: Lanes, T: Element, F: Fusion, const R: usize, const V: usize>(
+        self,
+        lanes: L,
+        maps: &[T],
+        fusion: F,
+    ) {
         let MapRows {
             head_stride,
             row_stride,
@@ -263,18 +272,18 @@ impl<S: Sink> Pass<'_, S> {
         if let Some(from) = causal_from {
             for row in 0..rows {
                 let present = (from + row + 1).min(len);
-                pass.columns::<1>(row, present);
+                pass.columns::<1, 4>(row, present);
                 pass.to.absent(row, present);
             }
             return;
         }
         let mut row = 0;
-        while row + ROWS <= rows {
-            pass.columns::<ROWS>(row, len);
-            row += ROWS;
+        while row + R <= rows {
+            pass.columns::<R, V>(row, len);
+            row += R;
         }
         for row in row..rows {
-            pass.columns::<1>(row, len);
+            pass.columns::<1, 4>(row, len);
         }
     }
 }
@@ -292,16 +301,16 @@ struct Fuse<'a, L, T, F, S> {
 }
 
 impl<L: Lanes, T: Element, F: Fusion, S: Sink> Fuse<'_, L, T, F, S> {
-    /// The first `len` columns of `R` rows.
+    /// The first `len` columns of `R` rows, in steps of `V` vectors, 2 or 4.
     #[inline(always)]
-    fn columns<const R: usize>(&mut self, row: usize, len: usize) {
+    fn columns<const R: usize, const V: usize>(&mut self, row: usize, len: usize) {
         let lanes = self.lanes;
         let mut column = 0;
-        while column + 4 * L::LANES <= len {
-            self.step::<L, R, 4>(lanes, row, column, 0);
-            column += 4 * L::LANES;
+        while column + V * L::LANES <= len {
+            self.step::<L, R, V>(lanes, row, column, 0);
+            column += V * L::LANES;
         }
-        if column + 2 * L::LANES <= len {
+        if V > 2 && column + 2 * L::LANES <= len {
             self.step::<L, R, 2>(lanes, row, column, 0);
             column += 2 * L::LANES;
         }

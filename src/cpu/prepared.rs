@@ -122,7 +122,7 @@ impl Sizes {
                         .filter(|&len| len > 0)
                 };
                 let deepest = lens()
-                    .map(|len| rows::block_rows(start_rows, len))
+                    .map(|len| rows::block_rows(problem, len))
                     .max()
                     .unwrap_or(0);
                 Ok(Sizes {
@@ -139,7 +139,7 @@ impl Sizes {
                         .map(|len| {
                             checked(
                                 "workspace",
-                                &[2, rows::blocks(start_rows, len).len(), start_rows, len],
+                                &[2, rows::blocks(problem, len).len(), start_rows, len],
                             )
                         })
                         .try_fold(0, |most, parts| parts.map(|parts| most.max(parts)))?,

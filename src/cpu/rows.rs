@@ -14,7 +14,10 @@ use crate::cpu::map::{FusedMap, Job};
 use crate::cpu::team::{Member, Shared};
 use crate::problem::Problem;
 
-/// Rows of a block: many enough that adding up the parts costs little, few enough that a team finds work for all.
+/// Rows of a block, over all heads: many enough that adding up the parts costs little ...
+const BLOCK_HEAD_ROWS: usize = 64;
+
+/// ... and rows of one that has many heads: few enough that a team finds work for all.
 const BLOCK_ROWS: usize = 16;
 
 /// Blocks of an item at most, so that the parts of a large one take little memory.
@@ -30,11 +33,14 @@ const GEMM_START_ROWS: usize = 16;
 const GEMM_BLOCK_ROWS: usize = 128;
 
 /// Rows of a block.
-pub(crate) fn block_rows(start_rows: usize, len: usize) -> usize {
-    match start_rows {
-        0..=GEMM_START_ROWS => BLOCK_ROWS.max(len.div_ceil(MOST_BLOCKS)).min(len),
-        _ => GEMM_BLOCK_ROWS.min(len),
-    }
+pub(crate) fn block_rows(problem: &Problem, len: usize) -> usize {
+    let rows = match problem.start_rows() {
+        0..=GEMM_START_ROWS => (BLOCK_HEAD_ROWS / problem.shape().heads)
+            .max(BLOCK_ROWS)
+            .max(len.div_ceil(MOST_BLOCKS)),
+        _ => GEMM_BLOCK_ROWS,
+    };
+    rows.min(len)
 }
 
 /// Rows of a chunk.
@@ -43,7 +49,7 @@ pub(crate) fn chunk_rows(start_rows: usize, len: usize) -> usize {
         0..=GEMM_START_ROWS => CHUNK_ELEMENTS / len,
         _ => GEMM_BLOCK_ROWS,
     };
-    rows.clamp(1, block_rows(start_rows, len))
+    rows.clamp(1, len)
 }
 
 /// What one member needs to compute items in row form. All lengths are those of the largest item.
@@ -93,7 +99,7 @@ pub(crate) fn item(job: Job<'_>, item: usize, scratch: &mut RowsScratch<'_>, out
         let fused_map = FusedMap::new(simd, maps, map, scratch.keys);
         let next = &mut scratch.next[..rows * len];
         next.fill(0.0);
-        for block_rows in blocks(rows, len) {
+        for block_rows in blocks(problem, len) {
             let part = &mut scratch.part[..rows * len];
             let any = fused_map.part(
                 block_rows,
@@ -133,7 +139,7 @@ pub(crate) fn item_by_team(
         }
         return;
     }
-    let blocks_len = blocks(rows, len).len();
+    let blocks_len = blocks(problem, len).len();
     start(problem, item, scratch);
     for (step, layer) in problem.layers().rev().enumerate() {
         let maps = job.maps(layer, item);
@@ -151,7 +157,7 @@ pub(crate) fn item_by_team(
         // Two sets of parts: members may be one layer apart.
         let set = step % 2 * blocks_len * rows * len;
         let own = member.part(blocks_len);
-        for (index, block_rows) in blocks(rows, len)
+        for (index, block_rows) in blocks(problem, len)
             .enumerate()
             .skip(own.start)
             .take(own.len())
@@ -186,8 +192,11 @@ pub(crate) fn item_by_team(
 }
 
 /// The blocks of rows of an item.
-pub(crate) fn blocks(start_rows: usize, len: usize) -> impl ExactSizeIterator<Item = Range<usize>> {
-    let rows = block_rows(start_rows, len);
+pub(crate) fn blocks(
+    problem: &Problem,
+    len: usize,
+) -> impl ExactSizeIterator<Item = Range<usize>> + use<> {
+    let rows = block_rows(problem, len);
     (0..len.div_ceil(rows)).map(move |block| block * rows..((block + 1) * rows).min(len))
 }
 
