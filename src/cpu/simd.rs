@@ -154,3 +154,92 @@ pub(crate) trait Lanes: Copy {
     /// Asks for the cache line of `address`, which need not be valid.
     fn prefetch<T>(self, address: *const T);
 }
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::*;
+
+    const VALUES: [f32; 10] = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.5,
+        3.0,
+        f32::MIN_POSITIVE,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        0.25,
+    ];
+
+    fn bits(values: &[f32]) -> Vec<u32> {
+        // One NaN is as good as another.
+        let bits = |v: &f32| if v.is_nan() { f32::NAN } else { *v }.to_bits();
+        values.iter().map(bits).collect()
+    }
+
+    /// Every operation on all pairs of values, lane by lane the same as one element at a time.
+    struct LikeOne;
+
+    impl Kernel for LikeOne {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<L: Lanes>(self, lanes: L) {
+            let pairs = VALUES.map(|a| VALUES.map(|b| (a, b))).into_iter().flatten();
+            let (a, b): (Vec<f32>, Vec<f32>) = pairs.cycle().take(100 * L::LANES).unzip();
+            let vectors = a.chunks_exact(L::LANES).zip(b.chunks_exact(L::LANES));
+            for (number, (a, b)) in vectors.enumerate() {
+                let same = |what: &str, vector: L::Vector, one: &dyn Fn(usize) -> f32| {
+                    let mut got = vec![0.0; L::LANES];
+                    lanes.store(vector, &mut got);
+                    let want: Vec<f32> = (0..L::LANES).map(one).collect();
+                    assert_eq!(bits(&got), bits(&want), "{what} of {a:?} and {b:?}");
+                };
+                let (x, y) = (lanes.load(a), lanes.load(b));
+                same("load", x, &|i| a[i]);
+                same("splat", lanes.splat(a[0]), &|_| a[0]);
+                same("add", lanes.add(x, y), &|i| a[i] + b[i]);
+                same("mul", lanes.mul(x, y), &|i| a[i] * b[i]);
+                same("mul_add", lanes.mul_add(x, y, y), &|i| a[i] * b[i] + b[i]);
+                same("max", lanes.max(x, y), &|i| One.max(a[i], b[i]));
+                same("min", lanes.min(x, y), &|i| One.min(a[i], b[i]));
+                let zeroed = |i: usize| One.zero_at_most(a[i], b[i]);
+                same("zero_at_most", lanes.zero_at_most(x, y), &zeroed);
+                let count = number % (L::LANES + 1);
+                let joined = |i: usize| if i < count { a[i] } else { b[i] };
+                same("join", lanes.join(count, x, y), &joined);
+                let mask = lanes.at_most(x, y);
+                let want = (0..L::LANES)
+                    .map(|i| One.at_most(a[i], b[i]) << i)
+                    .sum::<u32>();
+                assert_eq!(mask, want, "{a:?} at most {b:?}");
+                let mut packed = vec![0.0; L::LANES];
+                lanes.compress(x, mask, &mut packed);
+                let want: Vec<f32> = (0..L::LANES)
+                    .filter(|i| mask >> i & 1 == 1)
+                    .map(|i| a[i])
+                    .collect();
+                assert_eq!(
+                    bits(&packed[..want.len()]),
+                    bits(&want),
+                    "{mask:b} of {a:?}"
+                );
+                let half: Vec<f16> = a.iter().map(|&v| f16::from_f32(v)).collect();
+                same("f16", lanes.load(&half), &|i| half[i].to_f32());
+                let brain: Vec<bf16> = a.iter().map(|&v| bf16::from_f32(v)).collect();
+                same("bf16", lanes.load(&brain), &|i| brain[i].to_f32());
+            }
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_computes_the_same() {
+        for simd in Simd::available() {
+            simd.dispatch(LikeOne);
+        }
+        assert_eq!(Simd::available().last(), Some(Simd::detect()));
+    }
+}
