@@ -73,48 +73,58 @@ impl<'a> FusedMap<'a> {
             },
         }
     }
+}
 
-    /// Sum of one of the rows, in f32.
-    pub fn row_sum(&self, row: &[f32]) -> f32 {
-        self.simd.for_rows(row.len()).dispatch(Sum(row))
+/// Writes the sums of the rows `fused`, `[rows, len]`, into `sums`.
+pub(crate) fn row_sums(simd: Simd, fused: &[f32], len: usize, sums: &mut [f32]) {
+    simd.for_rows(len).dispatch(RowSums { fused, len, sums });
+}
+
+struct RowSums<'a> {
+    fused: &'a [f32],
+    len: usize,
+    sums: &'a mut [f32],
+}
+
+impl Kernel for RowSums<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        for (row, row_sum) in self.fused.chunks_exact(self.len).zip(self.sums) {
+            *row_sum = sum(lanes, row);
+        }
     }
 }
 
-struct Sum<'a>(&'a [f32]);
-
-impl Kernel for Sum<'_> {
-    type Output = f32;
-
-    #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) -> f32 {
-        let row = self.0;
-        if row.len() < L::LANES {
-            return row.iter().sum();
-        }
-        // Two sums, since each waits for its last addition.
-        let [mut even, mut odd] = [lanes.splat(0.0); 2];
-        let pairs = row.chunks_exact(2 * L::LANES);
-        let rest = pairs.remainder();
-        for pair in pairs {
-            even = lanes.add(even, lanes.load(pair));
-            odd = lanes.add(odd, lanes.load(&pair[L::LANES..]));
-        }
-        if rest.len() >= L::LANES {
-            even = lanes.add(even, lanes.load(rest));
-        }
-        // The last vector overlaps the one before.
-        let done = L::LANES - row.len() % L::LANES;
-        let last = lanes.load(&row[row.len() - L::LANES..]);
-        odd = lanes.add(odd, lanes.join(done, lanes.splat(0.0), last));
-        let mut lane_sums = [0.0; MOST_LANES];
-        lanes.store(lanes.add(even, odd), &mut lane_sums);
-        let mut half = MOST_LANES / 2;
-        while half > 0 {
-            for lane in 0..half {
-                lane_sums[lane] += lane_sums[lane + half];
-            }
-            half /= 2;
-        }
-        lane_sums[0]
+#[inline(always)]
+fn sum<L: Lanes>(lanes: L, row: &[f32]) -> f32 {
+    if row.len() < L::LANES {
+        return row.iter().sum();
     }
+    // Two sums, since each waits for its last addition.
+    let [mut even, mut odd] = [lanes.splat(0.0); 2];
+    let pairs = row.chunks_exact(2 * L::LANES);
+    let rest = pairs.remainder();
+    for pair in pairs {
+        even = lanes.add(even, lanes.load(pair));
+        odd = lanes.add(odd, lanes.load(&pair[L::LANES..]));
+    }
+    if rest.len() >= L::LANES {
+        even = lanes.add(even, lanes.load(rest));
+    }
+    // The last vector overlaps the one before.
+    let done = L::LANES - row.len() % L::LANES;
+    let last = lanes.load(&row[row.len() - L::LANES..]);
+    odd = lanes.add(odd, lanes.join(done, lanes.splat(0.0), last));
+    let mut lane_sums = [0.0; MOST_LANES];
+    lanes.store(lanes.add(even, odd), &mut lane_sums);
+    let mut half = MOST_LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lane_sums[lane] += lane_sums[lane + half];
+        }
+        half /= 2;
+    }
+    lane_sums[0]
 }

@@ -90,7 +90,7 @@ pub(crate) struct Sizes {
     pub relevance: usize,
     /// Each member's: a chunk of fused rows, or the rows of `Ahat`.
     pub fused: usize,
-    /// Each member's: weights of a block (row form).
+    /// Each member's: weights of a block, and the sums of its rows (row form).
     pub weights: usize,
     /// Each member's, and once more for the team: a fused map to discard from.
     pub map: usize,
@@ -131,7 +131,7 @@ impl Sizes {
                         .map(|len| rows::chunk_rows(start_rows, len) * len)
                         .max()
                         .unwrap_or(0),
-                    weights: checked("workspace", &[start_rows, deepest])?,
+                    weights: checked("workspace", &[start_rows + 1, deepest])?,
                     map,
                     keys,
                     spare: 0,

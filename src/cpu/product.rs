@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::config::Output;
 use crate::cpu::fuse::ItemMaps;
 use crate::cpu::gemm::{self, Matrix, MatrixMut};
-use crate::cpu::map::{FusedMap, Job};
+use crate::cpu::map::{FusedMap, Job, row_sums};
 use crate::cpu::rows;
 use crate::cpu::simd::{Kernel, Lanes, Simd};
 use crate::cpu::team::{Member, Shared};
@@ -241,10 +241,12 @@ fn add_residual(map: &FusedMap<'_>, rows: Range<usize>, ahat: &mut [f32]) {
     let problem = map.maps.problem;
     let residual = problem.residual(map.maps.layer);
     for (i, row) in rows.zip(ahat.chunks_exact_mut(map.maps.len())) {
-        let divisor = match problem.config().normalize_rows {
-            true => residual.attention * map.row_sum(row) + residual.identity,
-            false => 1.0,
-        };
+        let mut divisor = 1.0;
+        if problem.config().normalize_rows {
+            let mut sum = [0.0];
+            row_sums(map.simd, row, row.len(), &mut sum);
+            divisor = residual.attention * sum[0] + residual.identity;
+        }
         if divisor == 0.0 {
             row.fill(0.0);
             continue;

@@ -10,21 +10,21 @@ use std::ops::Range;
 
 use crate::cpu::fuse::MapRows;
 use crate::cpu::gemm::{self, Matrix, MatrixMut};
-use crate::cpu::map::{FusedMap, Job};
+use crate::cpu::map::{FusedMap, Job, row_sums};
 use crate::cpu::team::{Member, Shared};
 use crate::problem::Problem;
 
-/// Rows of a block, over all heads: many enough that adding up the parts costs little ...
+/// Elements of a chunk of fused rows: half of a 32 KiB first-level cache.
+const CHUNK_ELEMENTS: usize = 4096;
+
+/// Rows of a block, over all heads, at least: many enough that adding up the parts costs little ...
 const BLOCK_HEAD_ROWS: usize = 64;
 
-/// ... and rows of one that has many heads: few enough that a team finds work for all.
+/// ... and rows, where there are many heads: few enough that a team finds work for all.
 const BLOCK_ROWS: usize = 16;
 
 /// Blocks of an item at most, so that the parts of a large one take little memory.
 const MOST_BLOCKS: usize = 64;
-
-/// Elements of a chunk of fused rows: half of a 32 KiB first-level cache.
-const CHUNK_ELEMENTS: usize = 4096;
 
 /// More start rows than this make a matrix product of the vector-matrix step ...
 const GEMM_START_ROWS: usize = 16;
@@ -37,6 +37,7 @@ pub(crate) fn block_rows(problem: &Problem, len: usize) -> usize {
     let rows = match problem.start_rows() {
         0..=GEMM_START_ROWS => (BLOCK_HEAD_ROWS / problem.shape().heads)
             .max(BLOCK_ROWS)
+            .max(CHUNK_ELEMENTS / len)
             .max(len.div_ceil(MOST_BLOCKS)),
         _ => GEMM_BLOCK_ROWS,
     };
@@ -62,7 +63,7 @@ pub(crate) struct RowsScratch<'a> {
     pub next: &'a mut [f32],
     /// One chunk of fused rows `[chunk rows, tokens]`.
     pub fused: &'a mut [f32],
-    /// Weights of one block `[start rows, block rows]`.
+    /// Weights of one block `[start rows, block rows]`, and a sum for each of its rows.
     pub weights: &'a mut [f32],
     /// The whole fused map `[tokens, tokens]` where something is discarded, else empty.
     pub map: &'a mut [f32],
@@ -285,15 +286,14 @@ impl FusedMap<'_> {
             let chunk = first..run.end.min(first + chunk_rows);
             let depth = chunk.len();
             let fused = &mut fused[..depth * len];
-            let weights = &mut weights[..start_rows * depth];
             self.rows(chunk.clone(), fused);
-            self.weigh(
-                chunk.clone(),
-                relevance,
-                normalize.then_some(&*fused),
-                weights,
-                part,
-            );
+            let (sums, weights) = weights.split_at_mut(depth);
+            let weights = &mut weights[..start_rows * depth];
+            let sums = normalize.then(|| {
+                row_sums(self.simd, fused, len, sums);
+                &*sums
+            });
+            self.weigh(chunk.clone(), relevance, sums, weights, part);
             if start_rows > GEMM_START_ROWS {
                 let columns = match problem.config().causal {
                     true => chunk.end,
@@ -312,36 +312,27 @@ impl FusedMap<'_> {
     }
 
     /// Writes what the fused rows `rows` are multiplied by into `weights`, `[start rows, rows]`, and adds their
-    /// residual to `part`. They are given as `normalized` where their sums count.
+    /// residual to `part`. Where rows are normalised, `sums` holds the sums of the fused ones.
     fn weigh(
         &self,
         rows: Range<usize>,
         relevance: &[f32],
-        normalized: Option<&[f32]>,
+        sums: Option<&[f32]>,
         weights: &mut [f32],
         part: &mut [f32],
     ) {
         let len = self.maps.len();
-        let depth = rows.len();
         let residual = self.maps.problem.residual(self.maps.layer);
-        for (m, weights) in weights.chunks_exact_mut(depth).enumerate() {
+        for (m, weights) in weights.chunks_exact_mut(rows.len()).enumerate() {
             weights.copy_from_slice(&relevance[m * len..][rows.clone()]);
-        }
-        for (at, fused) in normalized
-            .into_iter()
-            .flat_map(|f| f.chunks_exact(len))
-            .enumerate()
-        {
-            let divisor = residual.attention * self.row_sum(fused) + residual.identity;
-            for weight in weights.iter_mut().skip(at).step_by(depth) {
+            for (weight, sum) in weights.iter_mut().zip(sums.into_iter().flatten()) {
+                let divisor = residual.attention * sum + residual.identity;
                 *weight = if divisor == 0.0 {
                     0.0
                 } else {
                     *weight / divisor
                 };
             }
-        }
-        for (m, weights) in weights.chunks_exact_mut(depth).enumerate() {
             let part = &mut part[m * len..][rows.clone()];
             for (weight, part) in weights.iter_mut().zip(part) {
                 *part += residual.identity * *weight;
