@@ -5,11 +5,11 @@
 // next digit, find the bin that holds the wanted one, go on inside it. It ends as soon as a bin is wanted as a whole,
 // usually before the index is looked at. One block per (item, layer); the map comes from L2 in all passes but the first.
 //
-// Grid: x item, y layer. Macros: KERNEL, BLOCK_THREADS.
+// Grid: x item, y layer. Macros: BLOCK_THREADS, and those of entry.cuh.
 
 #include "discard.cuh"
+#include "entry.cuh"
 #include "memory.cuh"
-#include "params.cuh"
 
 constexpr u32 DIGIT_BITS = 11;
 constexpr u32 BINS = 1 << DIGIT_BITS;
@@ -39,10 +39,10 @@ DEVICE void find_bin(const u32 *histogram, u64 wanted, Bin *found) {
   }
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) KERNEL(const __grid_constant__ DiscardParams params) {
+DEVICE void find_cut(const DiscardParams &params, const Place &place) {
   __shared__ u32 histogram[BINS];
   __shared__ Bin bin;
-  const u32 item = blockIdx.x, layer = blockIdx.y;
+  const u32 item = place.x, layer = place.y;
   const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = BLOCK_THREADS / WARP;
   const u32 len = params.windows[item].len, first = params.discard_first;
   const u64 map = global_address(params.fused + layer * params.stride_layer + item * params.stride_batch);
@@ -79,3 +79,5 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) KERNEL(const __grid_
   }
   if (threadIdx.x == 0) params.cuts[layer * params.batch + item] = cut;
 }
+
+ENTRY(DiscardParams, find_cut, __launch_bounds__(BLOCK_THREADS))

@@ -2,24 +2,25 @@
 // once. Each row is filled with zeros up to a multiple of 4 entries, so that it can be read in 16-byte granules; of
 // causal maps, up to the granule of the diagonal.
 //
-// Grid: x item, y rows, z layer and column tile. Macros: KERNEL, ELEMENT, FUSION, HEADS_IN_FLIGHT, MAX_WARPS.
+// Grid: x item, y rows, z layer and column tile. Macros: ELEMENT, FUSION, HEADS_IN_FLIGHT, MAX_WARPS, and those of
+// entry.cuh.
 
+#include "entry.cuh"
 #include "fuse.cuh"
 
 using Rows = FusedRows<ELEMENT, FUSION>;
 
-extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 3)
-    KERNEL(const __grid_constant__ HeadFusionParams params) {
+DEVICE void fuse_heads(const HeadFusionParams &params, const Place &place) {
   const Maps &maps = params.maps;
-  const u32 item = blockIdx.x, layer = blockIdx.z % maps.layers, tile = blockIdx.z / maps.layers;
+  const u32 item = place.x, layer = place.z % maps.layers, tile = place.z / maps.layers;
   const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  const u32 group = warp / params.chunks_per_block, groups = blockDim.x / WARP / params.chunks_per_block;
+  const u32 group = warp / params.chunks_per_block, groups = place.threads / WARP / params.chunks_per_block;
   const Window window = maps.windows[item];
   const u32 first = (tile * params.chunks_per_block + warp % params.chunks_per_block) * params.chunk_columns;
   const Rows rows(maps, layer, item, window.start);
   float *fused_map = params.fused + layer * params.stride_layer + item * params.stride_batch;
 
-  for (u32 row = blockIdx.y * groups + group; row < window.len; row += gridDim.y * groups) {
+  for (u32 row = place.y * groups + group; row < window.len; row += place.grid_y * groups) {
     const u32 end = min_u32(first + params.chunk_columns, maps.causal ? row + 1 : window.len);
     float fused[Rows::COLUMNS];
     rows.fuse(fused, rows.segment(row, first, end));
@@ -33,3 +34,5 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 3)
     }
   }
 }
+
+ENTRY(HeadFusionParams, fuse_heads, __launch_bounds__(MAX_WARPS *WARP, 3))

@@ -1,7 +1,8 @@
 // Matrix products of f32 operands on tensor cores: how an operand is split, and the fragments of `mma.sync`.
 //
 // f16x3: 2^11 x = hi + lo in f16 (22 bits of mantissa); hi hi + lo hi + hi lo. |x| < 31.9, since f16 ends at 65504.
-// f16x1: 2^11 x rounded to f16. tf32x3: x = hi + lo in tf32, any range. Sums are f32; FINISH undoes the scales.
+// f16x2: the same without the last product, so that fused maps are rounded to f16 and the state is not. tf32x3: x = hi +
+// lo in tf32, any range. Sums are f32; FINISH undoes the scales.
 #pragma once
 
 #include "memory.cuh"

@@ -34,6 +34,37 @@ struct Maps {
   LayerMaps layer[MAX_LAYERS_PER_LAUNCH];
 };
 
+// A grouped launch: see entry.cuh. The table of its members, and the words of their parameters, are written once; the
+// addresses of layers and outputs come with every launch.
+constexpr u32 MAX_GROUP_ADDRESSES = 509;
+
+struct GroupMember {
+  u32 first_block;            // of the launch's blocks; members follow one another
+  u32 grid_x, grid_y, grid_z;
+  u32 threads;                // of a block
+  u32 first_word, words;      // its parameters
+  u32 reserved;
+};
+
+// 8 bytes of parameters: `value` plus an address of the launch.
+struct __align__(16) GroupWord {
+  u64 value;
+  u32 address, reserved;
+};
+
+struct GroupParams {
+  const GroupMember *member;  // [members]
+  const GroupWord *word;
+  u32 members, reserved;
+  u64 address[MAX_GROUP_ADDRESSES];  // the first is 0, for words that need none
+};
+
+// zero_fill: zeros.
+struct ZeroFillParams {
+  float *out;                 // [len]
+  u64 len;
+};
+
 // rollout_rows: from last layer to first, r <- identity r + attention r fused.
 struct RolloutRowsParams {
   const float *start;         // [batch or 1, start_rows, tokens], counted from the window's start

@@ -68,15 +68,16 @@ struct WarpTiles {
   }
 };
 
-// f16 `hi` alone (PARTS = 1) or with `lo` (PARTS = 2). The pitches make ldmatrix free of bank conflicts.
-template <u32 PARTS>
+// Of each operand f16 `hi` alone or with `lo`. The pitches make ldmatrix free of bank conflicts.
+template <u32 LEFT_PARTS, u32 RIGHT_PARTS>
 struct TilesF16 : WarpTiles {
   static constexpr u32 STEP = 16, LEFT_PITCH = STEP + 8, RIGHT_PITCH = TILE + 8;
   struct Stage {
-    __align__(16) u16 left[PARTS][TILE][LEFT_PITCH];
-    __align__(16) u16 right[PARTS][STEP][RIGHT_PITCH];
+    __align__(16) u16 left[LEFT_PARTS][TILE][LEFT_PITCH];
+    __align__(16) u16 right[RIGHT_PARTS][STEP][RIGHT_PITCH];
   };
 
+  template <u32 PARTS>
   DEVICE static void store(u16 *hi, u16 *lo, const float (&x)[4]) {
     uint2 high, low;
     SplitF16::split(x[0], x[1], high.x, low.x);
@@ -85,19 +86,22 @@ struct TilesF16 : WarpTiles {
     if constexpr (PARTS == 2) *reinterpret_cast<uint2 *>(lo) = low;
   }
   DEVICE static void store_left(Stage &s, u32 row, u32 k, const float (&x)[4]) {
-    store(&s.left[0][row][k], &s.left[PARTS - 1][row][k], x);
+    store<LEFT_PARTS>(&s.left[0][row][k], &s.left[LEFT_PARTS - 1][row][k], x);
   }
   DEVICE static void store_right(Stage &s, u32 k, u32 column, const float (&x)[4]) {
-    store(&s.right[0][k][column], &s.right[PARTS - 1][k][column], x);
+    store<RIGHT_PARTS>(&s.right[0][k][column], &s.right[RIGHT_PARTS - 1][k][column], x);
   }
   DEVICE void multiply(const Stage &s) {
     const u32 lane = threadIdx.x % WARP, half = lane % 16, other = lane / 16 * 8;
-    u32 left[PARTS][2][4], right[PARTS][2][4];
+    u32 left[LEFT_PARTS][2][4], right[RIGHT_PARTS][2][4];
 #pragma unroll
-    for (u32 p = 0; p < PARTS; ++p) {
+    for (u32 i = 0; i < 2; ++i) {
 #pragma unroll
-      for (u32 i = 0; i < 2; ++i) {
+      for (u32 p = 0; p < LEFT_PARTS; ++p) {
         load_tiles(left[p][i], shared_address(&s.left[p][warp_row() + i * 16 + half][other]));
+      }
+#pragma unroll
+      for (u32 p = 0; p < RIGHT_PARTS; ++p) {
         load_tiles_transposed(right[p][i], shared_address(&s.right[p][half][warp_column() + i * 16 + other]));
       }
     }
@@ -107,8 +111,10 @@ struct TilesF16 : WarpTiles {
       for (u32 j = 0; j < 4; ++j) {
         const u32 pair = j / 2, first = j % 2 * 2;
         mma_f16(sum[i][j], left[0][i], right[0][pair][first], right[0][pair][first + 1]);
-        if constexpr (PARTS == 2) {
+        if constexpr (LEFT_PARTS == 2) {
           mma_f16(sum[i][j], left[1][i], right[0][pair][first], right[0][pair][first + 1]);
+        }
+        if constexpr (RIGHT_PARTS == 2) {
           mma_f16(sum[i][j], left[0][i], right[1][pair][first], right[1][pair][first + 1]);
         }
       }
@@ -120,8 +126,9 @@ struct TilesF16 : WarpTiles {
   }
 };
 
-using ARITHMETIC_f16x1 = TilesF16<1>;
-using ARITHMETIC_f16x3 = TilesF16<2>;
+// Two products: the state in both parts.
+using ARITHMETIC_f16x2 = TilesF16<MAP_IS_LEFT ? 1 : 2, MAP_IS_LEFT ? 2 : 1>;
+using ARITHMETIC_f16x3 = TilesF16<2, 2>;
 
 // tf32 `hi + lo`, split when stored. Fragments are single words; the pitches keep their loads free of bank conflicts.
 struct ARITHMETIC_tf32x3 : WarpTiles {

@@ -1,13 +1,14 @@
 // rollout_first: Ahat of one layer from fused maps, the first step of a product. One warp per row.
 //
-// Grid: x item, y rows. Macros: KERNEL, BLOCK_THREADS.
+// Grid: x item, y rows. Macros: BLOCK_THREADS, and those of entry.cuh.
 
+#include "entry.cuh"
 #include "fused_maps.cuh"
 
-extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) KERNEL(const __grid_constant__ RolloutFirstParams params) {
-  const u32 item = blockIdx.x;
+DEVICE void rollout_first(const RolloutFirstParams &params, const Place &place) {
+  const u32 item = place.x;
   const FusedMap map(params.maps, item);
-  const u32 row = blockIdx.y * (BLOCK_THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  const u32 row = place.y * (BLOCK_THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
   if (row >= map.len) return;
   const u32 origin = params.out_windowed ? params.maps.windows[item].start : 0;
   float *out = params.out.base + item * params.out.stride_batch + (origin + row) * params.out.stride_row + origin;
@@ -20,3 +21,5 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) KERNEL(const __grid_
     out[column] = scale * (params.maps.attention * fused + identity);
   }
 }
+
+ENTRY(RolloutFirstParams, rollout_first, __launch_bounds__(BLOCK_THREADS))

@@ -8,8 +8,10 @@
 // the scales apply and operands are split, to shared memory, two stages of it: the next stage is on its way while this
 // one is multiplied. Of causal maps, steps that are 0 are left out.
 //
-// Grid: x item, y tile row, z tile column. Macros: KERNEL, ARITHMETIC, TILE, BLOCK_THREADS, MAP_IS_LEFT, DISCARD.
+// Grid: x item, y tile row, z tile column. Macros: ARITHMETIC, TILE, BLOCK_THREADS, MAP_IS_LEFT, DISCARD, and
+// those of entry.cuh.
 
+#include "entry.cuh"
 #include "fused_maps.cuh"
 #include "product_tile.cuh"
 
@@ -77,9 +79,9 @@ struct Block {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) KERNEL(const __grid_constant__ RolloutProductParams params) {
+DEVICE void rollout_product(const RolloutProductParams &params, const Place &place) {
   __shared__ Tile::Stage stage[2];
-  const u32 item = blockIdx.x, tile_row = blockIdx.y * TILE, tile_column = blockIdx.z * TILE;
+  const u32 item = place.x, tile_row = place.y * TILE, tile_column = place.z * TILE;
   const FusedMap map(params.maps, item);
   const State state = {global_address(params.state.base + item * params.state.stride_batch),
                        u64(params.state.stride_row) * 4, params.rows ? params.rows : map.len, map.len};
@@ -117,3 +119,5 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) KERNEL(const __grid_
     out[row * params.out.stride_row + column] = value;
   });
 }
+
+ENTRY(RolloutProductParams, rollout_product, __launch_bounds__(BLOCK_THREADS))

@@ -1,4 +1,4 @@
-//! Tier 1: every kernel variant compiles for every architecture it runs on, with every NVRTC there is to test with,
+//! Tier 1: every kernel variant, by both of its entries, compiles for every architecture it runs on, with every NVRTC there is to test with,
 //! without warnings or spills and within its stated registers and shared memory.
 //!
 //! A variant takes about half a second, and there are hundreds, seven architectures and two versions. So the variants
@@ -9,7 +9,9 @@
 #[path = "common/nvrtc.rs"]
 mod common;
 
+use attention_rollout::cuda::entry::Entry;
 use attention_rollout::cuda::nvrtc::{Cache, KernelResources, Nvrtc, Options, Source, Target};
+use attention_rollout::cuda::params::RolloutRowsParams;
 use attention_rollout::cuda::variant::{Arithmetic, Variant};
 use common::nvrtcs;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -17,18 +19,37 @@ use libtest_mimic::{Arguments, Failed, Trial};
 /// Turing, Ampere (data centre and consumer), Ada, Hopper, Blackwell (data centre and consumer).
 const ARCHS: [u32; 7] = [75, 80, 86, 89, 90, 100, 120];
 
-/// Files with at most this many variants are not dealt out: all are compiled for all architectures.
+/// Files with at most this many kernels are not dealt out: all are compiled for all architectures.
 const FEW: usize = 2;
 
-/// Registers per thread and bytes of static shared memory per block that a variant may use at most, from how many
-/// blocks are to share a multiprocessor, which has 65536 registers.
-fn ceilings(variant: &Variant) -> (u32, u32) {
+/// A variant and how it is entered.
+type Kernel = (Entry, Variant);
+
+/// Registers per thread and bytes of static shared memory per block that a kernel may use at most, from how many blocks
+/// are to share a multiprocessor, which has 65536 registers.
+fn ceilings(&(entry, ref variant): &Kernel) -> (u32, u32) {
+    let (registers, shared_bytes) = alone(variant);
+    match (entry, variant) {
+        (Entry::Alone, _) => (registers, shared_bytes),
+        // One block less than alone, and parameters in shared memory.
+        (Entry::Grouped, Variant::RolloutRows { rows: 1, .. }) => (128, PARAMS),
+        (Entry::Grouped, Variant::RolloutRows { .. }) => (255, PARAMS),
+        (Entry::Grouped, _) => (registers, (shared_bytes + PARAMS).min(48 << 10)),
+    }
+}
+
+/// The largest parameters.
+const PARAMS: u32 = size_of::<RolloutRowsParams>() as u32;
+
+fn alone(variant: &Variant) -> (u32, u32) {
     match variant {
         // 3 blocks of 256 threads; with 8 start rows, 2.
         Variant::RolloutRows { rows: 1, .. } | Variant::HeadFusion { .. } => (80, 0),
         Variant::RolloutRows { .. } => (128, 0),
         // 1 block, with all the registers a thread can have and the static shared memory of every architecture.
         Variant::RolloutChain { .. } => (255, 48 << 10),
+        // 8 blocks of 256 threads, all the threads a multiprocessor can have.
+        Variant::ZeroFill => (32, 0),
         // 2 blocks of 512 threads; a histogram in shared memory.
         Variant::Discard => (64, 16 << 10),
         // 8 blocks of 256 threads, all the threads a multiprocessor can have; 6 blocks.
@@ -55,18 +76,21 @@ fn main() {
     for (turn, nvrtc) in nvrtcs().into_iter().enumerate() {
         for (place, arch) in ARCHS.into_iter().enumerate() {
             for stem in &stems {
-                let of_stem = || variants.iter().filter(|variant| variant.stem() == *stem);
+                let of_stem = || {
+                    let variants = variants.iter().filter(|variant| variant.stem() == *stem);
+                    variants.flat_map(|&variant| Entry::ALL.map(|entry| (entry, variant)))
+                };
                 let count = of_stem().count();
-                let dealt: Vec<Variant> = of_stem()
+                let dealt: Vec<Kernel> = of_stem()
                     .enumerate()
-                    .filter(|(index, variant)| {
+                    .filter(|(index, (_, variant))| {
                         // A variant dealt to an architecture older than it goes to its oldest.
                         let first = ARCHS.iter().position(|&arch| arch >= oldest(variant));
                         let turned = (index + 3 * turn) % ARCHS.len();
                         let mine = turned.max(first.unwrap_or(ARCHS.len())) == place;
                         arch >= oldest(variant) && (everything || count <= FEW || mine)
                     })
-                    .map(|(_, variant)| *variant)
+                    .map(|(_, kernel)| kernel)
                     .collect();
                 if dealt.is_empty() {
                     continue;
@@ -86,16 +110,15 @@ fn oldest(variant: &Variant) -> u32 {
     10 * major + minor
 }
 
-/// Compiles variants and holds them to their ceilings; fails with all that is wrong.
-fn check(nvrtc: &Nvrtc, arch: u32, variants: &[Variant]) -> Result<(), Failed> {
+/// Compiles kernels and holds them to their ceilings; fails with all that is wrong.
+fn check(nvrtc: &Nvrtc, arch: u32, kernels: &[Kernel]) -> Result<(), Failed> {
     let cache = Cache::at(concat!(env!("CARGO_TARGET_TMPDIR"), "/kernels"));
-    let problems: Vec<String> = variants
+    let problems: Vec<String> = kernels
         .iter()
-        .filter_map(|variant| {
-            Some(format!(
-                "{variant}: {}",
-                problem(nvrtc, &cache, arch, variant)?
-            ))
+        .filter_map(|kernel| {
+            let (entry, variant) = kernel;
+            let problem = problem(nvrtc, &cache, arch, kernel)?;
+            Some(format!("{}: {problem}", entry.symbol(variant)))
         })
         .collect();
     if problems.is_empty() {
@@ -104,21 +127,24 @@ fn check(nvrtc: &Nvrtc, arch: u32, variants: &[Variant]) -> Result<(), Failed> {
     Err(problems.join("\n").into())
 }
 
-/// What is wrong with a variant.
-fn problem(nvrtc: &Nvrtc, cache: &Cache, arch: u32, variant: &Variant) -> Option<String> {
+/// What is wrong with a kernel.
+fn problem(nvrtc: &Nvrtc, cache: &Cache, arch: u32, kernel: &Kernel) -> Option<String> {
+    let (entry, variant) = kernel;
+    let (registers, shared_bytes) = ceilings(kernel);
+    let symbol = entry.symbol(variant);
     let file = format!("{}.cu", variant.stem());
     let Some(source) = Source::embedded(&file) else {
         return Some(format!("there is no kernels/{file}"));
     };
-    let mut options = Options::new(Target::Cubin(arch.into())).label(&variant.symbol());
-    for (name, value) in variant.defines() {
+    let mut options = Options::new(Target::Cubin(arch.into())).label(&symbol);
+    for (name, value) in entry.defines(variant) {
         options = options.define(name, value);
     }
     let compiled = match cache.compile(nvrtc, &source, &options) {
         Ok(compiled) => compiled,
         Err(error) => return Some(error.to_string()),
     };
-    let Some(kernel) = compiled.kernel(&variant.symbol()) else {
+    let Some(kernel) = compiled.kernel(&symbol) else {
         return Some(format!("no kernel of that name: {}", compiled.log));
     };
     let spills = |kernel: &KernelResources| {
@@ -132,7 +158,6 @@ fn problem(nvrtc: &Nvrtc, cache: &Cache, arch: u32, variant: &Variant) -> Option
     if compiled.log.lines().any(|line| line.contains("warning")) {
         return Some(format!("warnings: {}", compiled.log));
     }
-    let (registers, shared_bytes) = ceilings(variant);
     if kernel.registers > registers || kernel.shared_bytes > shared_bytes {
         return Some(format!(
             "at most {registers} registers and {shared_bytes} bytes of shared memory: {kernel:?}"

@@ -63,10 +63,10 @@ impl Gpus {
         &self.options
     }
 
-    /// Whether products may be rounded to f16.
+    /// Whether fused maps may be rounded to f16.
     pub fn is_half(&self) -> bool {
         let forced = self.options.variant.as_deref().unwrap_or_default();
-        self.options.precision == Precision::Half || forced.contains(Arithmetic::F16x1.name())
+        self.options.precision == Precision::Half || forced.contains(Arithmetic::F16x2.name())
     }
 
     /// These GPUs, with the kernel variant of that symbol.

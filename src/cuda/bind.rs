@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use bytemuck::Zeroable;
+use bytemuck::{Zeroable, bytes_of};
 
 use super::constants::Constants;
 use super::geometry::Columns;
 use super::params::{
     DiscardParams, FusedMaps, HeadFusionParams, LayerMaps, MAX_LAYERS_PER_LAUNCH, Maps, Matrices,
     RolloutChainParams, RolloutFirstParams, RolloutProductParams, RolloutRowsParams,
-    RowScalesParams, Window,
+    RowScalesParams, Window, ZeroFillParams,
 };
 use super::schedule::{Factor, Fused, Matrix, Place, Region, Source, Step, Work};
 use crate::config::{DiscardScope, Residual};
@@ -28,6 +28,7 @@ pub(super) struct Addresses<'a> {
 /// The parameters of one launch. Built, launched and dropped, so their size does not matter.
 #[allow(clippy::large_enum_variant)]
 pub(super) enum Params {
+    ZeroFill(ZeroFillParams),
     RolloutRows(RolloutRowsParams),
     RolloutChain(RolloutChainParams),
     HeadFusion(HeadFusionParams),
@@ -35,6 +36,34 @@ pub(super) enum Params {
     RowScales(RowScalesParams),
     RolloutFirst(RolloutFirstParams),
     RolloutProduct(RolloutProductParams),
+}
+
+impl Params {
+    /// The kernel's one argument.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Params::ZeroFill(params) => bytes_of(params),
+            Params::RolloutRows(params) => bytes_of(params),
+            Params::RolloutChain(params) => bytes_of(params),
+            Params::HeadFusion(params) => bytes_of(params),
+            Params::Discard(params) => bytes_of(params),
+            Params::RowScales(params) => bytes_of(params),
+            Params::RolloutFirst(params) => bytes_of(params),
+            Params::RolloutProduct(params) => bytes_of(params),
+        }
+    }
+
+    /// As many of the bytes as the kernel looks at: maps end with their last layer.
+    pub fn used(&self) -> &[u8] {
+        let bytes = self.bytes();
+        let layers = match self {
+            Params::RolloutRows(RolloutRowsParams { maps, .. })
+            | Params::RolloutChain(RolloutChainParams { maps, .. })
+            | Params::HeadFusion(HeadFusionParams { maps, .. }) => maps.layers as usize,
+            _ => return bytes,
+        };
+        &bytes[..bytes.len() - (MAX_LAYERS_PER_LAUNCH - layers) * size_of::<LayerMaps>()]
+    }
 }
 
 /// Everything that parameters are made of besides the step itself.
@@ -57,11 +86,14 @@ impl Binder<'_> {
         base + place.offset as u64
     }
 
-    /// The parameters of `step`; `None` for a fill, which is no kernel.
-    pub fn params(&self, step: &Step, columns: Columns) -> Option<Params> {
+    /// The parameters of `step`.
+    pub fn params(&self, step: &Step, columns: Columns) -> Params {
         let items = &step.items;
-        Some(match &step.work {
-            Work::Zero { .. } => return None,
+        match &step.work {
+            Work::ZeroFill { out, len } => Params::ZeroFill(ZeroFillParams {
+                out: self.address(*out),
+                len: *len as u64,
+            }),
             Work::RolloutRows {
                 source,
                 layers,
@@ -154,7 +186,7 @@ impl Binder<'_> {
                 rows: *rows,
                 out_windowed: (*windowed).into(),
             }),
-        })
+        }
     }
 
     /// The maps of a launch's layers.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::CudaContext;
 
 use super::driver;
+use super::entry::Entry;
 use super::handles::Kernel;
 use super::nvrtc::{self, Arch, Cache, Image, Nvrtc, Source, Target};
 use super::options::{ImageKind, Options};
@@ -12,27 +13,50 @@ use super::schedule::Schedule;
 use super::variant::Variant;
 use crate::error::{Error, Result};
 
-/// Loaded kernels by variant.
-pub(super) struct Kernels(Vec<(Variant, Kernel)>);
+/// A kernel to load: how it is entered, and the most dynamic shared memory that it is launched with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    pub entry: Entry,
+    pub variant: Variant,
+    pub shared_bytes: usize,
+}
+
+impl Wanted {
+    /// What `schedule` launches, entered as `entry`.
+    pub fn of(entry: Entry, schedule: &Schedule) -> impl Iterator<Item = Wanted> {
+        schedule.variants().iter().map(move |variant| Wanted {
+            entry,
+            variant: *variant,
+            shared_bytes: schedule.shared_bytes(variant),
+        })
+    }
+}
+
+/// Loaded kernels by entry and variant.
+pub(super) struct Kernels(Vec<(Entry, Variant, Kernel)>);
 
 impl Kernels {
-    /// Compiles and loads the kernels of `schedules`, each once.
+    /// Compiles and loads the kernels that are wanted, each once.
     ///
     /// # Errors
     /// [`Error::Nvrtc`] where the compiler is missing or rejects a kernel, [`Error::Driver`] where the driver does.
     pub fn load(
         context: &Arc<CudaContext>,
         arch: u32,
-        schedules: &[Schedule],
+        wanted: impl IntoIterator<Item = Wanted>,
         options: &Options,
     ) -> Result<Self> {
-        let mut variants: Vec<Variant> = Vec::new();
-        for &variant in schedules.iter().flat_map(Schedule::variants) {
-            if !variants.contains(&variant) {
-                variants.push(variant);
+        let mut kernels: Vec<Wanted> = Vec::new();
+        for wanted in wanted {
+            let same = |known: &&mut Wanted| {
+                (known.entry, known.variant) == (wanted.entry, wanted.variant)
+            };
+            match kernels.iter_mut().find(same) {
+                Some(known) => known.shared_bytes = known.shared_bytes.max(wanted.shared_bytes),
+                None => kernels.push(wanted),
             }
         }
-        if variants.is_empty() {
+        if kernels.is_empty() {
             return Ok(Kernels(Vec::new()));
         }
         let nvrtc = match &options.nvrtc {
@@ -41,16 +65,17 @@ impl Kernels {
         };
         let cache = options.cache.clone().unwrap_or_else(Cache::from_env);
         let target = target(&nvrtc, arch, options.image);
-        let load = |variant: Variant| {
-            let image = compile(&nvrtc, &cache, &variant, target)?;
-            let shared_bytes = schedules
-                .iter()
-                .map(|schedule| schedule.shared_bytes(&variant));
-            let shared_bytes = shared_bytes.max().unwrap_or(0);
-            let kernel = Kernel::load(context, &image, &variant.symbol(), shared_bytes)?;
-            Ok((variant, kernel))
+        let load = |wanted: Wanted| {
+            let Wanted {
+                entry,
+                variant,
+                shared_bytes,
+            } = wanted;
+            let image = compile(&nvrtc, &cache, entry, &variant, target)?;
+            let kernel = Kernel::load(context, &image, &entry.symbol(&variant), shared_bytes)?;
+            Ok((entry, variant, kernel))
         };
-        variants
+        kernels
             .into_iter()
             .map(load)
             .collect::<Result<_>>()
@@ -58,8 +83,9 @@ impl Kernels {
     }
 
     /// The kernel of a variant.
-    pub fn get(&self, variant: &Variant) -> Option<&Kernel> {
-        let (_, kernel) = self.0.iter().find(|(known, _)| known == variant)?;
+    pub fn get(&self, entry: Entry, variant: &Variant) -> Option<&Kernel> {
+        let mut kernels = self.0.iter();
+        let (.., kernel) = kernels.find(|(e, v, _)| (*e, v) == (entry, variant))?;
         Some(kernel)
     }
 }
@@ -79,14 +105,20 @@ fn target(nvrtc: &Nvrtc, arch: u32, image: ImageKind) -> Target {
 }
 
 /// The image of one variant as the driver takes it: PTX ends in a zero byte.
-fn compile(nvrtc: &Nvrtc, cache: &Cache, variant: &Variant, target: Target) -> Result<Vec<u8>> {
+fn compile(
+    nvrtc: &Nvrtc,
+    cache: &Cache,
+    entry: Entry,
+    variant: &Variant,
+    target: Target,
+) -> Result<Vec<u8>> {
     let file = format!("{}.cu", variant.stem());
     let source = Source::embedded(&file).ok_or_else(|| Error::Variant {
-        name: variant.symbol(),
+        name: entry.symbol(variant),
         reason: format!("has no source {file}"),
     })?;
-    let mut options = nvrtc::Options::new(target).label(&variant.symbol());
-    for (name, value) in variant.defines() {
+    let mut options = nvrtc::Options::new(target).label(&entry.symbol(variant));
+    for (name, value) in entry.defines(variant) {
         options = options.define(name, value);
     }
     match cache.compile(nvrtc, &source, &options)?.image {

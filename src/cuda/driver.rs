@@ -31,7 +31,7 @@ const SYMBOLS: &[&str] = &[
     "cuGetErrorName",
     "cuGetErrorString",
     "cuInit",
-    "cuLaunchKernel",
+    "cuLaunchKernelEx",
     "cuMemAllocAsync",
     "cuMemAlloc_v2",
     "cuMemFreeAsync",

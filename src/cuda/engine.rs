@@ -6,12 +6,13 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream, sys};
 
 use super::bind::{Addresses, Binder};
-use super::compile::Kernels;
+use super::compile::{Kernels, Wanted};
 use super::driver::driver_error;
+use super::entry::Entry;
 use super::handles::{DeviceMemory, Event, Stream, bind};
 use super::launch;
 use super::options::Options;
-use super::schedule::{Lane, Schedule, Step, Work};
+use super::schedule::{Lane, Schedule, Step};
 use crate::error::Result;
 use crate::problem::Problem;
 
@@ -23,7 +24,6 @@ pub(super) struct Engine {
     kernels: Arc<Kernels>,
     side: Option<Side>,
     events: Vec<Event>,
-    handover: Handover,
     schedules: Vec<Schedule>,
     problem: Problem,
     context: Arc<CudaContext>,
@@ -49,7 +49,7 @@ impl Handover {
         })
     }
 
-    /// Makes `stream` wait for the last run where that was submitted to another stream.
+    /// Makes `stream` wait for the last run where that was submitted to another stream. Not while it is capturing.
     pub fn follow(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
         match &self.last {
             Some(last) if last.cu_stream() == stream.cu_stream() => return Ok(()),
@@ -92,7 +92,10 @@ impl Engine {
     ) -> Result<Self> {
         // Memory first: what does not fit need not be compiled.
         let memory = Memory::new(context, &schedules)?;
-        let kernels = Arc::new(Kernels::load(context, arch, &schedules, options)?);
+        let wanted = schedules
+            .iter()
+            .flat_map(|schedule| Wanted::of(Entry::Alone, schedule));
+        let kernels = Arc::new(Kernels::load(context, arch, wanted, options)?);
         Engine::new(context, problem, schedules, memory, kernels)
     }
 
@@ -109,8 +112,7 @@ impl Engine {
             workspace,
             constants,
         } = memory;
-        let two_lanes = |schedule: &Schedule| schedule.steps.iter().any(|s| s.lane == Lane::Side);
-        let side = if schedules.iter().any(two_lanes) {
+        let side = if schedules.iter().any(Schedule::has_two_lanes) {
             Some(Side {
                 stream: Stream::new(context)?,
                 fork: Event::new(context)?,
@@ -128,7 +130,6 @@ impl Engine {
             kernels,
             side,
             events,
-            handover: Handover::new(context)?,
             schedules,
             problem: problem.clone(),
             context: context.clone(),
@@ -152,11 +153,6 @@ impl Engine {
         self.workspace.bytes() + self.constants.bytes()
     }
 
-    /// Makes `stream` wait for the last run where that was submitted to another stream. Not while it is capturing.
-    pub fn follow_last_run(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
-        self.handover.follow(stream)
-    }
-
     /// Submits steps `steps` of a schedule.
     ///
     /// # Safety
@@ -173,18 +169,8 @@ impl Engine {
         output: u64,
         first_item: usize,
     ) -> Result<()> {
+        let binder = self.binder(schedule, layers, output, first_item);
         let schedule = &self.schedules[schedule];
-        let binder = Binder {
-            problem: &self.problem,
-            constants: &schedule.constants,
-            addresses: Addresses {
-                workspace: self.workspace.address(),
-                constants: self.constants.address(),
-                output,
-                layers,
-            },
-            first_item,
-        };
         let bases_aligned = layers.iter().all(|address| address.is_multiple_of(16));
         if let Some(side) = &self.side {
             side.fork.order(main, side.stream.raw())?;
@@ -206,6 +192,27 @@ impl Engine {
         Ok(())
     }
 
+    /// What gives the steps of a schedule their addresses.
+    pub fn binder<'a>(
+        &'a self,
+        schedule: usize,
+        layers: &'a [u64],
+        output: u64,
+        first_item: usize,
+    ) -> Binder<'a> {
+        Binder {
+            problem: &self.problem,
+            constants: &self.schedules[schedule].constants,
+            addresses: Addresses {
+                workspace: self.workspace.address(),
+                constants: self.constants.address(),
+                output,
+                layers,
+            },
+            first_item,
+        }
+    }
+
     /// Launches one step.
     ///
     /// # Safety
@@ -218,21 +225,14 @@ impl Engine {
         binder: &Binder<'_>,
         bases_aligned: bool,
     ) -> Result<()> {
-        if let Work::Zero { place, bytes } = step.work {
-            // SAFETY: the place is `bytes` long by construction of the schedule.
-            return unsafe { launch::zero(binder.address(place), bytes, stream) };
-        }
-        let Some(variant) = step.variant else {
+        let (geometry, columns) = step.geometry(&schedule.common, bases_aligned);
+        let Some(kernel) = self.kernels.get(Entry::Alone, &step.variant) else {
             return Ok(());
         };
-        let (geometry, columns) = step.geometry(&variant, &schedule.common, bases_aligned);
-        let loaded = self.kernels.get(&variant);
-        if let (Some(kernel), Some(params)) = (loaded, binder.params(step, columns)) {
-            // SAFETY: kernel and parameters are those of the step's variant; workspace and constants belong to this
-            // engine, and the rest is promised by the caller.
-            unsafe { launch::kernel(kernel, &variant, &geometry, stream, &params) }?;
-        }
-        Ok(())
+        let params = binder.params(step, columns);
+        // SAFETY: kernel and parameters are those of the step's variant; workspace and constants belong to this engine,
+        // and the rest is promised by the caller.
+        unsafe { launch::kernel(kernel, &geometry, stream, params.bytes()) }
     }
 }
 

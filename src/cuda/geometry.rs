@@ -2,8 +2,9 @@
 
 use std::fmt;
 
+use crate::cuda::chain::ChainTile;
 use crate::cuda::variant::{
-    CHAIN_RING, DISCARD_BLOCK, PRODUCT_TILE, ROW_BLOCK, ROWS_WARPS, Variant,
+    DISCARD_BLOCK, FILL_BLOCK, PRODUCT_TILE, ROW_BLOCK, ROWS_WARPS, Variant,
 };
 use crate::dtype::DType;
 
@@ -14,7 +15,7 @@ const FUSION_ROWS: u32 = 4;
 /// Extents of one launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extents {
-    /// Items.
+    /// Items; of `zero_fill`, pieces.
     pub batch: u32,
     /// Layers of the launch.
     pub layers: u32,
@@ -24,10 +25,35 @@ pub struct Extents {
     pub window_len: u32,
     /// Rows of the state: start rows, or `window_len` where the state is a matrix.
     pub rows: u32,
-    /// Blocks among which `rollout_rows` divides the rows of an item.
-    pub splits: u32,
+    /// How `rollout_rows` divides the rows of an item.
+    pub splits: Splits,
     /// How `rollout_rows` and `head_fusion` divide the columns.
     pub columns: Columns,
+}
+
+/// Blocks among which `rollout_rows` divides the rows of an item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Splits {
+    /// Number of blocks.
+    pub blocks: u32,
+    /// The blocks are a cluster, which takes all layers in one launch. Otherwise more than one take a launch per layer.
+    pub clustered: bool,
+}
+
+impl Splits {
+    /// One block.
+    pub const ONE: Splits = Splits {
+        blocks: 1,
+        clustered: false,
+    };
+
+    /// Parts of an item's sums that a launch leaves behind.
+    pub const fn parts(&self) -> u32 {
+        match self.clustered {
+            true => 1,
+            false => self.blocks,
+        }
+    }
 }
 
 /// Grid, block and dynamic shared memory of a launch.
@@ -39,6 +65,15 @@ pub struct Geometry {
     pub block: u32,
     /// Dynamic shared memory of a block.
     pub shared_bytes: u32,
+    /// Blocks along y that the launch makes a cluster; 1: none, or those that the kernel is compiled for.
+    pub cluster: u32,
+}
+
+impl Geometry {
+    /// Blocks of the grid.
+    pub fn blocks(&self) -> u64 {
+        self.grid.iter().map(|&extent| u64::from(extent)).product()
+    }
 }
 
 impl fmt::Display for Geometry {
@@ -47,11 +82,13 @@ impl fmt::Display for Geometry {
             grid: [x, y, z],
             block,
             shared_bytes,
+            cluster,
         } = self;
-        write!(
-            f,
-            "grid {x}x{y}x{z}, block {block}, {shared_bytes} B shared"
-        )
+        write!(f, "grid {x}x{y}x{z}")?;
+        if *cluster > 1 {
+            write!(f, " in clusters of {cluster}")?;
+        }
+        write!(f, ", block {block}, {shared_bytes} B shared")
     }
 }
 
@@ -113,22 +150,35 @@ impl Variant {
             grid: [batch, y, z],
             block,
             shared_bytes,
+            cluster: 1,
         };
         match *self {
             Variant::RolloutRows { normalize, .. } => {
-                // The relevance, the next relevance in this block's columns, and scales and partial sums of rows.
+                // The relevance, the next relevance in this block's columns (a cluster's of two layers), and scales and
+                // partial sums of rows.
+                let cluster = if splits.clustered { splits.blocks } else { 1 };
+                let turns = if cluster > 1 { 2 } else { 1 };
                 let scales = if normalize { tokens + ROWS_WARPS } else { 0 };
-                let floats = rows * (tokens + columns.chunk * columns.chunks_per_block) + scales;
-                geometry(splits, columns.tiles, columns.block(), 4 * floats)
+                let sums = turns * columns.chunk * columns.chunks_per_block;
+                let floats = rows * (tokens + sums) + scales;
+                Geometry {
+                    cluster,
+                    ..geometry(splits.blocks, columns.tiles, columns.block(), 4 * floats)
+                }
             }
-            Variant::RolloutChain { dtype, tokens, .. } => {
-                let warps = tokens / 16;
-                // A unit is 4 heads of a segment: its granules and the one that a shift needs.
-                let granules = match dtype {
-                    DType::F32 => 64 / 4 + 1,
-                    DType::F16 | DType::Bf16 => tokens / 8 + 1,
-                };
-                geometry(1, 1, warps * WARP, warps * CHAIN_RING * 4 * granules * 16)
+            Variant::RolloutChain {
+                dtype,
+                arithmetic,
+                tokens,
+                ..
+            } => {
+                let tile = ChainTile::new(dtype, arithmetic, tokens);
+                Geometry {
+                    grid: [batch * tile.cluster, 1, 1],
+                    block: tile.block(),
+                    shared_bytes: tile.shared_bytes,
+                    cluster: 1,
+                }
             }
             Variant::HeadFusion { .. } => geometry(
                 window_len.div_ceil(columns.row_groups() * FUSION_ROWS),
@@ -136,6 +186,7 @@ impl Variant {
                 columns.block(),
                 0,
             ),
+            Variant::ZeroFill => geometry(1, 1, FILL_BLOCK, 0),
             Variant::Discard => geometry(layers, 1, DISCARD_BLOCK, 0),
             Variant::RowScales | Variant::RolloutFirst => {
                 geometry(window_len.div_ceil(ROW_BLOCK / WARP), 1, ROW_BLOCK, 0)

@@ -1,40 +1,53 @@
 //! Several problems of any shapes in one submission: the features of a model, each with its own layers and tokens.
 
+mod launches;
+mod merge;
+
+use std::cmp::Reverse;
+use std::fmt;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream};
 
 use super::buffers::{DeviceLayer, DeviceOutput, check_context, check_run, track};
-use super::compile::Kernels;
+use super::compile::{Kernels, Wanted};
 use super::engine::{Engine, Handover, Memory, is_capturing};
-use super::handles::{Event, Stream, bind};
+use super::entry::{Entry, MAX_BLOCKS};
+use super::handles::bind;
 use super::limits::DeviceLimits;
 use super::options::Options;
-use super::schedule::Schedule;
-use super::{device, heuristics};
+use super::params::RolloutRowsParams;
+use super::schedule::{Schedule, Step};
+use super::{device, heuristics, launch};
 use crate::error::{Error, Result};
 use crate::problem::Problem;
 
-/// Streams among which a group divides its problems: kernels of small problems run side by side.
-const LANES: usize = 8;
+use launches::{Launch, Launches};
 
 /// Several problems made ready to run together on one device.
 ///
-/// The problems run side by side on streams of the group's own, between one fork from the caller's stream and one join
-/// back to it. Captured into a CUDA graph, the whole group is one launch, however many problems there are.
+/// The problems share their launches: the next steps of all problems that take the same kernel are one launch, whose
+/// blocks are those of all. How many launches there are depends on how many different kernels, and how many steps, the
+/// problems need, and not on how many problems there are. Many small problems that ask for rows take one launch
+/// together; with discard three. Problems of different element types, head fusions or normalisation need different
+/// kernels and so launches of their own.
+///
+/// Two things add launches. A launch has room for 508 addresses, one for each layer that it reads and each output that
+/// it writes; where there are more, it is divided. And a problem whose fused maps do not stay in L2, which takes the
+/// product on two streams, runs by itself, after the others.
+///
+/// Printing it (`{group}`) shows the launches.
 pub struct GroupPlan {
+    // Freed in this order: tables and workspaces before the kernels that use them.
+    launches: Launches,
     engines: Vec<Engine>,
-    lanes: Vec<Lane>,
-    fork: Event,
+    kernels: Arc<Kernels>,
+    /// Problems that run by themselves.
+    alone: Vec<usize>,
     handover: Handover,
     context: Arc<CudaContext>,
+    /// The layers and the output of each problem, one problem after the other.
     addresses: Vec<u64>,
-}
-
-/// A stream of the group, and the event that marks the end of its work.
-struct Lane {
-    stream: Stream,
-    done: Event,
 }
 
 /// The buffers of one problem of a group.
@@ -57,21 +70,20 @@ impl GroupPlan {
     ) -> Result<Self> {
         let options = options.with_environment();
         let limits = device::limits(context)?;
-        // The problems share the device, so each is planned for its share: few launches rather than many blocks.
-        let share = DeviceLimits {
-            multiprocessors: (limits.multiprocessors / problems.len().clamp(1, LANES) as u32)
-                .max(1),
-            ..limits
-        };
-        let schedules = problems
-            .iter()
-            .map(|problem| heuristics::choose(problem, &share, &options))
-            .collect::<Result<Vec<_>>>()?;
+        let schedules = schedules(problems, &limits, &options)?;
+        // Memory first: what does not fit need not be compiled.
         let memory = schedules
             .iter()
             .map(|schedule| Memory::new(context, std::slice::from_ref(schedule)))
             .collect::<Result<Vec<_>>>()?;
-        let kernels = Arc::new(Kernels::load(context, share.arch, &schedules, &options)?);
+        let wanted = schedules.iter().flat_map(|schedule| {
+            let entry = match shares_launches(schedule) {
+                true => Entry::Grouped,
+                false => Entry::Alone,
+            };
+            Wanted::of(entry, schedule)
+        });
+        let kernels = Arc::new(Kernels::load(context, limits.arch, wanted, &options)?);
         let engines = problems
             .iter()
             .zip(schedules)
@@ -79,23 +91,20 @@ impl GroupPlan {
             .map(|((problem, schedule), memory)| {
                 Engine::new(context, problem, vec![schedule], memory, kernels.clone())
             })
-            .collect::<Result<_>>()?;
-        let lanes = (0..problems.len().min(LANES))
-            .map(|_| {
-                Ok(Lane {
-                    stream: Stream::new(context)?,
-                    done: Event::new(context)?,
-                })
-            })
-            .collect::<Result<_>>()?;
-        let layers = problems.iter().map(|problem| problem.shape().layers).max();
+            .collect::<Result<Vec<_>>>()?;
+        let (mut together, alone): (Vec<usize>, Vec<usize>) =
+            (0..engines.len()).partition(|&index| shares_launches(engines[index].schedule(0)));
+        // Long blocks first: short ones fill the end of a launch.
+        together.sort_by_key(|&index| Reverse(launches::item_bytes(engines[index].problem())));
+        let addresses = problems.iter().map(launches::addresses).sum();
         Ok(GroupPlan {
+            launches: Launches::new(context, &engines, &together)?,
             engines,
-            lanes,
-            fork: Event::new(context)?,
+            kernels,
+            alone,
             handover: Handover::new(context)?,
             context: context.clone(),
-            addresses: Vec::with_capacity(layers.unwrap_or(0)),
+            addresses: Vec::with_capacity(addresses),
         })
     }
 
@@ -104,14 +113,21 @@ impl GroupPlan {
         self.engines.iter().map(Engine::problem)
     }
 
-    /// What each problem launches, in order.
+    /// What each problem would launch by itself, in order.
     pub fn schedules(&self) -> impl Iterator<Item = &Schedule> {
         self.engines.iter().map(|engine| engine.schedule(0))
     }
 
+    /// Kernels that one run launches for all problems.
+    pub fn launches(&self) -> usize {
+        let alone = self.alone.iter();
+        let alone = alone.map(|&index| self.engines[index].schedule(0).launches());
+        self.launches.for_bases(true).len() + alone.sum::<usize>()
+    }
+
     /// Device memory the group holds, in bytes.
     pub fn workspace_bytes(&self) -> usize {
-        self.engines.iter().map(Engine::bytes).sum()
+        self.launches.bytes() + self.engines.iter().map(Engine::bytes).sum::<usize>()
     }
 
     /// Submits all problems, `items` holding their buffers in the order of the problems. Launches only, as
@@ -140,28 +156,113 @@ impl GroupPlan {
         if !capturing {
             self.handover.follow(stream)?;
         }
-        let outputs: Vec<u64> = items.iter().map(|item| item.out.address()).collect();
-        let layers: Vec<_> = items.iter().map(|item| item.layers).collect();
+        self.addresses.clear();
+        for item in &*items {
+            self.addresses
+                .extend(item.layers.iter().map(DeviceLayer::address));
+            self.addresses.push(item.out.address());
+        }
         let mut guards = Vec::new();
         for item in items.iter_mut().filter(|_| tracked) {
             guards.extend(track(stream, item.layers, &mut item.out));
         }
-        self.fork.record(stream.cu_stream())?;
-        for lane in &self.lanes {
-            self.fork.gate(lane.stream.raw())?;
+        for Launch {
+            variant,
+            geometry,
+            params,
+            addresses,
+        } in self.launches.for_addresses(&self.addresses)
+        {
+            let Some(kernel) = self.kernels.get(Entry::Grouped, variant) else {
+                continue;
+            };
+            for (address, &index) in params.address[1..].iter_mut().zip(&*addresses) {
+                *address = self.addresses[index];
+            }
+            // SAFETY: the context is bound; the table holds the parameters of the variant's kernel, and the workspaces
+            // and constants in them belong to this group's engines. Layers and outputs have been checked against their
+            // problems; that they stay valid is promised by whoever made them, and ordered with other uses above.
+            unsafe {
+                launch::kernel(
+                    kernel,
+                    geometry,
+                    stream.cu_stream(),
+                    bytemuck::bytes_of(&**params),
+                )
+            }?;
         }
+        let mut first = 0;
         for (index, engine) in self.engines.iter().enumerate() {
-            let lane = self.lanes[index % self.lanes.len()].stream.raw();
-            self.addresses.clear();
-            self.addresses
-                .extend(layers[index].iter().map(DeviceLayer::address));
-            let steps = 0..engine.schedule(0).steps.len();
-            // SAFETY: the context is bound; layers and output have been checked against the engine's problem, and the
-            // lane lies between the fork and the join, so that it is ordered as the caller's stream is.
-            unsafe { engine.submit(0, steps, lane, &self.addresses, outputs[index], 0) }?;
+            let layers = engine.problem().shape().layers;
+            if self.alone.contains(&index) {
+                let addresses = &self.addresses[first..first + layers];
+                let steps = 0..engine.schedule(0).steps.len();
+                let output = self.addresses[first + layers];
+                // SAFETY: as above.
+                unsafe { engine.submit(0, steps, stream.cu_stream(), addresses, output, 0) }?;
+            }
+            first += launches::addresses(engine.problem());
         }
-        for lane in &self.lanes {
-            lane.done.order(lane.stream.raw(), stream.cu_stream())?;
+        Ok(())
+    }
+}
+
+/// Whether a problem's steps can be parts of launches: they follow one another in one stream, and their blocks can be
+/// counted and need no neighbours.
+fn shares_launches(schedule: &Schedule) -> bool {
+    let fits = |step: &Step| {
+        [true, false]
+            .iter()
+            .map(|&aligned| step.geometry(&schedule.common, aligned).0)
+            .all(|geometry| geometry.blocks() <= MAX_BLOCKS && geometry.cluster == 1)
+    };
+    !schedule.has_two_lanes() && schedule.steps.iter().all(fits)
+}
+
+/// How each of `problems` is computed. Blocks of all problems run side by side. So an item takes one block, and few
+/// launches, where the others give the rest of the device as much to read as that block; else its problem is planned for
+/// its share of the device, by the bytes of its maps. One that runs by itself has the whole device.
+fn schedules(
+    problems: &[Problem],
+    limits: &DeviceLimits,
+    options: &Options,
+) -> Result<Vec<Schedule>> {
+    let total: usize = problems.iter().map(Problem::map_bytes).sum();
+    let schedule = |problem: &Problem| {
+        let multiprocessors = f64::from(limits.multiprocessors);
+        let part = |bytes: usize| bytes as f64 / total.max(1) as f64 * multiprocessors;
+        let share = DeviceLimits {
+            multiprocessors: match part(launches::item_bytes(problem)) {
+                part_of_item if part_of_item <= 1.0 => 1,
+                _ => part(problem.map_bytes()).ceil() as u32,
+            },
+            // Grouped kernels keep their parameters there.
+            shared_bytes_per_block: limits.shared_bytes_per_block - size_of::<RolloutRowsParams>(),
+            ..limits.clone()
+        };
+        let schedule = heuristics::choose_grouped(problem, &share, options)?;
+        if !shares_launches(&schedule) {
+            return heuristics::choose(problem, limits, options);
+        }
+        Ok(schedule)
+    };
+    problems.iter().map(schedule).collect()
+}
+
+impl fmt::Display for GroupPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} problems, launches {}, workspace {} B",
+            self.engines.len(),
+            self.launches(),
+            self.workspace_bytes()
+        )?;
+        for launch in self.launches.for_bases(true) {
+            writeln!(f, "  {launch}")?;
+        }
+        for &index in &self.alone {
+            write!(f, "by itself: {}", self.engines[index].schedule(0))?;
         }
         Ok(())
     }

@@ -273,6 +273,7 @@ pub(super) struct Kernel {
     context: Arc<CudaContext>,
     module: sys::CUmodule,
     function: sys::CUfunction,
+    symbol: String,
 }
 
 // SAFETY: module and function handles may be used from any thread.
@@ -297,6 +298,7 @@ impl Kernel {
             context: context.clone(),
             module,
             function: std::ptr::null_mut(),
+            symbol: symbol.to_owned(),
         };
         let name = CString::new(symbol).map_err(|_| Error::Variant {
             name: symbol.to_owned(),
@@ -305,7 +307,8 @@ impl Kernel {
         // SAFETY: the module is loaded.
         kernel.function = unsafe { result::module::get_function(module, name) }
             .map_err(driver_error("cuModuleGetFunction"))?;
-        if shared_bytes > 48 << 10 {
+        // Without leave a kernel gets 48 KB, its own static shared memory among them.
+        if shared_bytes > 0 {
             // SAFETY: the function belongs to a loaded module.
             unsafe {
                 result::function::set_function_attribute(
@@ -322,6 +325,11 @@ impl Kernel {
     /// The function's handle.
     pub fn function(&self) -> sys::CUfunction {
         self.function
+    }
+
+    /// Its name.
+    pub fn symbol(&self) -> &str {
+        &self.symbol
     }
 }
 

@@ -5,7 +5,8 @@
 //! rate, and a fixed time per launch, and the cheapest is taken. The constants are those of current data-centre GPUs per
 //! multiprocessor; only their ratios matter.
 
-use super::geometry::{Columns, Extents};
+use super::chain::ChainTile;
+use super::geometry::{Columns, Extents, Splits};
 use super::limits::DeviceLimits;
 use super::options::{Options, Precision};
 use super::pipelines::{self, Pipeline};
@@ -22,6 +23,14 @@ const LAUNCH_US: f64 = 2.0;
 const BYTES_PER_US: f64 = 32_000.0;
 /// Blocks of `rollout_rows` per multiprocessor, by its launch bounds.
 const ROWS_BLOCKS: u32 = 2;
+/// Bytes that one of them alone gets in a microsecond: 16 KB on their way for a latency of 700 ns.
+const ROWS_BLOCK_BYTES_PER_US: f64 = 23_000.0;
+/// Blocks of a cluster that may share an item's rows. More than 8 need not be available.
+const ROWS_CLUSTERS: [u32; 3] = [2, 4, 8];
+/// Time that a cluster needs to add up the sums of a layer.
+const ROWS_EXCHANGE_US: f64 = 1.0;
+/// Time that the blocks of a cluster lose to waiting for each other, once per 16 rows of a layer.
+const CLUSTER_BARRIER_US: f64 = 0.2;
 /// Largest entry that the scaled f16 arithmetics take: `2^11 * 31` is below the largest f16.
 const F16_RANGE: f64 = 31.0;
 
@@ -45,6 +54,23 @@ pub(super) fn choose_for(
     options: &Options,
 ) -> Result<Schedule> {
     let work = Workload::new(problem, batch, limits, problem.config().discard.is_some());
+    work.choose(options, |pipeline| {
+        pipelines::schedule(problem, batch, limits, pipeline)
+    })
+}
+
+/// As [`choose`], for launches that are shared with other problems.
+pub(super) fn choose_grouped(
+    problem: &Problem,
+    limits: &DeviceLimits,
+    options: &Options,
+) -> Result<Schedule> {
+    let batch = problem.shape().batch;
+    let discard = problem.config().discard.is_some();
+    let work = Workload {
+        grouped: true,
+        ..Workload::new(problem, batch, limits, discard)
+    };
     work.choose(options, |pipeline| {
         pipelines::schedule(problem, batch, limits, pipeline)
     })
@@ -77,6 +103,8 @@ struct Workload<'a> {
     growth_bound: f64,
     /// `rollout_rows` and `rollout_chain` read fused maps instead of the caller's.
     fused_first: bool,
+    /// Its launches are shared with other problems.
+    grouped: bool,
 }
 
 impl<'a> Workload<'a> {
@@ -94,6 +122,7 @@ impl<'a> Workload<'a> {
             item_bytes: problem.map_bytes() as f64 / problem.shape().batch.max(1) as f64,
             growth_bound: problem.growth_bound(),
             fused_first,
+            grouped: false,
         }
     }
 
@@ -144,7 +173,8 @@ impl<'a> Workload<'a> {
         let arithmetic = self.arithmetic(precision);
         let mut pipelines = vec![Pipeline::Product { arithmetic }];
         if let Some(rows) = self.rows_variant() {
-            pipelines.extend([1, self.rows_splits()].map(|splits| Pipeline::Rows { rows, splits }));
+            let splits = self.rows_splits();
+            pipelines.extend(splits.map(|splits| Pipeline::Rows { rows, splits }));
         }
         if let Some(tokens) = self.chain_tokens() {
             pipelines.push(Pipeline::Chain { arithmetic, tokens });
@@ -164,7 +194,7 @@ impl<'a> Workload<'a> {
             candidates.iter().map(|&(_, pipeline)| pipeline).collect();
         match forced {
             Variant::RolloutRows { rows, .. } => {
-                let splits = [1, self.rows_splits()];
+                let splits = self.rows_splits();
                 pipelines.extend(splits.map(|splits| Pipeline::Rows { rows, splits }));
             }
             Variant::RolloutChain {
@@ -190,7 +220,7 @@ impl<'a> Workload<'a> {
             (false, ..) => Arithmetic::F32,
             (true, false, _) => Arithmetic::Tf32x3,
             (true, true, Precision::F32) => Arithmetic::F16x3,
-            (true, true, Precision::Half) => Arithmetic::F16x1,
+            (true, true, Precision::Half) => Arithmetic::F16x2,
         }
     }
 
@@ -213,18 +243,32 @@ impl<'a> Workload<'a> {
             .find(|&limit| len <= limit)
     }
 
+    fn chain_tile(&self, arithmetic: Arithmetic, tokens: u32) -> ChainTile {
+        let dtype = match self.fused_first {
+            true => DType::F32,
+            false => self.common.dtype,
+        };
+        ChainTile::new(dtype, arithmetic, tokens)
+    }
+
     /// Whether the kernels of `pipeline` can be launched for the problem on the device at all.
     fn can_launch(&self, pipeline: Pipeline) -> bool {
         match pipeline {
-            Pipeline::Rows { rows, .. } => {
+            Pipeline::Rows { rows, splits } => {
                 let one_tile = self.rows_columns().tiles == 1;
                 let start_rows = self.problem.start_rows();
                 (1..=rows as usize).contains(&start_rows)
                     && (one_tile || !self.problem.config().normalize_rows)
-                    && self.rows_shared_bytes(rows) <= self.limits.shared_bytes_per_block
+                    && (!splits.clustered || one_tile && self.limits.clusters && !self.grouped)
+                    && self.rows_shared_bytes(rows, splits) <= self.limits.shared_bytes_per_block
             }
-            Pipeline::Chain { arithmetic, .. } => {
-                arithmetic != Arithmetic::F32 && self.limits.arch >= 80
+            Pipeline::Chain { arithmetic, tokens } => {
+                let tile = self.chain_tile(arithmetic, tokens);
+                arithmetic != Arithmetic::F32
+                    && self.limits.arch >= 80
+                    && (tile.cluster == 1 || self.limits.clusters)
+                    && tile.shared_bytes as usize <= self.limits.shared_bytes_per_block
+                    && self.batch * f64::from(tile.cluster) <= f64::from(i32::MAX)
             }
             Pipeline::Product { arithmetic } => {
                 arithmetic == Arithmetic::F32 || self.limits.arch >= 80
@@ -241,7 +285,7 @@ impl<'a> Workload<'a> {
         }
     }
 
-    fn rows_shared_bytes(&self, rows: u32) -> usize {
+    fn rows_shared_bytes(&self, rows: u32, splits: Splits) -> usize {
         let config = self.problem.config();
         let variant = Variant::RolloutRows {
             dtype: self.common.dtype,
@@ -257,7 +301,7 @@ impl<'a> Workload<'a> {
                 tokens: self.common.tokens,
                 window_len: self.common.window_len,
                 rows: self.problem.start_rows() as u32,
-                splits: 1,
+                splits,
                 columns,
             });
             geometry.shared_bytes as usize
@@ -267,13 +311,19 @@ impl<'a> Workload<'a> {
         shared_bytes(self.rows_columns()).max(shared_bytes(aligned))
     }
 
-    /// Blocks per item, so that the batch is two waves of the device, but no block is without rows.
-    fn rows_splits(&self) -> u32 {
+    /// Ways to divide an item's rows: not at all; among so many blocks that the batch is two waves of the device, but no
+    /// block is without rows; among clusters.
+    fn rows_splits(&self) -> impl Iterator<Item = Splits> + use<> {
         let columns = self.rows_columns();
         let wanted = f64::from(2 * ROWS_BLOCKS * self.limits.multiprocessors);
         let blocks = self.batch.max(1.0) * f64::from(columns.tiles);
         let most = self.common.window_len.div_ceil(columns.row_groups());
-        ((wanted / blocks).ceil() as u32).clamp(1, most.max(1))
+        let apart = ((wanted / blocks).ceil() as u32).clamp(1, most.max(1));
+        let apart = [1, apart].into_iter().map(|blocks| (blocks, false));
+        let together = ROWS_CLUSTERS.into_iter().map(|blocks| (blocks, true));
+        apart
+            .chain(together)
+            .map(|(blocks, clustered)| Splits { blocks, clustered })
     }
 
     /// The estimated time of a pipeline.
@@ -287,10 +337,7 @@ impl<'a> Workload<'a> {
         fusing
             + match pipeline {
                 Pipeline::Rows { splits, .. } => self.rows_us(splits),
-                // A block holds its item in the registers of one multiprocessor: one of 128 tokens, four of 64.
-                Pipeline::Chain { tokens, .. } => {
-                    LAUNCH_US + self.waves_us(self.batch, self.item_bytes, (128 / tokens).pow(2))
-                }
+                Pipeline::Chain { arithmetic, tokens } => self.chain_us(arithmetic, tokens),
                 Pipeline::Product { arithmetic } => self.product_us(arithmetic),
             }
     }
@@ -300,46 +347,83 @@ impl<'a> Workload<'a> {
         self.batch * self.item_bytes / (BYTES_PER_US * f64::from(self.limits.multiprocessors))
     }
 
-    /// Time of blocks that each read `bytes` and of which `resident` fit on one multiprocessor.
-    fn waves_us(&self, blocks: f64, bytes: f64, resident: u32) -> f64 {
+    /// Time of blocks that each take `block_us` alone and of which `resident` fit on one multiprocessor.
+    fn waves_us(&self, blocks: f64, block_us: f64, resident: u32) -> f64 {
         let multiprocessors = f64::from(self.limits.multiprocessors);
         // A multiprocessor with fewer blocks than fit gives each a larger share.
         let sharing = (blocks / multiprocessors).clamp(1.0, f64::from(resident));
-        let waves = (blocks / (multiprocessors * f64::from(resident))).ceil();
-        waves * bytes * sharing / BYTES_PER_US
+        self.waves(blocks, resident) * block_us * sharing
     }
 
-    fn rows_us(&self, splits: u32) -> f64 {
+    /// How often the device is filled with blocks of which `resident` fit on one multiprocessor.
+    fn waves(&self, blocks: f64, resident: u32) -> f64 {
+        (blocks / f64::from(self.limits.multiprocessors * resident)).ceil()
+    }
+
+    fn rows_us(&self, splits: Splits) -> f64 {
         let tiles = self.rows_columns().tiles;
-        if splits == 1 && tiles == 1 {
-            return LAUNCH_US + self.waves_us(self.batch, self.item_bytes, ROWS_BLOCKS);
-        }
         let layers = self.problem.layers().len() as f64;
-        let per_item = f64::from(splits * tiles);
-        let block_bytes = self.item_bytes / layers / per_item;
-        let layer = self.waves_us(self.batch * per_item, block_bytes, ROWS_BLOCKS);
-        layers * (LAUNCH_US + layer) + LAUNCH_US
+        let per_item = f64::from(splits.blocks * tiles);
+        let blocks = self.batch * per_item;
+        let item_us = |item_bytes: f64| {
+            let bytes = item_bytes / per_item;
+            let alone_us = bytes / ROWS_BLOCK_BYTES_PER_US;
+            self.waves_us(blocks, bytes / BYTES_PER_US, ROWS_BLOCKS)
+                .max(alone_us)
+        };
+        if splits.clustered {
+            let exchanges = layers * self.waves(blocks, ROWS_BLOCKS);
+            return LAUNCH_US + item_us(self.item_bytes) + exchanges * ROWS_EXCHANGE_US;
+        }
+        if per_item == 1.0 {
+            return LAUNCH_US + item_us(self.item_bytes);
+        }
+        layers * (LAUNCH_US + item_us(self.item_bytes / layers)) + LAUNCH_US
     }
 
-    fn product_us(&self, arithmetic: Arithmetic) -> f64 {
-        // Operations per microsecond and multiprocessor at half the peak of an H200, over the products each one takes.
-        let rate = match arithmetic {
-            Arithmetic::F32 => 0.25e6,
-            Arithmetic::F16x3 => 1e6,
-            Arithmetic::F16x1 => 3e6,
-            Arithmetic::Tf32x3 => 0.5e6,
+    fn chain_us(&self, arithmetic: Arithmetic, tokens: u32) -> f64 {
+        let cluster = f64::from(self.chain_tile(arithmetic, tokens).cluster);
+        let slabs = self.common.window_len.div_ceil(16) as f64;
+        let barriers_us = match cluster {
+            1.0 => 0.0,
+            _ => self.problem.layers().len() as f64 * slabs * CLUSTER_BARRIER_US,
         };
+        let alone_us =
+            (self.item_bytes / BYTES_PER_US).max(self.item_operations() / rate(arithmetic));
+        // A block of 128 tokens, or one of a cluster, fills its multiprocessor; four of 64 do.
+        let resident = (128 / tokens).max(1).pow(2);
+        let blocks = self.batch * cluster;
+        LAUNCH_US + self.waves_us(blocks, alone_us / cluster + barriers_us, resident)
+    }
+
+    /// Operations of the products of one item.
+    fn item_operations(&self) -> f64 {
         let len = f64::from(self.common.window_len);
         let rows = match self.problem.start_rows() {
             0 => len,
             rows => rows as f64,
         };
+        2.0 * self.problem.layers().len() as f64 * rows * len * len
+    }
+
+    fn product_us(&self, arithmetic: Arithmetic) -> f64 {
         let layers = self.problem.layers().len() as f64;
-        let operations = 2.0 * layers * rows * len * len * self.batch;
-        let arithmetic_us = operations / (rate * f64::from(self.limits.multiprocessors));
+        let len = f64::from(self.common.window_len);
+        let arithmetic_us = self.batch * self.item_operations()
+            / (rate(arithmetic) * f64::from(self.limits.multiprocessors));
         // Two fused maps and two states of each item share L2.
         let item = 16.0 * len * len;
         let chunks = (self.batch * item / l2_budget(self.limits) as f64).ceil();
         self.memory_us().max(arithmetic_us) + 2.0 * layers * chunks * LAUNCH_US
+    }
+}
+
+/// Operations per microsecond and multiprocessor at half the peak of an H200, over the products each one takes.
+const fn rate(arithmetic: Arithmetic) -> f64 {
+    match arithmetic {
+        Arithmetic::F32 => 0.25e6,
+        Arithmetic::F16x3 => 1e6,
+        Arithmetic::F16x2 => 1.5e6,
+        Arithmetic::Tf32x3 => 0.5e6,
     }
 }

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | run one problem over maps in device memory, again and again | [`Plan`] |
 //! | fuse layers as a model produces them, and free their maps | [`StreamingPlan`] |
-//! | run many problems of different shapes together | [`GroupPlan`] |
+//! | run many problems of different shapes together, in as many launches as one of them | [`GroupPlan`] |
 //! | run over host memory, in chunks, on one or several GPUs | [`HostPlan`], [`run_host`] |
 //! | see what would be launched, without any GPU | [`choose`] |
 //!
@@ -35,15 +35,18 @@
 //!
 //! From a problem to kernels: the heuristics choose a pipeline and lay out its steps as a [`Schedule`], a value without
 //! addresses; the plan compiles the schedule's [variants](variant::Variant), allocates its workspace, and gives the steps
-//! their addresses when it runs. A variant's name is its kernel's symbol, and its stem the file in `kernels/`.
+//! their addresses when it runs. A variant's name is its kernel's symbol, and its stem the file in `kernels/`. A group
+//! merges the schedules of its problems into launches that enter the same kernels [grouped](entry::Entry).
 
 mod bind;
 mod buffers;
+mod chain;
 mod compile;
 mod constants;
 mod device;
 mod driver;
 mod engine;
+pub mod entry;
 pub mod geometry;
 mod group;
 mod handles;

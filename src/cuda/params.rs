@@ -11,6 +11,9 @@ use crate::layout;
 /// Layers one launch can take.
 pub const MAX_LAYERS_PER_LAUNCH: usize = 64;
 
+/// Addresses one grouped launch can take, the first of which is 0.
+pub const MAX_GROUP_ADDRESSES: usize = 509;
+
 /// Declares `#[repr(C)]` plain data and lists its fields, so that a test can compare them with the device side.
 macro_rules! params {
     ($($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty,)* })*) => {
@@ -78,6 +81,40 @@ params! {
         discard_spares_origin: u32,
         reserved: u32,
         layer: [LayerMaps; MAX_LAYERS_PER_LAUNCH],
+    }
+
+    /// One of the members of a grouped launch.
+    GroupMember {
+        first_block: u32,
+        grid_x: u32,
+        grid_y: u32,
+        grid_z: u32,
+        threads: u32,
+        first_word: u32,
+        words: u32,
+        reserved: u32,
+    }
+
+    /// 8 bytes of a member's parameters.
+    GroupWord {
+        value: u64,
+        address: u32,
+        reserved: u32,
+    }
+
+    /// Parameters of every grouped kernel.
+    GroupParams {
+        member: u64,
+        word: u64,
+        members: u32,
+        reserved: u32,
+        address: [u64; MAX_GROUP_ADDRESSES],
+    }
+
+    /// Parameters of `zero_fill`.
+    ZeroFillParams {
+        out: u64,
+        len: u64,
     }
 
     /// Parameters of `rollout_rows`.

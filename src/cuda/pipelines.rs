@@ -13,6 +13,7 @@ mod streaming;
 use std::ops::Range;
 
 use super::constants::Constants;
+use super::geometry::Splits;
 use super::limits::DeviceLimits;
 use super::params::MAX_LAYERS_PER_LAUNCH;
 use super::schedule::{
@@ -31,8 +32,8 @@ const ROW_ALIGNMENT: usize = 4;
 /// A pipeline with its open choices made.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Pipeline {
-    /// `rollout_rows` holding `rows` start rows, each layer's rows divided among `splits` blocks.
-    Rows { rows: u32, splits: u32 },
+    /// `rollout_rows` holding `rows` start rows, each layer's rows divided as `splits` says.
+    Rows { rows: u32, splits: Splits },
     /// `rollout_chain` for windows of up to `tokens` tokens.
     Chain { arithmetic: Arithmetic, tokens: u32 },
     /// `head_fusion` and `rollout_product`.
@@ -163,7 +164,7 @@ impl<'a> Builder<'a> {
             Work::RolloutFirst { .. } | Work::RolloutProduct { .. } => {
                 2 * step.rows as usize * state
             }
-            Work::Zero { .. } | Work::RolloutRows { .. } | Work::RolloutChain { .. } => 0,
+            Work::ZeroFill { .. } | Work::RolloutRows { .. } | Work::RolloutChain { .. } => 0,
         };
         let steps = self.steps.iter();
         steps.map(|step| step.items.len() * bytes(step)).sum()
@@ -183,22 +184,12 @@ impl<'a> Builder<'a> {
         if !self.variants.contains(&variant) {
             self.variants.push(variant);
         }
-        self.push(Some(variant), work, items, rows)
-    }
-
-    fn push(
-        &mut self,
-        variant: Option<Variant>,
-        work: Work,
-        items: &Range<usize>,
-        rows: u32,
-    ) -> &mut Step {
         self.steps.push(Step {
             variant,
             work,
             items: items.clone(),
             rows,
-            splits: 1,
+            splits: Splits::ONE,
             lane: Lane::Main,
             wait: None,
             signal: None,
@@ -212,11 +203,9 @@ impl<'a> Builder<'a> {
     }
 
     fn zero_output(&mut self) {
-        let bytes = size_of::<f32>() * self.output_len();
-        if bytes > 0 {
-            let place = output(0);
-            let batch = self.batch;
-            self.push(None, Work::Zero { place, bytes }, &(0..batch), 0);
+        let (out, len, items) = (output(0), self.output_len(), 0..self.batch);
+        if len > 0 {
+            self.step(Variant::ZeroFill, Work::ZeroFill { out, len }, &items, 0);
         }
     }
 

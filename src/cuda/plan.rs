@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream};
 
 use super::buffers::{DeviceLayer, DeviceOutput, check_context, check_run, track};
-use super::engine::{Engine, is_capturing};
+use super::engine::{Engine, Handover, is_capturing};
 use super::handles::bind;
 use super::options::Options;
 use super::schedule::Schedule;
@@ -19,6 +19,7 @@ use crate::problem::Problem;
 /// Printing it (`{plan}`) shows the kernels, their launch geometry, the workspace, and the bytes that have to move.
 pub struct Plan {
     engine: Engine,
+    handover: Handover,
     layer_addresses: Vec<u64>,
 }
 
@@ -35,6 +36,7 @@ impl Plan {
         let schedule = heuristics::choose(problem, &limits, &options)?;
         Ok(Plan {
             engine: Engine::alone(context, problem, limits.arch, vec![schedule], &options)?,
+            handover: Handover::new(context)?,
             layer_addresses: Vec::with_capacity(problem.shape().layers),
         })
     }
@@ -104,7 +106,7 @@ impl Plan {
             Vec::new()
         };
         if !capturing {
-            self.engine.follow_last_run(stream)?;
+            self.handover.follow(stream)?;
         }
         self.layer_addresses.clear();
         self.layer_addresses

@@ -7,7 +7,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::constants::Constants;
-use super::geometry::{Columns, Extents, Geometry};
+use super::geometry::{Columns, Extents, Geometry, Splits};
 use super::limits::DeviceLimits;
 use super::pipelines::Pipeline;
 use super::variant::Variant;
@@ -88,10 +88,10 @@ pub(super) struct Factor {
 /// What a step does with which operands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Work {
-    /// Fills with zeros, without a kernel.
-    Zero {
-        place: Place,
-        bytes: usize,
+    ZeroFill {
+        out: Place,
+        /// Entries.
+        len: usize,
     },
     RolloutRows {
         source: Source,
@@ -147,13 +147,12 @@ pub(super) enum Lane {
 /// One submission to the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Step {
-    /// `None` for a fill.
-    pub variant: Option<Variant>,
+    pub variant: Variant,
     pub work: Work,
     pub items: Range<usize>,
     /// Rows that the launch geometry counts: see [`Extents::rows`].
     pub rows: u32,
-    pub splits: u32,
+    pub splits: Splits,
     pub lane: Lane,
     /// Event that the step waits for.
     pub wait: Option<usize>,
@@ -205,14 +204,8 @@ pub struct Schedule {
 }
 
 impl Step {
-    /// How `variant`, the step's kernel, is launched; `bases_aligned` tells whether every layer's first element is
-    /// 16-byte aligned.
-    pub(super) fn geometry(
-        &self,
-        variant: &Variant,
-        common: &Common,
-        bases_aligned: bool,
-    ) -> (Geometry, Columns) {
+    /// How the step's kernel is launched; `bases_aligned` tells whether every layer's first element is 16-byte aligned.
+    pub(super) fn geometry(&self, common: &Common, bases_aligned: bool) -> (Geometry, Columns) {
         let source = match self.work {
             Work::RolloutRows { source, .. } | Work::RolloutChain { source, .. } => source,
             _ => Source::Layers,
@@ -229,8 +222,12 @@ impl Step {
             // A reduction reads all columns and writes them once.
             columns.tiles = 1;
         }
-        let geometry = variant.geometry(&Extents {
-            batch: self.items.len() as u32,
+        let batch = match self.work {
+            Work::ZeroFill { len, .. } => len.div_ceil(Variant::FILL_PIECE as usize),
+            _ => self.items.len(),
+        };
+        let geometry = self.variant.geometry(&Extents {
+            batch: batch as u32,
             layers: layers as u32,
             tokens: common.tokens,
             window_len: common.window_len,
@@ -273,21 +270,21 @@ impl Schedule {
         self.floor_bytes() + self.spilled_bytes
     }
 
-    /// Submissions of one run: kernels and fills.
+    /// Kernels that one run launches.
     pub fn launches(&self) -> usize {
         self.steps.len()
     }
 
+    /// Whether some steps run on the plan's own stream, beside the caller's.
+    pub(super) fn has_two_lanes(&self) -> bool {
+        self.steps.iter().any(|step| step.lane == Lane::Side)
+    }
+
     /// Largest dynamic shared memory that `variant` is launched with.
     pub(super) fn shared_bytes(&self, variant: &Variant) -> usize {
-        let launches = self
-            .steps
-            .iter()
-            .filter(|step| step.variant.as_ref() == Some(variant));
+        let launches = self.steps.iter().filter(|step| step.variant == *variant);
         launches
-            .flat_map(|step| {
-                [false, true].map(|aligned| step.geometry(variant, &self.common, aligned).0)
-            })
+            .flat_map(|step| [false, true].map(|aligned| step.geometry(&self.common, aligned).0))
             .map(|geometry| geometry.shared_bytes as usize)
             .max()
             .unwrap_or(0)
@@ -316,14 +313,8 @@ impl fmt::Display for Schedule {
         // Steps that look alike are counted, in order of first appearance.
         let mut lines: Vec<(String, usize)> = Vec::new();
         for step in &self.steps {
-            let line = match (step.variant, &step.work) {
-                (Some(variant), _) => {
-                    let (geometry, _) = step.geometry(&variant, &self.common, true);
-                    format!("{variant}: {geometry}")
-                }
-                (None, Work::Zero { bytes, .. }) => format!("zero fill: {bytes} B"),
-                (None, work) => format!("{work:?}"),
-            };
+            let (geometry, _) = step.geometry(&self.common, true);
+            let line = format!("{}: {geometry}", step.variant);
             match lines.iter_mut().find(|(seen, _)| *seen == line) {
                 Some((_, count)) => *count += 1,
                 None => lines.push((line, 1)),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream};
 
 use super::buffers::{DeviceLayer, DeviceOutput, check_context, check_layer, check_output, track};
-use super::engine::{Engine, is_capturing};
+use super::engine::{Engine, Handover, is_capturing};
 use super::handles::bind;
 use super::options::Options;
 use super::schedule::Schedule;
@@ -20,6 +20,7 @@ use crate::problem::Problem;
 /// rows, because rows are computed from the last layer to the first.
 pub struct StreamingPlan {
     engine: Engine,
+    handover: Handover,
     layer_addresses: Vec<u64>,
 }
 
@@ -34,6 +35,7 @@ impl StreamingPlan {
         let schedule = heuristics::choose_streaming(problem, &limits, &options)?;
         Ok(StreamingPlan {
             engine: Engine::alone(context, problem, limits.arch, vec![schedule], &options)?,
+            handover: Handover::new(context)?,
             layer_addresses: vec![0; problem.shape().layers],
         })
     }
@@ -72,7 +74,7 @@ impl StreamingPlan {
         bind(self.engine.context())?;
         let capturing = is_capturing(stream)?;
         if !capturing {
-            self.engine.follow_last_run(stream)?;
+            self.handover.follow(stream)?;
         }
         Ok(Pass {
             plan: self,

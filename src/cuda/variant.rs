@@ -6,6 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::chain::ChainTile;
 use crate::config::HeadFusion;
 use crate::dtype::DType;
 
@@ -56,8 +57,9 @@ pub enum Arithmetic {
     /// Operands times `2^11` split into f16 `hi + lo`, three tensor-core products: f32 accuracy where entries are at
     /// most 1 in magnitude.
     F16x3,
-    /// Operands times `2^11` rounded to f16, one tensor-core product (2e-5); entries at most 1 in magnitude.
-    F16x1,
+    /// The same without the product with the fused map's `lo`: fused entries are rounded to f16, the state is not, two
+    /// tensor-core products; entries at most 1 in magnitude.
+    F16x2,
     /// Operands split into tf32 `hi + lo`, three tensor-core products: f32 accuracy at any range of values.
     Tf32x3,
 }
@@ -67,7 +69,7 @@ impl Arithmetic {
     pub const ALL: [Arithmetic; 4] = [
         Arithmetic::F32,
         Arithmetic::F16x3,
-        Arithmetic::F16x1,
+        Arithmetic::F16x2,
         Arithmetic::Tf32x3,
     ];
 
@@ -76,7 +78,7 @@ impl Arithmetic {
         match self {
             Arithmetic::F32 => "f32",
             Arithmetic::F16x3 => "f16x3",
-            Arithmetic::F16x1 => "f16x1",
+            Arithmetic::F16x2 => "f16x2",
             Arithmetic::Tf32x3 => "tf32x3",
         }
     }
@@ -92,7 +94,7 @@ impl Arithmetic {
     /// Whether entries must be at most 1 in magnitude, which holds where `attention + identity <= 1` and the maps are
     /// row-stochastic, or rows are normalised.
     pub const fn needs_bounded_entries(self) -> bool {
-        matches!(self, Arithmetic::F16x3 | Arithmetic::F16x1)
+        matches!(self, Arithmetic::F16x3 | Arithmetic::F16x2)
     }
 }
 
@@ -134,13 +136,13 @@ pub enum Variant {
         /// Fused f32 maps (`heads = 1`, mean) with cuts.
         discard: bool,
     },
-    /// All layers of an item multiplied in one block.
+    /// All layers of an item multiplied in one block, or in one cluster of blocks.
     RolloutChain {
         /// Element type of the maps.
         dtype: DType,
         /// How products are computed; not [`Arithmetic::F32`].
         arithmetic: Arithmetic,
-        /// Most tokens of a window: 64 or 128 ([`Variant::CHAIN_TOKENS`]).
+        /// Most tokens of a window: 64, 128 or, with clusters of blocks, 256 ([`Variant::CHAIN_TOKENS`]).
         tokens: u32,
         /// How heads become one map.
         fusion: Fusion,
@@ -156,6 +158,8 @@ pub enum Variant {
         /// How heads become one map.
         fusion: Fusion,
     },
+    /// Zeros.
+    ZeroFill,
     /// The cut between discarded and kept entries of each fused map.
     Discard,
     /// Reciprocal row sums of `Ahat` from fused maps.
@@ -175,9 +179,8 @@ pub enum Variant {
 
 /// Warps of a `rollout_rows` or `head_fusion` block.
 pub(super) const ROWS_WARPS: u32 = 8;
-/// Units of 4 heads that a `rollout_chain` warp has room for. Five on their way in 8 warps are 43 KB, which covers the
-/// latency of DRAM (700 ns at 4.3 TB/s: 23 KB per multiprocessor); six fit the 99 KB of sm_86.
-pub(super) const CHAIN_RING: u32 = 6;
+/// Threads of a `zero_fill` block.
+pub(super) const FILL_BLOCK: u32 = 256;
 /// Threads of a `discard` block.
 pub(super) const DISCARD_BLOCK: u32 = 512;
 /// Threads of a `row_scales` or `rollout_first` block; a warp takes a row.
@@ -189,7 +192,9 @@ impl Variant {
     /// Start rows that a `rollout_rows` variant holds.
     pub const ROWS: [u32; 2] = [1, 8];
     /// Token limits of the `rollout_chain` variants.
-    pub const CHAIN_TOKENS: [u32; 2] = [64, 128];
+    pub const CHAIN_TOKENS: [u32; 3] = [64, 128, 256];
+    /// Entries that a `zero_fill` block writes.
+    pub const FILL_PIECE: u32 = 16 * FILL_BLOCK;
 
     /// The file in `kernels/`, without extension.
     pub const fn stem(&self) -> &'static str {
@@ -197,6 +202,7 @@ impl Variant {
             Variant::RolloutRows { .. } => "rollout_rows",
             Variant::RolloutChain { .. } => "rollout_chain",
             Variant::HeadFusion { .. } => "head_fusion",
+            Variant::ZeroFill => "zero_fill",
             Variant::Discard => "discard",
             Variant::RowScales => "row_scales",
             Variant::RolloutFirst => "rollout_first",
@@ -204,19 +210,20 @@ impl Variant {
         }
     }
 
-    /// The kernel's symbol, which is the variant's name.
+    /// The kernel's symbol, which is the variant's name. Entered grouped, it ends in `_group`: see
+    /// [`Entry`](super::entry::Entry).
     pub fn symbol(&self) -> String {
         self.to_string()
     }
 
-    /// The macros it is compiled with, `KERNEL` (the symbol) among them.
+    /// The macros it is compiled with, besides those of its [`Entry`](super::entry::Entry).
     pub fn defines(&self) -> Vec<(&'static str, String)> {
         let flag = |on: bool| u32::from(on).to_string();
         let fusion_define = |fusion: Fusion| ("FUSION", format!("FUSION_{}", fusion.name()));
         let dtype_define = |dtype: DType| ("ELEMENT", dtype.name().to_owned());
         let arithmetic_define =
             |arithmetic: Arithmetic| ("ARITHMETIC", format!("ARITHMETIC_{}", arithmetic.name()));
-        let mut defines = vec![("KERNEL", self.symbol())];
+        let mut defines = Vec::new();
         match *self {
             Variant::RolloutRows {
                 dtype,
@@ -228,8 +235,6 @@ impl Variant {
                 dtype_define(dtype),
                 fusion_define(fusion),
                 ("START_ROWS", rows.to_string()),
-                // What the registers of 3 and 2 blocks per multiprocessor hold without spilling.
-                ("HEADS_IN_FLIGHT", if rows == 1 { 4 } else { 2 }.to_string()),
                 ("MAX_WARPS", ROWS_WARPS.to_string()),
                 ("NORMALIZE", flag(normalize)),
                 ("DISCARD", flag(discard)),
@@ -241,20 +246,30 @@ impl Variant {
                 fusion,
                 normalize,
                 discard,
-            } => defines.extend([
-                dtype_define(dtype),
-                arithmetic_define(arithmetic),
-                fusion_define(fusion),
-                ("MAX_TOKENS", tokens.to_string()),
-                ("RING", CHAIN_RING.to_string()),
-                ("NORMALIZE", flag(normalize)),
-                ("DISCARD", flag(discard)),
-            ]),
+            } => {
+                let tile = ChainTile::new(dtype, arithmetic, tokens);
+                defines.extend([
+                    dtype_define(dtype),
+                    arithmetic_define(arithmetic),
+                    fusion_define(fusion),
+                    ("MAX_TOKENS", tokens.to_string()),
+                    ("CLUSTER", tile.cluster.to_string()),
+                    ("COLUMN_PARTS", tile.column_parts.to_string()),
+                    ("RING", ChainTile::RING.to_string()),
+                    ("SHARED_BYTES", tile.shared_bytes.to_string()),
+                    ("NORMALIZE", flag(normalize)),
+                    ("DISCARD", flag(discard)),
+                ]);
+            }
             Variant::HeadFusion { dtype, fusion } => defines.extend([
                 dtype_define(dtype),
                 fusion_define(fusion),
                 ("HEADS_IN_FLIGHT", 4.to_string()),
                 ("MAX_WARPS", ROWS_WARPS.to_string()),
+            ]),
+            Variant::ZeroFill => defines.extend([
+                ("BLOCK_THREADS", FILL_BLOCK.to_string()),
+                ("PIECE", Variant::FILL_PIECE.to_string()),
             ]),
             Variant::Discard => defines.push(("BLOCK_THREADS", DISCARD_BLOCK.to_string())),
             Variant::RowScales | Variant::RolloutFirst => {
@@ -278,6 +293,7 @@ impl Variant {
     /// Least compute capability, `(major, minor)`.
     pub const fn compute_capability(&self) -> (u32, u32) {
         match self {
+            Variant::RolloutChain { .. } if self.cluster() > 1 => (9, 0),
             Variant::RolloutChain { .. } => (8, 0),
             Variant::RolloutProduct { arithmetic, .. }
                 if !matches!(arithmetic, Arithmetic::F32) =>
@@ -285,6 +301,19 @@ impl Variant {
                 (8, 0)
             }
             _ => (7, 5),
+        }
+    }
+
+    /// Blocks that are launched as a cluster; 1: none.
+    pub const fn cluster(&self) -> u32 {
+        match *self {
+            Variant::RolloutChain {
+                dtype,
+                arithmetic,
+                tokens,
+                ..
+            } => ChainTile::new(dtype, arithmetic, tokens).cluster,
+            _ => 1,
         }
     }
 
@@ -308,7 +337,7 @@ impl Variant {
                     normalize,
                     discard,
                 }));
-                for arithmetic in [Arithmetic::F16x3, Arithmetic::F16x1, Arithmetic::Tf32x3] {
+                for arithmetic in [Arithmetic::F16x3, Arithmetic::F16x2, Arithmetic::Tf32x3] {
                     all.extend(Variant::CHAIN_TOKENS.map(|tokens| Variant::RolloutChain {
                         dtype,
                         arithmetic,
@@ -323,7 +352,12 @@ impl Variant {
                 all.push(Variant::HeadFusion { dtype, fusion });
             }
         }
-        all.extend([Variant::Discard, Variant::RowScales, Variant::RolloutFirst]);
+        all.extend([
+            Variant::ZeroFill,
+            Variant::Discard,
+            Variant::RowScales,
+            Variant::RolloutFirst,
+        ]);
         for arithmetic in Arithmetic::ALL {
             for form in Form::ALL {
                 all.extend(BOTH.map(|discard| Variant::RolloutProduct {
@@ -369,7 +403,9 @@ impl fmt::Display for Variant {
                 (normalized, discards) = (normalize, discard);
             }
             Variant::HeadFusion { dtype, fusion } => write!(f, "_{dtype}_{}", fusion.name())?,
-            Variant::Discard | Variant::RowScales | Variant::RolloutFirst => f.write_str("_f32")?,
+            Variant::ZeroFill | Variant::Discard | Variant::RowScales | Variant::RolloutFirst => {
+                f.write_str("_f32")?
+            }
             Variant::RolloutProduct {
                 arithmetic,
                 form,

@@ -88,9 +88,16 @@ fn verify_and_selftest_cover_the_gpu() {
     let half = bench.command(arguments.iter().copied().chain(["--precision", "half"]));
     half.expect_status(0);
 
-    let only = ["selftest", "--only", "product_f32_f16x3"];
-    let table = bench.command(only).expect_status(0).stdout;
-    assert!(table.contains("4 of 4 variants are right"), "{table}");
+    for (only, count) in [
+        ("product_f32_f16x3", 8),
+        ("zero_fill", 2),
+        ("f16_f32_m1_mean_group", 1),
+    ] {
+        let table = bench.command(["selftest", "--only", only]);
+        let table = table.expect_status(0).stdout;
+        let verdict = format!("{count} of {count} kernels are right");
+        assert!(table.contains(&verdict), "{table}");
+    }
     bench
         .command(["selftest", "--only", "no such kernel"])
         .expect_failure(2, &["--only", "no such kernel"]);

@@ -100,6 +100,39 @@ fn short_windows_of_a_large_batch_are_chained_in_one_launch() {
 }
 
 #[test]
+fn matrices_beyond_one_block_are_chained_by_clusters_where_there_are_any() {
+    // A batch of one wave of clusters; one that leaves most of it idle is multiplied layer by layer.
+    let of_batch = |batch| problem(12, batch, 12, 197, Output::Matrix);
+    let schedule = chosen(&of_batch(33), &DeviceLimits::H200);
+    assert_eq!(stems(&schedule), ["rollout_chain"], "{schedule}");
+    assert!(
+        schedule
+            .to_string()
+            .contains("_n256_mean: grid 132x1x1, block 256"),
+        "{schedule}"
+    );
+    assert_eq!(
+        stems(&chosen(&of_batch(1), &DeviceLimits::H200))[0],
+        "head_fusion"
+    );
+    let without = [
+        DeviceLimits::A100,
+        DeviceLimits {
+            clusters: false,
+            ..DeviceLimits::H200
+        },
+        // The shared memory of sm_120.
+        DeviceLimits {
+            shared_bytes_per_block: 99 << 10,
+            ..DeviceLimits::H200
+        },
+    ];
+    for limits in without {
+        assert_eq!(stems(&chosen(&of_batch(33), &limits))[0], "head_fusion");
+    }
+}
+
+#[test]
 fn long_matrices_are_fused_and_multiplied_within_l2() {
     for limits in [DeviceLimits::H200, DeviceLimits::A100, DeviceLimits::T4] {
         let schedule = chosen(&problem(24, 64, 16, 577, Output::Matrix), &limits);
@@ -132,7 +165,7 @@ fn the_arithmetic_follows_device_range_and_precision() {
     );
     assert_eq!(
         with(&matrix, &DeviceLimits::H200, Precision::Half),
-        Arithmetic::F16x1
+        Arithmetic::F16x2
     );
     assert_eq!(
         with(&matrix, &DeviceLimits::T4, Precision::Half),

@@ -20,8 +20,8 @@ fn case() -> Case {
         Shape {
             layers: 3,
             batch: 2,
-            heads: 2,
-            tokens: 140,
+            heads: 1,
+            tokens: 260,
         },
         6,
     );

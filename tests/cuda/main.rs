@@ -7,6 +7,7 @@ mod contract;
 mod failures;
 mod forced;
 mod given;
+mod group;
 mod host;
 mod layers;
 mod machine;
@@ -15,6 +16,6 @@ mod modes;
 mod nvrtc;
 mod problems;
 mod real_data;
-mod several;
+mod streaming;
 
 use common::{compare, generate};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use attention_rollout::cuda::Precision;
 use attention_rollout::{
     DType, HeadFusion, HostLayer, Output, Problem, RolloutConfig, Shape, StartRows, Window,
     reference,
@@ -14,6 +15,9 @@ use crate::machine::{Machine, machine};
 
 /// PyHealth in f32 is within 3.4e-7 of f64.
 const TOLERANCE: f64 = 1e-6;
+
+/// What half precision is held to on real maps, far within its budget of 2^-11 of an entry per layer.
+const HALF_TOLERANCE: f64 = 2e-4;
 
 struct Maps {
     shape: Shape,
@@ -108,6 +112,35 @@ fn other_systems_on_sentences() {
         }
     }
     assert!(compared >= 4, "{compared} outputs of other systems");
+    // In half precision, against the reference.
+    let matrix = maps.problem(
+        RolloutConfig {
+            output: Output::Matrix,
+            ..RolloutConfig::default()
+        },
+        None,
+    );
+    let want = reference::rollout(&matrix, &maps.layers()).unwrap();
+    for precision in [Precision::F32, Precision::Half] {
+        let mut plan = machine.plan(&matrix, |options| options.precision = precision);
+        let got = machine.run(&mut plan, &maps.layers());
+        let worst = got
+            .iter()
+            .zip(&want)
+            .map(|(&got, want)| (f64::from(got) - want).abs());
+        let worst = worst.fold(0.0, f64::max);
+        println!("{precision:?}: {worst:.1e} from f64");
+        assert_close(
+            "half",
+            &matrix.output_shape(),
+            &got,
+            &want,
+            |_| match precision {
+                Precision::F32 => TOLERANCE,
+                Precision::Half => HALF_TOLERANCE,
+            },
+        );
+    }
     // With the mask, against the reference.
     let (_, mask) = tensor(&file, "attention_mask");
     let mask: Vec<bool> = mask.to_f64().iter().map(|&valid| valid != 0.0).collect();

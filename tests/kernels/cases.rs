@@ -14,8 +14,10 @@ use crate::pipeline::Device;
 /// How a rollout is computed.
 #[derive(Clone, Copy, Debug)]
 pub enum Path {
-    /// `rollout_rows` with that many splits.
+    /// `rollout_rows` with that many splits, where more than one take a launch per layer.
     Rows(u32),
+    /// `rollout_rows` with the rows of an item divided among a cluster of that many blocks.
+    RowsCluster(u32),
     /// `rollout_chain`.
     Chain(Arithmetic),
     /// `head_fusion` and `rollout_product`.
@@ -26,24 +28,16 @@ impl Path {
     /// Error allowed of an entry: an absolute part, and one relative to the entry itself.
     ///
     /// f32 and the split arithmetics keep 22 bits or more of every operand, and sums are f32: 1e-6 on row-stochastic
-    /// input. One f16 product rounds both operands of each term to 2^-11 of its value, and no term is negative, so each
-    /// product moves an entry by at most 2^-10 of itself, once per layer.
-    fn tolerance(self, layers: usize) -> Tolerance {
+    /// input. f16x2 rounds one operand of each term to 2^-11 of its value, and no term is negative, so each product
+    /// moves an entry by at most 2^-11 of itself, once per layer.
+    pub fn tolerance(self, layers: usize) -> Tolerance {
         let half = matches!(
             self,
-            Path::Chain(Arithmetic::F16x1) | Path::Product(Arithmetic::F16x1, _)
+            Path::Chain(Arithmetic::F16x2) | Path::Product(Arithmetic::F16x2, _)
         );
         Tolerance {
             absolute: 1e-6,
-            relative: if half { layers as f64 / 1024.0 } else { 0.0 },
-        }
-    }
-
-    fn compute(self, device: &Device<'_>) -> Result<Vec<f32>, String> {
-        match self {
-            Path::Rows(splits) => device.rows(splits),
-            Path::Chain(arithmetic) => device.chain(arithmetic),
-            Path::Product(arithmetic, form) => device.product(arithmetic, form),
+            relative: if half { layers as f64 / 2048.0 } else { 0.0 },
         }
     }
 }
@@ -189,7 +183,7 @@ impl Case {
         let expected = self.reference(&problem, &layers);
         let device = Device::new(lab, &problem, &layers, self.offset);
         let fail = |what| self.failure(path, what);
-        let got = path.compute(&device).map_err(fail)?;
+        let got = device.run(path).map_err(fail)?;
         compare(&got, &expected, path.tolerance(problem.layers().len())).map_err(fail)?;
         for (variant, report) in device.reports.borrow().iter() {
             watch(variant, report);
@@ -199,8 +193,7 @@ impl Case {
             return Ok(());
         }
         let again = Device::new(lab, &problem, &layers, self.offset);
-        let again = path.compute(&again).map_err(fail)?;
-        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        let again = again.run(path).map_err(fail)?;
         if bits(&again) == bits(&got) {
             Ok(())
         } else {
@@ -223,7 +216,7 @@ impl Case {
             .collect();
         let fail = |what| self.failure(path, what);
         let device = Device::new(lab, &problem, &layers, self.offset);
-        let got = path.compute(&device).map_err(fail)?;
+        let got = device.run(path).map_err(fail)?;
         let most = row_form(&problem, &ahats, |x, y| x * y);
         if self.config.causal {
             // Right of the diagonal there is nothing, also in a row whose sum is NaN.
@@ -252,7 +245,8 @@ impl Case {
         Ok(())
     }
 
-    fn reference(&self, problem: &Problem, layers: &[Layer]) -> Vec<f64> {
+    /// What the problem's output is in f64.
+    pub fn reference(&self, problem: &Problem, layers: &[Layer]) -> Vec<f64> {
         let hosts: Vec<_> = layers.iter().map(Layer::host).collect();
         reference::rollout(problem, &hosts).unwrap_or_else(|error| panic!("{self:?}: {error}"))
     }
@@ -297,6 +291,11 @@ fn row_form(problem: &Problem, ahats: &[Vec<f64>], times: impl Fn(f64, f64) -> f
         }
     }
     out
+}
+
+/// To compare exactly, NaN included.
+pub fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
 }
 
 /// Fails where an element is further from `expected` than `tolerance`, or is not finite in the same way; says where it is

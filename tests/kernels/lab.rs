@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use attention_rollout::cuda::entry::Entry;
 use attention_rollout::cuda::geometry::Geometry;
 use attention_rollout::cuda::nvrtc::{Cache, Image, Nvrtc, Options, Source, Target};
 use attention_rollout::cuda::variant::Variant;
-use bytemuck::Pod;
 use ptxemu::{Dim3, Launch, Memory, Module, Report};
 
 /// Kernel sources, a compiler for them, and the modules compiled so far.
@@ -75,9 +75,20 @@ impl Lab {
         self.compile_error.lock().unwrap().clone()
     }
 
-    fn module(&self, variant: &Variant) -> Result<Arc<Module>, String> {
-        let symbol = variant.symbol();
-        if let Some(module) = self.modules.lock().unwrap().get(&symbol) {
+    /// The kernel for the oldest device that can be launched so: clusters take sm_90.
+    fn module(
+        &self,
+        entry: Entry,
+        variant: &Variant,
+        geometry: &Geometry,
+    ) -> Result<Arc<Module>, String> {
+        let (major, minor) = variant.compute_capability();
+        let arch = match geometry.cluster {
+            1 => 10 * major + minor,
+            _ => 90,
+        };
+        let key = format!("{} sm_{arch}", entry.symbol(variant));
+        if let Some(module) = self.modules.lock().unwrap().get(&key) {
             return Ok(module.clone());
         }
         let file = format!("{}.cu", variant.stem());
@@ -86,22 +97,22 @@ impl Lab {
             .iter()
             .find(|(name, _)| *name == file)
             .ok_or_else(|| format!("{file} is missing"))?;
-        let (major, minor) = variant.compute_capability();
-        let module = Arc::new(self.compile(&file, text, &variant.defines(), major * 10 + minor)?);
-        self.modules.lock().unwrap().insert(symbol, module.clone());
+        let defines = entry.defines(variant);
+        let module = Arc::new(self.compile(&file, text, &defines, arch)?);
+        self.modules.lock().unwrap().insert(key, module.clone());
         Ok(module)
     }
 
     /// Runs one launch to its end.
-    pub fn launch<P: Pod>(
+    pub fn launch(
         &self,
         memory: &Memory,
-        variant: &Variant,
+        (entry, variant): (Entry, &Variant),
         geometry: Geometry,
-        params: &P,
+        params: &[u8],
     ) -> Result<Report, String> {
-        let module = self.module(variant)?;
-        let symbol = variant.symbol();
+        let module = self.module(entry, variant, &geometry)?;
+        let symbol = entry.symbol(variant);
         let kernel = module
             .kernel(&symbol)
             .ok_or_else(|| format!("{symbol} is not in its module"))?;
@@ -109,12 +120,11 @@ impl Lab {
         if x == 0 || y == 0 || z == 0 {
             return Err(format!("{symbol}: empty grid: {geometry}"));
         }
-        let mut launch = Launch::new(
-            Dim3::new(x, y, z),
-            geometry.block,
-            bytemuck::bytes_of(params),
-        );
+        let mut launch = Launch::new(Dim3::new(x, y, z), geometry.block, params);
         launch.dynamic_shared_bytes = geometry.shared_bytes;
+        if geometry.cluster > 1 {
+            launch.cluster = Dim3::new(1, geometry.cluster, 1);
+        }
         // Line information is kept in variables of the module.
         let globals = module.allocate_globals(memory);
         launch.globals = &globals;

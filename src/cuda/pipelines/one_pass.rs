@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::{Builder, chunks, cuts_of, groups};
+use crate::cuda::geometry::Splits;
 use crate::cuda::schedule::{Fused, Place, Source, Work, l2_budget};
 use crate::cuda::variant::{Arithmetic, Fusion, Variant};
 use crate::dtype::DType;
@@ -67,7 +68,7 @@ impl Builder<'_> {
         source: Source,
         cuts: Option<Place>,
         rows: u32,
-        splits: u32,
+        splits: Splits,
     ) {
         let start_rows = self.problem.start_rows();
         let variant = Variant::RolloutRows {
@@ -77,7 +78,7 @@ impl Builder<'_> {
             normalize: self.normalize,
             discard: self.discard,
         };
-        let one_layer = splits > 1 || self.common.columns(source, false).tiles > 1;
+        let one_layer = splits.parts() > 1 || self.common.columns(source, false).tiles > 1;
         let launches: Vec<Range<usize>> = if one_layer {
             // After the first layer one more launch, of no layers, adds up the partial sums.
             let first = self.problem.layers().start;
@@ -86,7 +87,8 @@ impl Builder<'_> {
         } else {
             groups(self.problem.layers()).into_iter().rev().collect()
         };
-        let floats = items.len() * splits as usize * start_rows * self.common.tokens as usize;
+        let floats =
+            items.len() * splits.parts() as usize * start_rows * self.common.tokens as usize;
         let partials = match launches.len() {
             1 => Vec::new(),
             _ => vec![self.buffer(floats), self.buffer(floats)],
@@ -98,11 +100,15 @@ impl Builder<'_> {
                 source,
                 layers,
                 cuts,
-                partials_in: (index > 0).then(|| (partials[(index - 1) % 2], splits)),
+                partials_in: (index > 0).then(|| (partials[(index - 1) % 2], splits.parts())),
                 partials_out: (index < last).then(|| partials[index % 2]),
             };
             let step = self.step(variant, work, items, start_rows as u32);
-            step.splits = if index < last { splits } else { 1 };
+            // The last reduction has nothing to divide.
+            step.splits = match one_layer && index == last {
+                true => Splits::ONE,
+                false => splits,
+            };
         }
     }
 

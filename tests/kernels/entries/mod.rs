@@ -2,6 +2,7 @@
 //! reference. An entry takes any [`Lab`], so that kernels with seeded faults can be put through it too.
 
 mod chain;
+mod group;
 mod product;
 mod range;
 mod rows;
@@ -30,6 +31,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         rows::ENTRIES,
         product::ENTRIES,
         chain::ENTRIES,
+        group::ENTRIES,
         range::ENTRIES,
         values::ENTRIES,
     ]

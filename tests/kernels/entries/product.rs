@@ -21,10 +21,10 @@ pub const ENTRIES: &[Entry] = &[
         run: |lab| product_sizes(lab, Arithmetic::F16x3),
     },
     Entry {
-        name: "product_f16x1",
+        name: "product_f16x2",
         kernels: &["rollout_product"],
         short: false,
-        run: |lab| product_sizes(lab, Arithmetic::F16x1),
+        run: |lab| product_sizes(lab, Arithmetic::F16x2),
     },
     Entry {
         name: "product_tf32x3",

@@ -38,6 +38,33 @@ pub const ENTRIES: &[Entry] = &[
         },
     },
     Entry {
+        name: "rows_cluster_features",
+        kernels: &["rollout_rows"],
+        short: false,
+        run: |lab| {
+            let start = |case: Case| case.start(StartRows::Mean);
+            features(lab, Path::RowsCluster(4), 33, start)?;
+            many_layers(lab, Path::RowsCluster(2), start)
+        },
+    },
+    Entry {
+        // Also more blocks than an item has rows, and items without any.
+        name: "rows_cluster_sizes",
+        kernels: &["rollout_rows"],
+        short: true,
+        run: |lab| {
+            for tokens in [1, 3, 8, 17, 64] {
+                Case::new([3, 2, 2, tokens]).check(lab, Path::RowsCluster(8))?;
+            }
+            Case::new([3, 4, 2, 150])
+                .dtype(DType::F32)
+                .start(weights(5, 150))
+                .windows(&[(0, 150), (22, 128), (3, 1), (0, 0)])
+                .config(|c| c.normalize_rows = true)
+                .check(lab, Path::RowsCluster(2))
+        },
+    },
+    Entry {
         name: "rows_start_rows",
         kernels: &["rollout_rows"],
         short: true,

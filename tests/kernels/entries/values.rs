@@ -47,7 +47,7 @@ pub const ENTRIES: &[Entry] = &[
         kernels: &["rollout_chain"],
         short: false,
         run: |lab| {
-            for arithmetic in [Arithmetic::F16x1, Arithmetic::Tf32x3] {
+            for arithmetic in [Arithmetic::F16x2, Arithmetic::Tf32x3] {
                 not_finite(lab, Path::Chain(arithmetic), &fusions(3)[..1], Case::matrix)?;
             }
             let path = Path::Chain(Arithmetic::F16x3);

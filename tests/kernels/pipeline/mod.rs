@@ -6,26 +6,37 @@ mod rows;
 mod sources;
 
 use std::cell::RefCell;
+use std::rc::Rc;
 
-use attention_rollout::cuda::geometry::{Columns, Extents};
+use attention_rollout::cuda::entry::Entry;
+use attention_rollout::cuda::geometry::{Columns, Extents, Geometry, Splits};
 use attention_rollout::cuda::params::Window;
 use attention_rollout::cuda::variant::Variant;
 use attention_rollout::{HeadFusion, Problem};
 use ptxemu::{Memory, Report};
 
+use crate::cases::Path;
 use crate::lab::Lab;
 use crate::maps::Layer;
 
-/// A problem in device memory.
+/// One launch, as recorded.
+pub struct Launch {
+    pub variant: Variant,
+    pub geometry: Geometry,
+    pub params: Vec<u8>,
+}
+
+/// A problem in device memory. Its kernels are recorded first, and then launched.
 pub struct Device<'a> {
     lab: &'a Lab,
     problem: &'a Problem,
-    memory: Memory,
+    pub memory: Rc<Memory>,
     /// Address of each layer's first element.
     bases: Vec<u64>,
     windows: u64,
     head_weights: u64,
     window_len: u32,
+    launches: RefCell<Vec<Launch>>,
     /// Variants launched, with what they did.
     pub reports: RefCell<Vec<(Variant, Report)>>,
 }
@@ -33,7 +44,17 @@ pub struct Device<'a> {
 impl<'a> Device<'a> {
     /// Uploads `layers`, each `offset` bytes into its allocation, which ends with the layer.
     pub fn new(lab: &'a Lab, problem: &'a Problem, layers: &[Layer], offset: usize) -> Self {
-        let memory = Memory::new();
+        Device::beside(Rc::default(), lab, problem, layers, offset)
+    }
+
+    /// As [`new`](Device::new), in memory that others use too.
+    pub fn beside(
+        memory: Rc<Memory>,
+        lab: &'a Lab,
+        problem: &'a Problem,
+        layers: &[Layer],
+        offset: usize,
+    ) -> Self {
         let bases = layers
             .iter()
             .map(|layer| {
@@ -64,6 +85,7 @@ impl<'a> Device<'a> {
             head_weights,
             window_len,
             memory,
+            launches: RefCell::default(),
             reports: RefCell::default(),
         }
     }
@@ -79,25 +101,51 @@ impl<'a> Device<'a> {
         self.memory.alloc(4 * len)
     }
 
-    fn download(&self, base: u64, len: usize) -> Vec<f32> {
-        let mut out = vec![0f32; len];
+    /// The output at `base`.
+    pub fn download(&self, base: u64) -> Vec<f32> {
+        let mut out = vec![0f32; self.problem.output_len()];
         self.memory
             .read(base, bytemuck::cast_slice_mut(&mut out))
             .unwrap();
         out
     }
 
-    fn launch<P: bytemuck::Pod>(
-        &self,
-        variant: Variant,
-        extents: &Extents,
-        params: &P,
-    ) -> Result<(), String> {
-        let report = self
-            .lab
-            .launch(&self.memory, &variant, variant.geometry(extents), params)?;
-        self.reports.borrow_mut().push((variant, report));
-        Ok(())
+    fn launch<P: bytemuck::Pod>(&self, variant: Variant, extents: &Extents, params: &P) {
+        self.launches.borrow_mut().push(Launch {
+            variant,
+            geometry: variant.geometry(extents),
+            params: bytemuck::bytes_of(params).to_vec(),
+        });
+    }
+
+    /// The launches of `path`, and where the output will be.
+    pub fn record(&self, path: Path) -> (Vec<Launch>, u64) {
+        let out = match path {
+            Path::Rows(blocks) => self.rows(Splits {
+                blocks,
+                clustered: false,
+            }),
+            Path::RowsCluster(blocks) => self.rows(Splits {
+                blocks,
+                clustered: true,
+            }),
+            Path::Chain(arithmetic) => self.chain(arithmetic),
+            Path::Product(arithmetic, form) => self.product(arithmetic, form),
+        };
+        (self.launches.take(), out)
+    }
+
+    /// Computes the problem by `path`, one kernel after the other.
+    pub fn run(&self, path: Path) -> Result<Vec<f32>, String> {
+        let (launches, out) = self.record(path);
+        for launch in launches {
+            let kernel = (Entry::Alone, &launch.variant);
+            let report = self
+                .lab
+                .launch(&self.memory, kernel, launch.geometry, &launch.params)?;
+            self.reports.borrow_mut().push((launch.variant, report));
+        }
+        Ok(self.download(out))
     }
 
     fn dims(&self) -> (u32, u32) {
@@ -113,7 +161,7 @@ impl<'a> Device<'a> {
             tokens,
             window_len: self.window_len,
             rows: self.window_len,
-            splits: 1,
+            splits: Splits::ONE,
             columns,
         }
     }

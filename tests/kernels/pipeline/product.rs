@@ -2,7 +2,7 @@
 
 use attention_rollout::cuda::geometry::Extents;
 use attention_rollout::cuda::params::{
-    FusedMaps, Matrices, RolloutFirstParams, RolloutProductParams, RowScalesParams,
+    FusedMaps, Matrices, RolloutFirstParams, RolloutProductParams, RowScalesParams, ZeroFillParams,
 };
 use attention_rollout::cuda::variant::{Arithmetic, Form, Variant};
 
@@ -11,10 +11,10 @@ use super::sources::FusedBuffer;
 
 impl Device<'_> {
     /// Head fusion, then one product per layer.
-    pub fn product(&self, arithmetic: Arithmetic, form: Form) -> Result<Vec<f32>, String> {
+    pub(super) fn product(&self, arithmetic: Arithmetic, form: Form) -> u64 {
         let shape = self.problem.shape();
         let (batch, tokens) = (shape.batch, shape.tokens);
-        let buffer = self.fuse()?;
+        let buffer = self.fuse();
         let pitch = tokens.next_multiple_of(4);
         let start_rows = self.problem.start_rows();
         let state_rows = if start_rows > 0 { start_rows } else { tokens };
@@ -28,10 +28,18 @@ impl Device<'_> {
             stride_batch: (state_rows * tokens) as i64,
             stride_row: tokens as i64,
         };
-        // What lies outside the windows is the host's to clear.
-        let bytes = 4 * self.problem.output_len();
-        self.memory.fill(out.base, 0, bytes).unwrap();
         let mut extents = self.extents(1, self.columns());
+        // What lies outside the windows.
+        let len = self.problem.output_len();
+        let pieces = Extents {
+            batch: len.div_ceil(Variant::FILL_PIECE as usize) as u32,
+            ..extents
+        };
+        let params = ZeroFillParams {
+            out: out.base,
+            len: len as u64,
+        };
+        self.launch(Variant::ZeroFill, &pieces, &params);
         let variant = Variant::RolloutProduct {
             arithmetic,
             form,
@@ -54,7 +62,7 @@ impl Device<'_> {
                 .unwrap();
         }
         for (step, layer) in layers.into_iter().enumerate() {
-            let maps = self.fused_layer(&buffer, layer, &extents)?;
+            let maps = self.fused_layer(&buffer, layer, &extents);
             let last = step + 1 == count;
             let next = if last {
                 out
@@ -68,7 +76,7 @@ impl Device<'_> {
                     out_windowed: last.into(),
                     reserved: 0,
                 };
-                self.launch(Variant::RolloutFirst, &extents, &params)?;
+                self.launch(Variant::RolloutFirst, &extents, &params);
             } else {
                 if start_rows > 0 {
                     extents.rows = start_rows as u32;
@@ -80,20 +88,15 @@ impl Device<'_> {
                     rows: start_rows as u32,
                     out_windowed: last.into(),
                 };
-                self.launch(variant, &extents, &params)?;
+                self.launch(variant, &extents, &params);
             }
             state = next;
         }
-        Ok(self.download(out.base, self.problem.output_len()))
+        out.base
     }
 
     /// One layer of a fused buffer with its scales.
-    fn fused_layer(
-        &self,
-        buffer: &FusedBuffer,
-        layer: usize,
-        extents: &Extents,
-    ) -> Result<FusedMaps, String> {
+    fn fused_layer(&self, buffer: &FusedBuffer, layer: usize, extents: &Extents) -> FusedMaps {
         let (batch, tokens) = self.dims();
         let all = self.fused_maps(buffer, layer..layer + 1);
         let mut maps = FusedMaps {
@@ -116,9 +119,9 @@ impl Device<'_> {
                 Variant::RowScales,
                 extents,
                 &RowScalesParams { maps, scales },
-            )?;
+            );
             maps.scales = scales;
         }
-        Ok(maps)
+        maps
     }
 }

@@ -80,7 +80,7 @@ impl Device<'_> {
     }
 
     /// Fuses the heads of all layers of the range, and finds the cuts where the problem discards.
-    pub(super) fn fuse(&self) -> Result<FusedBuffer, String> {
+    pub(super) fn fuse(&self) -> FusedBuffer {
         let shape = self.problem.shape();
         let range = self.problem.layers();
         let stride_row = shape.tokens.next_multiple_of(4);
@@ -109,7 +109,7 @@ impl Device<'_> {
                 chunks_per_block: columns.chunks_per_block,
                 maps: self.maps(layers.clone()),
             };
-            self.launch(variant, &self.extents(layers.len(), columns), &params)?;
+            self.launch(variant, &self.extents(layers.len(), columns), &params);
         }
         if self.problem.config().discard.is_some() {
             let counts: Vec<u64> = (0..shape.batch)
@@ -133,9 +133,9 @@ impl Device<'_> {
                 Variant::Discard,
                 &self.extents(range.len(), columns),
                 &params,
-            )?;
+            );
         }
-        Ok(buffer)
+        buffer
     }
 
     /// Fused maps in the place of a problem's own.
@@ -158,13 +158,13 @@ impl Device<'_> {
     }
 
     /// What a consumer of maps reads: the problem's maps, or fused ones where entries are discarded.
-    pub(super) fn sources(&self) -> Result<(DType, Fusion, Option<FusedBuffer>, Columns), String> {
+    pub(super) fn sources(&self) -> (DType, Fusion, Option<FusedBuffer>, Columns) {
         if self.problem.config().discard.is_some() {
             let columns = Columns::new(DType::F32, self.window_len, true);
-            Ok((DType::F32, Fusion::Mean, Some(self.fuse()?), columns))
+            (DType::F32, Fusion::Mean, Some(self.fuse()), columns)
         } else {
             let fusion = Fusion::from(&self.problem.config().head_fusion);
-            Ok((self.problem.dtype(), fusion, None, self.columns()))
+            (self.problem.dtype(), fusion, None, self.columns())
         }
     }
 }

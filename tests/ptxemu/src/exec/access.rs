@@ -152,11 +152,29 @@ impl Engine<'_> {
                 return stop(FaultKind::OutOfBounds, text);
             }
         };
+        if block != warp.block {
+            self.check_presence(block, what)?;
+        }
         let offset = address::offset(address);
         self.blocks[block]
             .shared
             .check(offset, bytes, align, what)?;
         Ok(Place::Shared { block, offset })
+    }
+
+    /// Whether another block of the cluster is sure to run.
+    fn check_presence(&self, block: usize, what: &str) -> Exec<()> {
+        let cluster = self.blocks[block].cluster_start / self.env.cluster.count() as usize;
+        if !self.clusters[cluster].has_met() {
+            let text =
+                format!("{what} in another block, which need not run before a cluster barrier");
+            return stop(FaultKind::SharedRace, text);
+        }
+        if self.blocks[block].running == 0 {
+            let text = format!("{what} in another block, all threads of which have exited");
+            return stop(FaultKind::UseAfterFree, text);
+        }
+        Ok(())
     }
 
     fn key(&self, place: Place) -> Option<u64> {

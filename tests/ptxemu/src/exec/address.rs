@@ -19,6 +19,7 @@ const LOCAL_BIT: u64 = 1 << 57;
 const PARAM_BIT: u64 = 1 << 58;
 const WINDOW_BITS: u64 = SHARED_BIT | LOCAL_BIT | PARAM_BIT;
 const RANK_SHIFT: u32 = 24;
+const MAX_RANK: u64 = (1 << (32 - RANK_SHIFT)) - 2;
 const OFFSET_MASK: u64 = (1 << RANK_SHIFT) - 1;
 
 impl Window {
@@ -67,9 +68,10 @@ pub(crate) fn offset(address: u64) -> u64 {
     address & OFFSET_MASK
 }
 
-/// The same shared address in the block of a given rank.
+/// The same shared address in the block of a given rank. Ranks that no cluster has stay apart from those that exist.
 pub(crate) fn of_rank(address: u64, rank: u32) -> u64 {
-    address & WINDOW_BITS | u64::from(rank + 1) << RANK_SHIFT | offset(address)
+    let rank = u64::from(rank).min(MAX_RANK);
+    address & WINDOW_BITS | (rank + 1) << RANK_SHIFT | offset(address)
 }
 
 /// Whether a generic address lies in the shared memory of the executing block.
@@ -92,6 +94,7 @@ mod tests {
             (Window::Shared, Some(3), 0x1230)
         );
         assert_eq!(rank(of_rank(0x1230, 0)), Some(0));
+        assert_eq!(rank(of_rank(0x1230, u32::MAX)), Some(MAX_RANK as u32));
         assert_eq!(Window::Shared.strip(generic), 0x1230);
         assert_eq!(Window::of(0x7f00_0000_1234), Window::Global);
     }

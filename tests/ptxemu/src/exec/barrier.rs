@@ -32,6 +32,13 @@ pub(crate) struct ClusterState {
     released: Option<Row>,
 }
 
+impl ClusterState {
+    /// Whether all blocks of the cluster are known to have started.
+    pub(crate) fn has_met(&self) -> bool {
+        self.phase > 0
+    }
+}
+
 fn join(into: &mut Option<Row>, row: Row) {
     match into {
         Some(old) => old.iter_mut().zip(row).for_each(|(a, b)| *a = (*a).max(b)),

@@ -37,6 +37,8 @@ pub(crate) struct Block {
     pub(crate) index: Dim3,
     /// Index in the group of the first block of its cluster.
     pub(crate) cluster_start: usize,
+    /// Threads that have not exited.
+    pub(crate) running: u32,
     pub(crate) shared: Shared,
     pub(crate) barriers: [NamedBarrier; BARRIERS],
     pub(crate) mbarriers: HashMap<u64, MbarrierState>,

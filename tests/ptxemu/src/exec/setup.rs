@@ -60,6 +60,7 @@ impl<'a> Worker<'a> {
         let block = || Block {
             index: Dim3::new(0, 0, 0),
             cluster_start: 0,
+            running: 0,
             shared: Shared::new(
                 env.shared_bytes as usize,
                 program.shared_granule,
@@ -135,6 +136,7 @@ impl<'a> Worker<'a> {
                 cluster.z * env.cluster.z + inside.z,
             );
             block.cluster_start = index - index % per_cluster as usize;
+            block.running = env.launch.block.count() as u32;
             block.shared.reset();
             block.barriers = Default::default();
             block.mbarriers.clear();

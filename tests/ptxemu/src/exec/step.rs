@@ -237,6 +237,7 @@ impl Engine<'_> {
                 "more synchronisations than can be told apart",
             );
         }
+        self.blocks[warp.block].running -= mask.count_ones();
         Ok(Flow::Exit)
     }
 

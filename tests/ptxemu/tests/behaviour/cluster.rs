@@ -27,7 +27,7 @@ fn blocks_read_each_other() {
         .collect();
     assert_eq!(pair(&body).run(), expected);
     let body = format!(
-        "add.u32 %r3, %cta, 5; st.shared::cluster.u32 [%r11], %r3; {SYNC} ld.shared.u32 %r0, [%r2]; {STORE}"
+        "{SYNC} add.u32 %r3, %cta, 5; st.shared::cluster.u32 [%r11], %r3; {SYNC} ld.shared.u32 %r0, [%r2]; {STORE}"
     );
     assert_eq!(pair(&body).run()[..33], [vec![6; 32], vec![5]].concat());
 }
@@ -48,13 +48,22 @@ fn generic_and_wide_remote_addresses() {
 fn remote_accesses_race_without_the_cluster_barrier() {
     let read = |between: &str| {
         pair(&format!(
-            "st.shared.u32 [%r2], %cta; {between} ld.shared::cluster.u32 %r0, [%r11]; {SYNC} {STORE}"
+            "{SYNC} st.shared.u32 [%r2], %cta; {between} ld.shared::cluster.u32 %r0, [%r11]; {SYNC} {STORE}"
         ))
     };
     read("bar.sync 0;").faults(SharedRace, "not ordered after a write by lane 0 of warp 1");
     read("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;")
         .faults(SharedRace, "write");
     read("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;").run();
+}
+
+#[test]
+fn other_blocks_need_not_run_before_they_are_met_or_after_they_exit() {
+    let store = "st.shared::cluster.u32 [%r11], %cta;";
+    pair(store).faults(SharedRace, "need not run before a cluster barrier");
+    // The second block goes on alone.
+    let late = format!("{SYNC} setp.eq.u32 %p0, %r12, 0; @%p0 exit; {SYNC} {store}");
+    pair(&late).faults(UseAfterFree, "all threads of which have exited");
 }
 
 #[test]

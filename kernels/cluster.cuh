@@ -1,0 +1,77 @@
+// Blocks that run together and reach each other's shared memory (sm_90): CLUSTER of them where a kernel is compiled for
+// clusters, as many as the launch says where CLUSTER is 0; 1 is a block alone.
+#pragma once
+
+#include "memory.cuh"
+
+#if CLUSTER > 1
+#define CLUSTER_BLOCKS __cluster_dims__(CLUSTER, 1, 1)
+#else
+#define CLUSTER_BLOCKS
+#endif
+
+#if CLUSTER == 1 || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900)
+constexpr bool HAS_CLUSTERS = false;
+#else
+constexpr bool HAS_CLUSTERS = true;
+#endif
+
+// Blocks of this block's cluster, and its number among them.
+DEVICE u32 cluster_blocks() {
+  u32 blocks = 1;
+  if constexpr (HAS_CLUSTERS) asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
+  return blocks;
+}
+DEVICE u32 cluster_rank() {
+  u32 rank = 0;
+  if constexpr (HAS_CLUSTERS) asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// All threads of the cluster have come here, and see what the others wrote to shared memory before.
+DEVICE void cluster_barrier() {
+  if constexpr (HAS_CLUSTERS) {
+    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  } else {
+    __syncthreads();
+  }
+}
+
+// The shared-memory address of `to` in the block with that rank.
+DEVICE u32 peer_address(const void *to, u32 rank) {
+  u32 address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(to)), "r"(rank));
+  return address;
+}
+
+// `from` as the block with that rank has it.
+DEVICE float load_peer(const float *from, u32 rank) {
+  float value = *from;
+  if constexpr (HAS_CLUSTERS) {
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(peer_address(from, rank)) : "memory");
+  }
+  return value;
+}
+
+DEVICE void store_peer(u32 address, float value) {
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+}
+DEVICE void store_peer(u32 address, uint2 value) {
+  asm volatile("st.shared::cluster.v2.b32 [%0], {%1, %2};" ::"r"(address), "r"(value.x), "r"(value.y) : "memory");
+}
+DEVICE void store_peer(u32 address, uint4 value) {
+  asm volatile("st.shared::cluster.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(value.x), "r"(value.y),
+               "r"(value.z), "r"(value.w)
+               : "memory");
+}
+
+// Writes to `to`, a place in shared memory, in every block of the cluster.
+template <class Value>
+DEVICE void store_everywhere(Value *to, Value value) {
+  if constexpr (HAS_CLUSTERS) {
+#pragma unroll
+    for (u32 rank = 0; rank < CLUSTER; ++rank) store_peer(peer_address(to, rank), value);
+  } else {
+    *to = value;
+  }
+}

@@ -1,0 +1,217 @@
+//! Many problems in each launch: the kernels' grouped entries, against the f64 reference and against the bits of each
+//! problem alone.
+
+use std::rc::Rc;
+
+use attention_rollout::cuda::entry::{self, Member, Table};
+use attention_rollout::cuda::params::MAX_GROUP_ADDRESSES;
+use attention_rollout::cuda::variant::{Arithmetic, Form, Variant};
+use attention_rollout::{DType, Discard, DiscardScope, StartRows};
+use ptxemu::Memory;
+
+use super::Entry;
+use crate::cases::{Case, Lay, Path, bits, compare};
+use crate::lab::Lab;
+use crate::maps;
+use crate::pipeline::{Device, Launch};
+
+pub const ENTRIES: &[Entry] = &[MANY, ROWS, CHAIN, PRODUCT];
+
+/// More members than a warp looks at in one go.
+const MANY: Entry = Entry {
+    name: "group_of_many",
+    kernels: &["entry", "rollout_rows"],
+    short: true,
+    run: |lab| {
+        let case = |i: usize| Case::new([1 + i % 3, 1 + i % 2, 1, 1 + i % 7]);
+        let cases: Vec<_> = (0..70).map(|i| (case(i), Path::Rows(1))).collect();
+        check(lab, &cases)
+    },
+};
+
+/// Splits, blocks of fewer threads, windows, and most of the layers that a launch can take.
+const ROWS: Entry = Entry {
+    name: "group_of_rows",
+    kernels: &["entry", "rollout_rows"],
+    short: true,
+    run: |lab| {
+        let windows = [(0, 19), (3, 18), (2, 1)];
+        let case = |shape| Case::new(shape).dtype(DType::F32);
+        check(
+            lab,
+            &[
+                (case([2, 3, 3, 21]).windows(&windows), Path::Rows(3)),
+                (case([2, 1, 2, 331]), Path::Rows(1)),
+                (case([64, 1, 1, 3]), Path::Rows(1)),
+                (
+                    case([3, 2, 2, 20])
+                        .config(|c| c.causal = true)
+                        .start(StartRows::Last)
+                        .at(Lay::Interleaved, 4),
+                    Path::Rows(2),
+                ),
+            ],
+        )?;
+        let normalized = |shape| Case::new(shape).config(|c| c.normalize_rows = true);
+        let many =
+            |shape, rows| normalized(shape).start(StartRows::Rows((0..rows).collect::<Vec<_>>()));
+        check(
+            lab,
+            &[
+                (many([2, 2, 3, 17], 8), Path::Rows(1)),
+                (many([3, 1, 2, 40], 2), Path::Rows(2)),
+            ],
+        )
+    },
+};
+
+/// Matrices of different sizes, some with more layers than one launch.
+const CHAIN: Entry = Entry {
+    name: "group_of_chains",
+    kernels: &["entry", "rollout_chain"],
+    short: true,
+    run: |lab| {
+        let path = Path::Chain(Arithmetic::F16x3);
+        check(
+            lab,
+            &[
+                (Case::new([3, 2, 3, 33]).matrix(), path),
+                (Case::new([2, 3, 2, 9]).matrix(), path),
+                (Case::new([66, 1, 1, 5]).matrix(), path),
+                (
+                    Case::new([2, 3, 5, 21])
+                        .matrix()
+                        .windows(&[(0, 19), (3, 18), (2, 1)]),
+                    path,
+                ),
+            ],
+        )
+    },
+};
+
+/// Every kernel of the product: fills, fused maps, cuts, scales, first steps and steps.
+const PRODUCT: Entry = Entry {
+    name: "group_of_products",
+    kernels: &[
+        "entry",
+        "zero_fill",
+        "head_fusion",
+        "discard",
+        "row_scales",
+        "rollout_first",
+        "rollout_product",
+    ],
+    short: true,
+    run: |lab| {
+        let path = Path::Product(Arithmetic::F16x3, Form::Matrix);
+        let case = |shape| {
+            Case::new(shape).matrix().levels(64).config(|c| {
+                let scope = DiscardScope::Map;
+                c.normalize_rows = true;
+                c.discard = Some(Discard { ratio: 0.5, scope });
+            })
+        };
+        check(
+            lab,
+            &[
+                (
+                    case([2, 3, 2, 21]).windows(&[(0, 19), (3, 18), (2, 1)]),
+                    path,
+                ),
+                (case([3, 1, 3, 70]), path),
+                (case([1, 2, 1, 8]), path),
+            ],
+        )?;
+        let rows = |shape, rows: usize| {
+            Case::new(shape).start(StartRows::Rows((0..rows).collect::<Vec<_>>()))
+        };
+        let path = Path::Product(Arithmetic::F32, Form::Rows);
+        check(
+            lab,
+            &[
+                (rows([2, 2, 2, 12], 9), path),
+                (rows([3, 1, 1, 67], 10), path),
+            ],
+        )
+    },
+};
+
+/// Runs `cases` side by side, each launch that of all whose turn it is.
+fn check(lab: &Lab, cases: &[(Case, Path)]) -> Result<(), String> {
+    let memory = Rc::new(Memory::new());
+    let problems: Vec<_> = cases.iter().map(|(case, _)| case.problem()).collect();
+    let layers: Vec<_> = problems
+        .iter()
+        .zip(cases)
+        .map(|(problem, (case, _))| maps::layers(problem, 7, case.levels, &[]))
+        .collect();
+    let devices: Vec<Device<'_>> = problems
+        .iter()
+        .zip(&layers)
+        .zip(cases)
+        .map(|((problem, layers), (case, _))| {
+            Device::beside(memory.clone(), lab, problem, layers, case.offset)
+        })
+        .collect();
+    let (mut launches, outs): (Vec<_>, Vec<u64>) = devices
+        .iter()
+        .zip(cases)
+        .map(|(device, (_, path))| {
+            let (launches, out) = device.record(*path);
+            (launches.into_iter().peekable(), out)
+        })
+        .unzip();
+    while let Some(variant) = launches.iter_mut().find_map(|l| Some(l.peek()?.variant)) {
+        let turn: Vec<Launch> = launches
+            .iter_mut()
+            .filter_map(|launches| launches.next_if(|launch| launch.variant == variant))
+            .collect();
+        launch(lab, &memory, &variant, &turn)?;
+    }
+    for (index, (case, path)) in cases.iter().enumerate() {
+        let fail = |what: String| format!("{index} of the group, {path:?} of {case:?}: {what}");
+        let (problem, layers) = (&problems[index], &layers[index]);
+        let expected = case.reference(problem, layers);
+        let got = devices[index].download(outs[index]);
+        compare(&got, &expected, path.tolerance(problem.layers().len())).map_err(fail)?;
+        let alone = Device::new(lab, problem, layers, case.offset);
+        if bits(&got) != bits(&alone.run(*path).map_err(fail)?) {
+            return Err(fail("other bits than alone".to_owned()));
+        }
+    }
+    Ok(())
+}
+
+/// Launches `turn` as one. Every address of its parameters comes with the launch; only offsets are in the table.
+fn launch(lab: &Lab, memory: &Memory, variant: &Variant, turn: &[Launch]) -> Result<(), String> {
+    let mut addresses = vec![0u64];
+    let mut member = |launch: &Launch| Member {
+        geometry: launch.geometry,
+        words: bytemuck::cast_slice::<u8, [u8; 8]>(&launch.params)
+            .iter()
+            .map(|word| {
+                let word = u64::from_ne_bytes(*word);
+                let Some((base, _)) = memory.extent(word) else {
+                    return (word, 0);
+                };
+                let known = addresses.iter().position(|&known| known == base);
+                let index = known.unwrap_or_else(|| {
+                    addresses.push(base);
+                    addresses.len() - 1
+                });
+                (word - base, index as u32)
+            })
+            .collect(),
+    };
+    let members: Vec<Member> = turn.iter().map(&mut member).collect();
+    let table = Table::new(&members);
+    let at = memory.alloc(table.bytes.len());
+    memory.write(at, &table.bytes).unwrap();
+    let mut params = table.params(at);
+    assert!(addresses.len() <= MAX_GROUP_ADDRESSES);
+    params.address[..addresses.len()].copy_from_slice(&addresses);
+    let kernel = (entry::Entry::Grouped, variant);
+    let params = bytemuck::bytes_of(&params);
+    lab.launch(memory, kernel, table.geometry, params)?;
+    Ok(())
+}
