@@ -64,8 +64,9 @@ pub(super) fn take_order(d: &mut Decoder<'_, '_>) -> Order {
                 strong: true,
             },
         ),
-        ("mmio", strong),
     ];
+    // Always with .relaxed.
+    d.take("mmio");
     let order = d.take_one(&orders).unwrap_or_default();
     for scope in ["cta", "cluster", "gpu", "sys"] {
         d.take(scope);

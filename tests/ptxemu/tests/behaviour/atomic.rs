@@ -83,6 +83,37 @@ fn wide_operations() {
 }
 
 #[test]
+fn operations_of_less_common_types() {
+    let body = "mov.b16 %h0, 0x3800; red.global.add.noftz.f16 [%out], %h0; mov.b16 %h1, 0x3f00;\n\
+                red.global.add.noftz.bf16 [%out+4], %h1; red.global.min.s64 [%out+8], -5; cvt.u64.u32 %rd1, %tid;\n\
+                red.global.max.u64 [%out+16], %rd1; mov.b16 %h2, 0; mov.b16 %h3, 7;\n\
+                atom.global.cas.b16 %h4, [%out+24], %h2, %h3;";
+    let out = warp(body).output(7, 0).run();
+    // 32 halves, in f16 and in bf16.
+    assert_eq!(out, [0x4c00, 0x4180, -5i32 as u32, u32::MAX, 31, 0, 7]);
+
+    // f16: 1 against 2 below and -2 above; the same bits are positive and negative in bf16 too.
+    let body = "cvt.u64.u32 %rd1, %tid; red.global.min.u64 [%out], %rd1; mov.b32 %r1, 0xc0004000;\n\
+                red.global.max.noftz.f16x2 [%out+8], %r1; red.global.min.noftz.f16x2 [%out+12], %r1;\n\
+                mov.b16 %h0, 0x4000; mov.b16 %h1, 0xc000; red.global.max.noftz.f16 [%out+16], %h0;\n\
+                red.global.min.noftz.f16 [%out+20], %h1; red.global.max.noftz.bf16x2 [%out+24], %r1;\n\
+                red.global.min.noftz.bf16x2 [%out+28], %r1;";
+    let out = warp(body).output(8, 0x3c00_3c00).run();
+    assert_eq!(out[..2], [0, 0]);
+    assert_eq!(
+        out[2..],
+        [
+            0x3c00_4000,
+            0xc000_3c00,
+            0x3c00_4000,
+            0x3c00_c000,
+            0x3c00_4000,
+            0xc000_3c00
+        ]
+    );
+}
+
+#[test]
 fn reductions_and_vectors() {
     let body = "red.relaxed.gpu.global.add.u32 [%out], 2; red.global.and.b32 [%out+4], 6;\n\
                 mov.b32 %f0, 0f3F800000; red.global.v2.f32.add [%out+8], {%f0, %f0};";

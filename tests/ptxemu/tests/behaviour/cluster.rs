@@ -147,10 +147,23 @@ fn mbarrier_phases_states_and_counts() {
 }
 
 #[test]
+fn mbarriers_expect_transactions_without_an_arrival() {
+    let body = format!(
+        "{INIT} @!%p0 bra $e; mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [m], 8; mbarrier.arrive.shared.b64 %rd0, [m];\n\
+         mbarrier.test_wait.shared.b64 %p2, [m], %rd0; selp.u32 %r0, 1, 0, %p2; mbarrier.complete_tx.shared::cta [m], 8;\n\
+         mbarrier.try_wait.shared.b64 %p2, [m], %rd0, 1000; @%p2 add.u32 %r0, %r0, 2; st.global.u32 [%out], %r0; $e:"
+    );
+    assert_eq!(warp(&body).run()[0], 2);
+}
+
+#[test]
 fn mbarrier_mistakes() {
     let with = |op: &str| warp(&format!("{INIT} @!%p0 bra $e; {op} $e:"));
     with("mbarrier.arrive.shared.b64 %rd0, [t];").faults(IllegalOperand, "no mbarrier");
     with("mbarrier.arrive.shared.b64 %rd0, [m], 2;").faults(IllegalOperand, "2 arrivals");
+    with("mbarrier.arrive.noComplete.shared.b64 %rd0, [m], 1;")
+        .faults(IllegalOperand, "must not complete");
+    with("mbarrier.init.b64 [%in], 1;").faults(IllegalOperand, "outside shared memory");
     with("ld.shared.u64 %rd0, [m];").faults(IllegalOperand, "read of an mbarrier");
     with("st.shared.u64 [m], 0;").faults(IllegalOperand, "write to an mbarrier");
     with("mbarrier.init.shared.b64 [t], 0;").faults(IllegalOperand, "count of 0");
@@ -185,6 +198,8 @@ fn bulk_loads_complete_on_the_mbarrier() {
         warp(&body).run(),
         (0..32).map(|i| i * 3 + 100).collect::<Vec<_>>()
     );
+    // From PTX 8.6 on.
+    warp(&body.replace("bulk.shared::cluster", "bulk.shared::cta")).run();
     warp(&body.replace(WAIT, "")).faults(UnwaitedCopy, "destination of a pending copy");
     // Waiting for the other parity does not wait.
     warp(&body.replace("[m], 0; @!%p1", "[m], 1; @!%p1")).faults(UnwaitedCopy, "pending");
@@ -206,6 +221,24 @@ fn bulk_rules() {
     change("[t], [%in]", "[t+8], [%in]").faults(Misaligned, "shared");
     change("[%in], 128, [m]", "[%in+16], 128, [m]").faults(OutOfBounds, "input");
     change("128, [m]", "128, [t]").faults(IllegalOperand, "no mbarrier");
+}
+
+#[test]
+fn copies_stay_between_the_blocks_they_may_join() {
+    pair("cp.async.ca.shared.global [%r11], [%in], 4;")
+        .faults(IllegalOperand, "cp.async to another");
+    let copy = "fence.proxy.async; cp.async.bulk.global.shared::cta.bulk_group [%out], [%r11], 16;";
+    pair(&format!(
+        "st.shared.u32 [%r2], 0; {SYNC} setp.eq.u32 %p0, %tid, 0; @%p0 {copy}"
+    ))
+    .faults(IllegalOperand, "from another block's shared memory");
+    let body = format!(
+        "{INIT} mov.u32 %r12, %cluster_ctarank; xor.b32 %r10, %r12, 1; mov.u32 %r7, m;\n\
+         mapa.shared::cluster.u32 %r8, %r7, %r10; {SYNC} {}",
+        BULK.replace("128, [m]; $", "128, [%r8]; $")
+    );
+    let bench = warp(&body).grid(2).cluster(2);
+    bench.faults(IllegalOperand, "mbarrier is in another block");
 }
 
 #[test]
@@ -280,7 +313,8 @@ fn copies_of_lanes_can_arrive_on_an_mbarrier() {
 fn hints_do_nothing() {
     let body = format!(
         "setmaxnreg.inc.sync.aligned.u32 64; griddepcontrol.launch_dependents; griddepcontrol.wait; nanosleep.u32 20;\n\
-         prefetch.global.L2 [%in]; fence.proxy.async.shared::cta; fence.sc.cluster; mov.u32 %r0, 1; {STORE}"
+         prefetch.global.L2 [%in]; prefetchu.L1 [%in]; applypriority.global.L2::evict_normal [%in], 128; pmevent 1;\n\
+         discard.global.L2 [%in], 128; fence.proxy.async.shared::cta; fence.proxy.alias; fence.sc.cluster; mov.u32 %r0, 1; {STORE}"
     );
     assert_eq!(warp(&body).run(), vec![1; 32]);
 }

@@ -119,8 +119,22 @@ fn endless_loops() {
 #[test]
 fn traps_and_operands() {
     warp("setp.eq.u32 %p0, %tid, 9; @%p0 trap;").faults(Trap, "lane 9");
+    warp("brkpt;").faults(Trap, "lane 0");
     warp("bar.sync 16;").faults(IllegalOperand, "no barrier 16");
     warp("bar.sync 1, 33;").faults(IllegalOperand, "multiple of 32");
+    block(
+        64,
+        "setp.eq.u32 %p0, %warp, 0; @%p0 bra $a; bar.sync 1, 64; bra $e; $a: bar.sync 1, 96; $e:",
+    )
+    .faults(IllegalOperand, "threads here");
+    let body = "setp.lt.u32 %p0, %tid, 20; setp.ge.u32 %p1, %tid, 32; or.pred %p0, %p0, %p1;\n\
+                @%p0 barrier.sync 1, 64;";
+    block(96, body).faults(IllegalOperand, "84 threads at barrier 1");
+    let local = ".local .align 16 .b32 l[4]; mov.u64 %rd0, l; cvta.local.u64 %rd0, %rd0;";
+    warp(&format!("{local} atom.add.u32 %r0, [%rd0], 1;"))
+        .faults(IllegalOperand, "an atomic on local");
+    warp("ldmatrix.sync.aligned.m8n8.x1.b16 {%r0}, [%in];")
+        .faults(IllegalOperand, "a matrix outside shared memory");
     let module = ".const .b32 c = 1;";
     warp("mov.u64 %rd0, c; st.global.u32 [%rd0], 2;")
         .module(module)
@@ -160,6 +174,11 @@ fn invalid_launches() {
     directives.faults(InvalidLaunch, "(64,1,1)");
     directives.directives = ".maxntid 16, 1, 1";
     directives.faults(InvalidLaunch, "1 to 16 threads");
+    directives.directives = ".explicitcluster";
+    directives.faults(InvalidLaunch, "must be launched with clusters");
+    directives.directives = ".explicitcluster .reqnctapercluster 2, 1, 1";
+    let other = directives.grid(4).cluster(4);
+    other.faults(InvalidLaunch, "compiled for (2,1,1)");
     let mut old = warp("");
     old.options.sm = 80;
     old.faults(InvalidLaunch, "sm_90");

@@ -84,7 +84,8 @@ fn pack(values: &[f64], packed: bool, bits: fn(f64) -> u32) -> Vec<u32> {
     }
 }
 
-fn check_mma(k: usize, input: &str, accumulate_f16: bool) {
+fn check_mma(shape: &str, input: &str, accumulate_f16: bool) {
+    let k: usize = shape["m16n8k".len()..].parse().unwrap();
     let packed = input != "tf32";
     let bits: fn(f64) -> u32 = match input {
         "f16" => f16,
@@ -121,7 +122,7 @@ fn check_mma(k: usize, input: &str, accumulate_f16: bool) {
     }
     let acc = if accumulate_f16 { "f16" } else { "f32" };
     body += &format!(
-        "mma.sync.aligned.m16n8k{k}.row.col.{acc}.{input}.{input}.{acc} {}, {}, {}, {};\n",
+        "mma.sync.aligned.{shape}.row.col.{acc}.{input}.{input}.{acc} {}, {}, {}, {};\n",
         list(20, c_registers),
         list(0, a_registers),
         list(a_registers, b_registers),
@@ -148,33 +149,33 @@ fn check_mma(k: usize, input: &str, accumulate_f16: bool) {
         assert_eq!(
             out[lane * 4..lane * 4 + c_registers],
             expected,
-            "k{k} {input} lane {lane}"
+            "{shape} {input} lane {lane}"
         );
     }
 }
 
 #[test]
 fn mma_f16() {
-    check_mma(16, "f16", false);
-    check_mma(8, "f16", false);
+    check_mma("m16n8k16", "f16", false);
+    check_mma("m16n8k8", "f16", false);
 }
 
 #[test]
 fn mma_f16_accumulating_in_f16() {
-    check_mma(16, "f16", true);
-    check_mma(8, "f16", true);
+    check_mma("m16n8k16", "f16", true);
+    check_mma("m16n8k8", "f16", true);
 }
 
 #[test]
 fn mma_bf16() {
-    check_mma(16, "bf16", false);
-    check_mma(8, "bf16", false);
+    check_mma("m16n8k16", "bf16", false);
+    check_mma("m16n8k8", "bf16", false);
 }
 
 #[test]
 fn mma_tf32() {
-    check_mma(8, "tf32", false);
-    check_mma(4, "tf32", false);
+    check_mma("m16n8k8", "tf32", false);
+    check_mma("m16n8k4", "tf32", false);
 }
 
 /// Four 8x8 matrices in shared memory, element (m, i, j) being `m * 64 + i * 8 + j`.

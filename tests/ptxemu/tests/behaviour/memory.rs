@@ -42,6 +42,7 @@ fn cache_hints_and_orders_do_not_change_values() {
         "ld.relaxed.gpu.global.u32",
         "ld.acquire.sys.global.u32",
         "ld.weak.global.u32",
+        "ld.mmio.relaxed.sys.global.u32",
         "ldu.global.u32",
         "ld.u32",
     ] {
@@ -202,6 +203,11 @@ fn functions_are_inlined() {
     let square = |x: u32| if x < 5 { 7 } else { x * x };
     let expected: Vec<u32> = (0..32).map(|i| square(square(i))).collect();
     assert_eq!(warp(&body).module(module).run(), expected);
+    // The same, with the names of PTX 8.3 on.
+    let named = module.replace("ld.param.u32", "ld.param::func.u32");
+    assert_eq!(warp(&body).module(&named).run(), expected);
+    let body = format!("ld.param::entry.u64 %rd0, [p_in]; ld.global.u32 %r0, [%rd0];{STORE}");
+    assert_eq!(warp(&body).run(), [input()[0]; 32]);
 }
 
 #[test]

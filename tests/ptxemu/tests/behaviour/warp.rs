@@ -140,6 +140,10 @@ fn barriers_with_reductions() {
         vec![70; 96]
     );
     assert_eq!(
+        reduce("barrier.cta.red.popc.aligned.u32 %r0, 3, 96, %p0;", ""),
+        vec![70; 96]
+    );
+    assert_eq!(
         reduce("bar.red.and.pred %p1, 1, %p0; selp.u32 %r0, 1, 0, %p1;", ""),
         vec![0; 96]
     );

@@ -256,6 +256,16 @@ fn bmsk_and_szext() {
         },
     );
     check(
+        "bmsk.wrap.b32 %d, %a, %b;",
+        &[Amount, Amount],
+        B32,
+        |[at, len, _]| {
+            (0..32)
+                .filter(|i| *i >= at % 32 && *i < at % 32 + len % 32)
+                .fold(0, |d, i| d | 1 << i)
+        },
+    );
+    check(
         "szext.clamp.s32 %d, %a, %b;",
         &[B32, Amount],
         B32,

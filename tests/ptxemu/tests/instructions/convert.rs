@@ -208,6 +208,10 @@ fn widening_floats() {
     check("cvt.ftz.f64.f32 %d, %a;", &[F32], F64, |[a, ..]| {
         f64::from(flush(f(a))).to_bits()
     });
+    check("cvt.rn.sat.f32.s32 %d, %a;", &[B32], F32, |[a, ..]| {
+        let one_or_more = a as u32 as i32 > 0;
+        u64::from(if one_or_more { 1f32 } else { 0f32 }.to_bits())
+    });
     check("cvt.sat.f32.f16 %d, %a;", &[F16], F32, |[a, ..]| {
         let x = f16.value(a);
         (if x > 0.0 { x.min(1.0) } else { 0.0 } as f32)

@@ -226,6 +226,15 @@ fn borrow_chains_subtract_128_bits() {
 fn mad_cc_carries() {
     let body = ".reg .b32 %low; mad.lo.cc.u32 %low, %a, %b, %c; madc.hi.u32 %d, %a, %b, 0;";
     check(body, &[B32, B32, B32], B32, |[a, b, c]| (a * b + c) >> 32);
+    let wide = |a, b| u128::from(a) * u128::from(b);
+    let body = ".reg .b64 %low; mad.lo.cc.u64 %low, %a, %b, %c; madc.hi.u64 %d, %a, %b, 0;";
+    check(body, &[B64, B64, B64], B64, |[a, b, c]| {
+        ((wide(a, b) + u128::from(c)) >> 64) as u64
+    });
+    let body = ".reg .b64 %high; mad.hi.cc.u64 %high, %a, %b, %c; addc.u64 %d, 0, 0;";
+    check(body, &[B64, B64, B64], B64, |[a, b, c]| {
+        (((wide(a, b) >> 64) + u128::from(c)) >> 64) as u64
+    });
     refused("mad.hi.cc.s32 %r1, %r2, %r3, %r4;", "carry");
 }
 
@@ -292,4 +301,8 @@ fn what_is_not_known_is_refused() {
     refused("add.s32 %r1, %rd2, %r3;", "width");
     refused("add.s32 %r1, %missing, %r3;", "missing");
     refused("wgmma.fence.sync.aligned;", "unknown instruction");
+    refused(
+        "cp.async.bulk.tensor.1d.global.shared::cta.bulk_group [%rd1, {%r1}], [%r2];",
+        "form",
+    );
 }
