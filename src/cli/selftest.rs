@@ -81,7 +81,7 @@ pub fn run(args: &SelftestArgs) -> Result<()> {
 fn max_error(gpus: &Gpus, variant: &Variant) -> Result<(f64, f64), Box<dyn std::error::Error>> {
     let problem = problem(variant)?;
     let inputs = Inputs::random(problem.shape(), problem.dtype(), false, 1);
-    let layers = inputs.layers(0);
+    let layers = inputs.layers();
     let context = gpus.context();
     let gpus = gpus.forcing(variant);
     let mut plan = Plan::new(context, &problem, gpus.options())?;

@@ -38,21 +38,18 @@ impl HostRead {
 
     /// The time to read the first `bytes` bytes of `layers`.
     pub fn time(&self, layers: &[HostLayer<'_>], bytes: usize) -> Duration {
-        let mut left = bytes / size_of::<u64>();
-        let mut parts = Vec::new();
-        for layer in layers {
-            let words = words(layer);
-            let words = &words[..words.len().min(left)];
-            left -= words.len();
-            parts.push(words);
-        }
+        self.time_parts(&parts(layers, bytes))
+    }
+
+    /// The time to read `parts`, each shared out among the threads.
+    pub(super) fn time_parts(&self, parts: &[&[u64]]) -> Duration {
         let order = *self.order.get_or_init(|| {
             ORDERS
                 .into_iter()
-                .min_by_key(|&order| (0..3).map(|_| self.run(&parts, order)).min())
+                .min_by_key(|&order| (0..3).map(|_| self.run(parts, order)).min())
                 .unwrap_or(ORDERS[0])
         });
-        self.run(&parts, order)
+        self.run(parts, order)
     }
 
     fn run(&self, parts: &[&[u64]], order: Order) -> Duration {
@@ -72,6 +69,18 @@ impl HostRead {
         }
         start.elapsed()
     }
+}
+
+/// The words in the first `bytes` bytes of `layers`.
+pub(super) fn parts<'a>(layers: &[HostLayer<'a>], bytes: usize) -> Vec<&'a [u64]> {
+    let mut left = bytes / size_of::<u64>();
+    let cut = |layer| {
+        let words = words(layer);
+        let words = &words[..words.len().min(left)];
+        left -= words.len();
+        words
+    };
+    layers.iter().map(cut).collect()
 }
 
 /// The aligned words of a layer.
