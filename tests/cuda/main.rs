@@ -9,6 +9,7 @@ mod forced;
 mod given;
 mod host;
 mod machine;
+mod measure;
 mod modes;
 #[path = "../common/nvrtc.rs"]
 mod nvrtc;
