@@ -95,7 +95,6 @@ fn bench(
         let case = prepared.get_or_insert_with(|| {
             let mut case = device.case(members()).expect("the plan is made");
             case.check().expect("the answer is right");
-            case.warm_up().expect("the plan runs");
             report_floor(name, device, &mut case);
             case
         });
@@ -107,26 +106,25 @@ fn bench(
 /// Prints the time of reading the maps once, and how many times that the rollout takes; the same with the products, where
 /// the case has any to compare with.
 fn report_floor(name: &str, device: &Device, case: &mut Case) {
-    let mut products = products(device, case);
-    let (mut runs, mut reads, mut multiplied) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..RATIO_RUNS {
-        runs.push(case.run(1).expect("the plan runs"));
-        reads.push(case.read().expect("the maps are read"));
-        multiplied.extend(products.as_mut().map(Products::time));
-    }
-    let (run, read, multiplied) = (minimum(&runs), minimum(&reads), minimum(&multiplied));
-    let ratio = |floor: Duration| run.as_secs_f64() / floor.as_secs_f64();
+    let times = case.time(RATIO_RUNS).expect("the plan runs");
+    let (run, read) = (minimum(&times.runs), minimum(&times.floor));
     println!(
         "\n{name}/{}: {run:.1?}, {:.1} GB/s of maps; reading them takes {read:.1?} ({:.1} GB/s): ratio {:.2}",
         device.name(),
         gb_per_s(case.map_bytes(), run),
         gb_per_s(case.setup().floor_bytes, read),
-        ratio(read),
+        run.as_secs_f64() / read.as_secs_f64(),
     );
-    if products.is_some() {
+    if let Some(mut products) = products(device, case) {
+        let (mut runs, mut floors) = (Vec::new(), Vec::new());
+        for _ in 0..RATIO_RUNS {
+            runs.push(case.run(1).expect("the plan runs"));
+            floors.push(case.read(1).expect("the maps are read") + products.time());
+        }
+        let (run, floor) = (minimum(&runs), minimum(&floors));
         println!(
-            "reading them and the gemm crate's own products take {read:.1?} + {multiplied:.1?}: ratio {:.2}",
-            ratio(read + multiplied)
+            "{run:.1?}; reading them and the gemm crate's own products take {floor:.1?}: ratio {:.2}",
+            run.as_secs_f64() / floor.as_secs_f64()
         );
     }
 }

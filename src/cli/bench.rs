@@ -174,6 +174,7 @@ fn print_json(args: &BenchArgs, backend: &Backend, case: &Case, times: &Times) {
         "copies": setup.copies,
         "map_bytes": case.map_bytes(),
         "floor_bytes": setup.floor_bytes,
+        "repeats": times.repeats,
         "runs_us": micros(&times.runs),
         "floor_us": micros(&times.floor),
         "floor_ratio": floor_ratio(times),

@@ -15,16 +15,23 @@ use crate::problem::Problem;
 /// Runs before anything is timed go on for this long: an idle processor takes a while to reach its clock.
 const WARM_UP: Duration = Duration::from_millis(100);
 
+/// Repeats of what is too short for the device's clock.
+const MOST_REPEATS: u32 = 100;
+
 /// What a device does with a case. Every piece of work takes the next copy of the inputs.
 pub(super) trait Runner {
     /// Computes all problems `runs` times; the time of all runs.
     fn run(&mut self, runs: u64) -> Result<Duration>;
 
-    /// Reads as many bytes of the maps as a run must, and nothing else.
-    fn read(&mut self) -> Result<Duration>;
+    /// Reads as many bytes of the maps as a run must, and nothing else, `reads` times; the time of all reads.
+    fn read(&mut self, reads: u64) -> Result<Duration>;
 
-    /// Replays a run as a graph; `None` where the device has no graphs.
-    fn replay(&mut self) -> Result<Option<Replay>>;
+    /// Replays a run as a graph `replays` times; the time of all replays, and that of one alone. `None` where the device
+    /// has no graphs.
+    fn replay(&mut self, replays: u64) -> Result<Option<Replay>>;
+
+    /// What the device's clock needs to tell times apart: work that takes less is repeated.
+    fn clock(&self) -> Duration;
 
     /// Computes all problems once; their outputs, NaN where nothing was written.
     fn answers(&mut self) -> Result<Vec<Vec<f32>>>;
@@ -56,11 +63,14 @@ pub struct Replay {
     pub latency: Duration,
 }
 
-/// Times of a rollout and, taken in turns with them, of reading its maps.
+/// Times of a rollout and, taken in turns with them, of reading its maps. What is too short for the device's clock is
+/// repeated, one straight after the other, and a time is the mean of the repeats.
 #[derive(Clone, Debug, Default)]
 pub struct Times {
     /// Each run: wall-clock time on the CPU, device time on a GPU.
     pub runs: Vec<Duration>,
+    /// Runs of which each of the times above is the mean.
+    pub repeats: u32,
     /// Reading the same bytes, with as many threads on the CPU.
     pub floor: Vec<Duration>,
     /// Replays of the run as a graph; none where the device has no graphs, or where capturing failed.
@@ -154,27 +164,30 @@ impl Case {
         self.runner.run(runs)
     }
 
-    /// Reads as many bytes of the maps as a run must, and nothing else.
+    /// Reads as many bytes of the maps as a run must, and nothing else, `reads` times, and returns how long that took.
     ///
     /// # Errors
     /// Those of the driver.
-    pub fn read(&mut self) -> Result<Duration> {
-        self.runner.read()
+    pub fn read(&mut self, reads: u64) -> Result<Duration> {
+        self.runner.read(reads)
     }
 
-    /// Runs until the device has warmed up.
-    ///
-    /// # Errors
-    /// As the plan's `run`.
-    pub fn warm_up(&mut self) -> Result<()> {
+    /// Runs and reads until the device has warmed up; how often a run and a read have to be repeated for its clock.
+    fn warm_up(&mut self) -> Result<(u32, u32)> {
         let start = Instant::now();
-        loop {
-            self.runner.run(1)?;
-            self.runner.read()?;
-            if start.elapsed() >= WARM_UP {
-                return Ok(());
-            }
+        let (mut run, mut read) = (Duration::MAX, Duration::MAX);
+        while run == Duration::MAX || start.elapsed() < WARM_UP {
+            run = run.min(self.runner.run(1)?);
+            read = read.min(self.runner.read(1)?);
         }
+        Ok((self.repeats(run), self.repeats(read)))
+    }
+
+    /// How often work that takes `time` is repeated.
+    fn repeats(&self, time: Duration) -> u32 {
+        let clock = self.runner.clock().as_nanos();
+        let repeats = clock.div_ceil(time.as_nanos().max(1));
+        repeats.clamp(1, u128::from(MOST_REPEATS)) as u32
     }
 
     /// Times `runs` runs in turns with reading the maps, after a warm-up, and then as many replays.
@@ -182,16 +195,22 @@ impl Case {
     /// # Errors
     /// As the plan's `run`.
     pub fn time(&mut self, runs: usize) -> Result<Times> {
-        self.warm_up()?;
-        let mut times = Times::default();
+        let (repeats, reads) = self.warm_up()?;
+        let mut times = Times {
+            repeats,
+            ..Times::default()
+        };
         for _ in 0..runs {
-            times.runs.push(self.runner.run(1)?);
-            times.floor.push(self.runner.read()?);
+            times.runs.push(self.runner.run(repeats.into())? / repeats);
+            times.floor.push(self.runner.read(reads.into())? / reads);
         }
         for _ in 0..runs {
-            match self.runner.replay() {
+            match self.runner.replay(repeats.into()) {
                 Ok(None) => break,
-                Ok(Some(replay)) => times.replays.push(replay),
+                Ok(Some(replay)) => times.replays.push(Replay {
+                    device: replay.device / repeats,
+                    ..replay
+                }),
                 Err(error) => {
                     times.replays.clear();
                     times.no_replays = Some(error.to_string());

@@ -83,13 +83,21 @@ impl Runner for CpuRunner {
         Ok(elapsed)
     }
 
-    fn read(&mut self) -> Result<Duration> {
-        let inputs = self.next();
-        Ok(self.floor.time_parts(&self.floor_parts(&inputs)))
+    fn read(&mut self, reads: u64) -> Result<Duration> {
+        let mut elapsed = Duration::ZERO;
+        for _ in 0..reads {
+            let inputs = self.next();
+            elapsed += self.floor.time_parts(&self.floor_parts(&inputs));
+        }
+        Ok(elapsed)
     }
 
-    fn replay(&mut self) -> Result<Option<Replay>> {
+    fn replay(&mut self, _replays: u64) -> Result<Option<Replay>> {
         Ok(None)
+    }
+
+    fn clock(&self) -> Duration {
+        Duration::ZERO
     }
 
     fn answers(&mut self) -> Result<Vec<Vec<f32>>> {

@@ -27,6 +27,9 @@ const ALIGNMENT: usize = 256;
 /// The share of the free memory that copies of the maps may take, in percent.
 const MEMORY_PERCENT: usize = 90;
 
+/// Events tell times to half a microsecond: this is 400 times that.
+const CLOCK: Duration = Duration::from_micros(200);
+
 /// Errors of f32 arithmetic on a GPU beside those of its sums, as a share of the largest entry (kernels/README.md).
 const OF_LARGEST: f64 = 1e-6;
 
@@ -121,7 +124,7 @@ impl CudaRunner {
         for blocks in self.floor.grids() {
             self.floor.blocks = blocks;
             for _ in 0..3 {
-                best = best.min((self.read()?, blocks));
+                best = best.min((self.read(1)?, blocks));
             }
         }
         self.floor.blocks = best.1;
@@ -238,19 +241,28 @@ impl Runner for CudaRunner {
         self.stop()
     }
 
-    fn read(&mut self) -> Result<Duration> {
-        let (lead, timed) = (self.next(), self.next());
+    fn read(&mut self, reads: u64) -> Result<Duration> {
+        let lead = self.next();
         self.submit_read(lead)?;
         self.start()?;
-        self.submit_read(timed)?;
+        for _ in 0..reads {
+            let copy = self.next();
+            self.submit_read(copy)?;
+        }
         self.stop()
     }
 
-    fn replay(&mut self) -> Result<Option<Replay>> {
-        let (lead, timed, alone) = (self.next_graph()?, self.next_graph()?, self.next_graph()?);
+    fn replay(&mut self, replays: u64) -> Result<Option<Replay>> {
+        // All are captured before the first is launched.
+        let (lead, alone) = (self.next_graph()?, self.next_graph()?);
+        let timed = (0..replays)
+            .map(|_| self.next_graph())
+            .collect::<Result<Vec<_>>>()?;
         self.launch_graph(lead)?;
         self.start()?;
-        self.launch_graph(timed)?;
+        for copy in timed {
+            self.launch_graph(copy)?;
+        }
         let device = self.stop()?;
         self.synchronize()?;
         let launched = Instant::now();
@@ -260,6 +272,10 @@ impl Runner for CudaRunner {
             device,
             latency: launched.elapsed(),
         }))
+    }
+
+    fn clock(&self) -> Duration {
+        CLOCK
     }
 
     fn answers(&mut self) -> Result<Vec<Vec<f32>>> {

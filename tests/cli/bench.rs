@@ -86,7 +86,7 @@ fn times_on_a_gpu_are_json() {
         assert_eq!(times["floor_bytes"], bytes / 16 * 16, "{options}");
         assert_eq!(times["variants"], json!([kernel]), "{options}");
         assert!(times["copies"].as_u64().unwrap() > 1, "{options}");
-        assert!(times["workspace_bytes"].is_u64());
+        assert!(times["workspace_bytes"].is_u64() && times["repeats"].is_u64());
         for list in ["runs_us", "floor_us", "graph_us", "graph_latency_us"] {
             let times = numbers(&times, list);
             assert_eq!(times.len(), 2, "{list} {options}");
