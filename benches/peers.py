@@ -28,6 +28,7 @@ from machine import OtherWork, cpu_model
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 VENV = ROOT / "target" / "peers"
 DATA = ROOT / "target" / "peers-data"
+ANSWER = DATA / "answer.safetensors"
 REAL_MAPS = ROOT / "tests" / "data" / "minilm_batch4.safetensors"
 
 # Layers, batch, heads and tokens of each feature.
@@ -54,7 +55,7 @@ GPU_SHAPES = {
     "BERT-512 batch 16": {"": (12, 16, 12, 512)},
 }
 MAIN = ("ViT-B/16", "BERT-512", "ViT-L/14@336")
-HALF = ("f16", "bf16")
+DTYPES = ("f32", "f16", "bf16")
 SYSTEMS = {
     "rows": ("numpy row", "torch row", "torch.compile row", "cuda graph row", "pyhealth", "pyhealth-algorithm"),
     "matrix": ("numpy loop", "torch loop", "torch.compile loop", "cuda graph loop"),
@@ -177,6 +178,7 @@ class Comparison:
         self.failures = {}
         self.versions = {}
         self.gpu = None
+        self.revision = revision(arguments.binary)
         self.other_work = OtherWork()
 
     def ours(self, path, output, threads, *options):
@@ -191,22 +193,20 @@ class Comparison:
         for run, time_us in enumerate(times):
             self.rows.append((system, output, shape, extents, dtype, threads, round_, run, f"{time_us:.2f}", map_bytes))
 
-    def check(self, worker, system, output, path, threads, key):
-        """Compares the answer of `system` with ours."""
-        answer = DATA / "answer.safetensors"
-        self.ours(path, output, threads, "run", "--output", str(answer))
-        difference = worker.ask(do="check", system=system, answer=str(answer))["difference"]
+    def check(self, worker, system, output, key):
+        """Compares the answer of `system` with ours, which is in the file ANSWER."""
+        difference = worker.ask(do="check", system=system, answer=str(ANSWER))["difference"]
         if not difference <= TOLERANCE[output]:
             raise SystemExit(f"{system} differs from ours by {difference:.2e} on {key}")
         worst = self.differences.get((system, output), 0.0)
         self.differences[system, output] = max(worst, difference)
 
-    def measure_peer(self, worker, system, path, key, map_bytes, runs):
+    def measure_peer(self, worker, system, key, map_bytes, runs):
         """One system on one shape; what it says where it cannot run."""
-        output, threads, round_ = key[0], key[4], key[5]
+        output, round_ = key[0], key[5]
         try:
             if round_ == 0:
-                self.check(worker, system, output, path, threads, key)
+                self.check(worker, system, output, key)
             times = worker.ask(do="time", system=system, runs=runs)["times_us"]
         except Failure as failure:
             self.failures[system, output] = f"{failure} on {key[1]}"
@@ -231,11 +231,13 @@ class Comparison:
             self.record(key, "attention-rollout", result["runs_us"], map_bytes)
             self.record(key, "attention-rollout graph", result["graph_us"], map_bytes)
             self.record(key, "map read", result["floor_us"], map_bytes)
+            if round_ == 0 and wanted:
+                self.ours(path, output, threads, "run", "--output", str(ANSWER))
             for worker in loaded:
                 for system in wanted:
                     if system not in worker.systems or ("compile" in system and shape not in MAIN):
                         continue
-                    self.measure_peer(worker, system, path, key, map_bytes, runs)
+                    self.measure_peer(worker, system, key, map_bytes, runs)
             self.progress(key)
 
     def progress(self, key):
@@ -248,7 +250,7 @@ class Comparison:
         print(f"{key[1]} {key[2]} {key[0]} {key[3]} {key[4]} threads, ms: {text}", file=sys.stderr, flush=True)
 
     def run(self):
-        """All rounds; what is there so far is kept after each."""
+        """All rounds; what is there so far is kept after each shape."""
         arguments = self.arguments
         for round_ in range(arguments.rounds):
             for threads in arguments.threads:
@@ -257,10 +259,13 @@ class Comparison:
                     self.versions.update(worker.versions)
                 for shape, features, dtype, systems in self.plan():
                     self.measure(workers, shape, features, dtype, threads, round_, systems)
+                    if not arguments.quick:
+                        self.write()
                 for worker in workers.values():
                     worker.close()
-            if not arguments.quick:
-                self.write()
+                if not arguments.quick:
+                    # Only now is it known what the workers themselves took.
+                    print(self.write())
 
     def plan(self):
         """What is measured: shape, features, element type and the systems for each output."""
@@ -276,13 +281,14 @@ class Comparison:
             if not re.search(self.arguments.shapes, shape):
                 continue
             systems = {output: names for output, names in SYSTEMS.items() if output != "discard" or shape in MAIN}
-            yield shape, features, "f32", systems
-            if shape in MAIN or shape in GPU_SHAPES:
-                for dtype in HALF:
+            for dtype in self.arguments.dtypes:
+                if dtype == "f32":
+                    yield shape, features, dtype, systems
+                elif shape in MAIN or shape in GPU_SHAPES:
                     yield shape, features, dtype, HALF_SYSTEMS
 
     def write(self):
-        """The CSV: how it was made, then every time."""
+        """The CSV: how it was made, then every time. Its path."""
         name = self.gpu or f"{cpu_model().split('(')[0]} {os.cpu_count()}core"
         machine = self.arguments.machine or re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
         kind = "-scaling" if self.arguments.scaling else ""
@@ -294,7 +300,7 @@ class Comparison:
             file.write(COLUMNS + "\n")
             for row in self.rows:
                 file.write(",".join(map(str, row)) + "\n")
-        print(path)
+        return path
 
     def header(self):
         """What a reader must know to judge or repeat the numbers."""
@@ -304,7 +310,7 @@ class Comparison:
         yield f"processor: {cpu_model()}, {os.cpu_count()} cores, {memory:.0f} GiB; device: {device}"
         yield f"system: {platform.system()} {platform.machine()}, Python {platform.python_version()}"
         yield "versions: " + ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        yield f"attention-rollout: {self.revision()}"
+        yield f"attention-rollout: {self.revision}"
         yield f"command: python3 benches/peers.py {shlex.join(without_note(sys.argv[1:]))}".rstrip()
         cores = self.other_work.cores()
         if cores is not None:
@@ -316,15 +322,16 @@ class Comparison:
         for (system, output), failure in self.failures.items():
             yield f"failed: {system} ({output}): {failure}"
 
-    def revision(self):
-        """What was measured: the commit, where this is a checkout; the binary's version."""
-        version = subprocess.run([str(self.arguments.binary), "--version"], stdout=subprocess.PIPE, text=True)
-        try:
-            command = ["git", "rev-parse", "--short", "HEAD"]
-            commit = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        except OSError:
-            return version.stdout.strip()
-        return f"commit {commit.stdout.strip()}" if commit.stdout.strip() else version.stdout.strip()
+
+def revision(binary):
+    """What is measured: the commit, where this is a checkout; else the binary's version."""
+    version = subprocess.run([str(binary), "--version"], stdout=subprocess.PIPE, text=True)
+    try:
+        command = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    except OSError:
+        return version.stdout.strip()
+    return f"commit {commit.stdout.strip()}" if commit.stdout.strip() else version.stdout.strip()
 
 
 def without_note(arguments):
@@ -344,6 +351,7 @@ def main():
     parser.add_argument("--device", default="cpu", help="cpu, or cuda:N (timed with CUDA events)")
     parser.add_argument("--binary", type=pathlib.Path, help="the attention-rollout to measure; built unless given")
     parser.add_argument("--shapes", default="", help="only shapes that match this regular expression")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="element types of the maps")
     parser.add_argument("--scaling", action="store_true", help="vary one extent at a time instead")
     parser.add_argument("--quick", action="store_true", help="one round of three runs, no CSV")
     parser.add_argument("--note", help="what else a reader must know, for the header of the CSV")
