@@ -83,6 +83,7 @@ SCALING = {
     "batch": (1, 2, 4, 8, 16, 32),
     "heads": (1, 2, 4, 8, 12, 16),
 }
+GPU_SCALING = {**SCALING, "batch": (*SCALING["batch"], 64, 128)}
 SCALING_SYSTEMS = {
     "rows": ("torch row", "cuda graph row", "pyhealth", "pyhealth-algorithm"),
     "matrix": ("torch loop", "cuda graph loop"),
@@ -269,14 +270,14 @@ class Comparison:
 
     def plan(self):
         """What is measured: shape, features, element type and the systems for each output."""
+        on_gpu = self.arguments.device != "cpu"
         if self.arguments.scaling:
-            for name, extents in SCALING.items():
+            for name, extents in (GPU_SCALING if on_gpu else SCALING).items():
                 for extent in extents:
                     shape = [*SCALING_BASE]
                     shape[AXES.index(name)] = extent
                     yield f"scaling {name}", {"": tuple(shape)}, "f32", SCALING_SYSTEMS
             return
-        on_gpu = self.arguments.device != "cpu"
         for shape, features in {**SHAPES, **(GPU_SHAPES if on_gpu else {})}.items():
             if not re.search(self.arguments.shapes, shape):
                 continue
