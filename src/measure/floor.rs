@@ -11,7 +11,7 @@ use crate::input::HostLayer;
 /// Reads maps as fast as this machine can with a number of threads.
 ///
 /// Which order is fastest depends on the prefetchers (one sequential stream, or several at once as a head average
-/// reads them), so both are tried at the first use and the faster one is kept.
+/// reads them), so all are tried at the first use, unless one has been set, and the fastest is kept.
 pub struct HostRead {
     pool: rayon::ThreadPool,
     threads: usize,
@@ -19,9 +19,9 @@ pub struct HostRead {
 }
 
 /// Reads one part of the maps and returns a value that depends on all of it.
-type Order = fn(&[u64]) -> u64;
+pub(super) type Order = fn(&[u64]) -> u64;
 
-const ORDERS: [Order; 3] = [read::<1>, read::<2>, read::<12>];
+pub(super) const ORDERS: [Order; 3] = [read::<1>, read::<2>, read::<12>];
 
 impl HostRead {
     /// A floor for `threads` threads.
@@ -52,7 +52,14 @@ impl HostRead {
         self.run(parts, order)
     }
 
-    fn run(&self, parts: &[&[u64]], order: Order) -> Duration {
+    /// Sets the order to read in, before the first use.
+    pub(super) fn set_order(&self, order: Order) {
+        // One that has been set or chosen stays: two that read equally fast are equally good.
+        let _ = self.order.set(order);
+    }
+
+    /// The time to read `parts` in an order.
+    pub(super) fn run(&self, parts: &[&[u64]], order: Order) -> Duration {
         let threads = self.threads;
         let share = |thread: usize| {
             for part in parts {

@@ -1,6 +1,5 @@
 //! `bench`: checked answers, times that a script can read, refusals; on the CPU and on a GPU.
 
-use crate::gpu;
 use crate::support::{Bench, Tensor, data};
 use serde_json::{Value, json};
 
@@ -52,99 +51,6 @@ fn times_of_a_file_are_json() {
 }
 
 #[test]
-fn times_on_a_gpu_are_json() {
-    let Some(bench) = gpu::bench("sm_90") else {
-        return;
-    };
-    for (options, shape, bytes, kernel) in [
-        // Of the last layer only row 0 is read.
-        (
-            "--shape 2,3,2,19",
-            [2, 3, 2, 19],
-            4 * 3 * 2 * (19 * 19 + 19),
-            "rollout_rows_f32_f32_m1_mean",
-        ),
-        (
-            "--shape 3,2,2,33 --dtype f16 --output-kind matrix",
-            [3, 2, 2, 33],
-            2 * 3 * 2 * 2 * 33 * 33,
-            "rollout_chain_f16_f16x3_n64_mean",
-        ),
-        (
-            "--shape 3,2,2,33 --dtype bf16 --output-kind matrix --precision half",
-            [3, 2, 2, 33],
-            2 * 3 * 2 * 2 * 33 * 33,
-            "rollout_chain_bf16_f16x1_n64_mean",
-        ),
-    ] {
-        let times = times(&bench, &format!("--device cuda:0 --runs 2 {options}"));
-        assert_eq!(times["device"], "cuda:0");
-        assert!(times["device_name"].as_str().unwrap().contains("NVIDIA"));
-        assert_eq!(times["checked"], true);
-        assert_eq!(times["shapes"], json!([shape]), "{options}");
-        assert_eq!(times["map_bytes"], bytes, "{options}");
-        assert_eq!(times["floor_bytes"], bytes / 16 * 16, "{options}");
-        assert_eq!(times["variants"], json!([kernel]), "{options}");
-        assert!(times["copies"].as_u64().unwrap() > 1, "{options}");
-        assert!(times["workspace_bytes"].is_u64() && times["repeats"].is_u64());
-        for list in ["runs_us", "floor_us", "graph_us", "graph_latency_us"] {
-            let times = numbers(&times, list);
-            assert_eq!(times.len(), 2, "{list} {options}");
-            assert!(times.iter().all(|&time| time > 0.0), "{list} {options}");
-        }
-        assert!(times["floor_ratio"].as_f64().unwrap() > 0.0);
-    }
-}
-
-#[test]
-fn features_and_forced_kernels_are_timed_on_a_gpu() {
-    let Some(mut bench) = gpu::bench("sm_90") else {
-        return;
-    };
-    let input = data("pyhealth_cases.safetensors");
-    let features = times(
-        &bench,
-        &format!("{} --device cuda --runs 1", input.display()),
-    );
-    assert_eq!(features["shapes"].as_array().unwrap().len(), 6);
-    assert_eq!(numbers(&features, "graph_us").len(), 1);
-
-    let kernel = "rollout_product_f32_f32_matrix";
-    bench.environment.push(("ROLLOUT_VARIANT", kernel.into()));
-    let options = "--device cuda --shape 3,2,1,20 --output-kind matrix --runs 1";
-    let forced = times(&bench, options);
-    let variants = forced["variants"].as_array().unwrap();
-    assert!(variants.contains(&json!(kernel)), "{variants:?}");
-    bench
-        .environment
-        .push(("ROLLOUT_VARIANT", "no_such".into()));
-    bench
-        .command(["bench"].into_iter().chain(options.split_whitespace()))
-        .expect_failure(1, &["no_such"]);
-}
-
-#[test]
-fn auto_takes_the_gpu_and_says_when_there_is_none() {
-    if let Some(bench) = gpu::bench("sm_90") {
-        let times = times(&bench, "--shape 1,1,1,5 --runs 1");
-        assert_eq!(times["device"], "cuda:0");
-        bench
-            .command(["bench", "--device", "cuda:99"])
-            .expect_failure(1, &["cuda:99", "no CUDA device 99"]);
-    }
-    if !gpu::is_real() {
-        let bench = Bench::new();
-        let run = bench
-            .command(["bench", "--shape", "1,1,1,5", "--runs", "1"])
-            .expect_status(0);
-        assert!(run.stderr.contains("note: computing on the CPU"));
-        bench
-            .command(["bench", "--device", "cuda"])
-            .expect_failure(1, &["cuda:0", "no NVIDIA driver"]);
-    }
-}
-
-#[test]
 fn random_maps_take_every_configuration() {
     for options in [
         "--dtype f16",
@@ -191,5 +97,104 @@ fn shapes_and_inputs_that_cannot_be_are_refused() {
         bench
             .command(["bench"].into_iter().chain(options.split_whitespace()))
             .expect_failure(2, parts);
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod on_a_gpu {
+    use super::*;
+    use crate::gpu;
+
+    #[test]
+    fn times_on_a_gpu_are_json() {
+        let Some(bench) = gpu::bench("sm_90") else {
+            return;
+        };
+        for (options, shape, bytes, kernel) in [
+            // Of the last layer only row 0 is read.
+            (
+                "--shape 2,3,2,19",
+                [2, 3, 2, 19],
+                4 * 3 * 2 * (19 * 19 + 19),
+                "rollout_rows_f32_f32_m1_mean",
+            ),
+            (
+                "--shape 3,2,2,33 --dtype f16 --output-kind matrix",
+                [3, 2, 2, 33],
+                2 * 3 * 2 * 2 * 33 * 33,
+                "rollout_chain_f16_f16x3_n64_mean",
+            ),
+            (
+                "--shape 3,2,2,33 --dtype bf16 --output-kind matrix --precision half",
+                [3, 2, 2, 33],
+                2 * 3 * 2 * 2 * 33 * 33,
+                "rollout_chain_bf16_f16x1_n64_mean",
+            ),
+        ] {
+            let times = times(&bench, &format!("--device cuda:0 --runs 2 {options}"));
+            assert_eq!(times["device"], "cuda:0");
+            assert!(times["device_name"].as_str().unwrap().contains("NVIDIA"));
+            assert_eq!(times["checked"], true);
+            assert_eq!(times["shapes"], json!([shape]), "{options}");
+            assert_eq!(times["map_bytes"], bytes, "{options}");
+            assert_eq!(times["floor_bytes"], bytes / 16 * 16, "{options}");
+            assert_eq!(times["variants"], json!([kernel]), "{options}");
+            assert!(times["copies"].as_u64().unwrap() > 1, "{options}");
+            assert!(times["workspace_bytes"].is_u64() && times["repeats"].is_u64());
+            for list in ["runs_us", "floor_us", "graph_us", "graph_latency_us"] {
+                let times = numbers(&times, list);
+                assert_eq!(times.len(), 2, "{list} {options}");
+                assert!(times.iter().all(|&time| time > 0.0), "{list} {options}");
+            }
+            assert!(times["floor_ratio"].as_f64().unwrap() > 0.0);
+        }
+    }
+
+    #[test]
+    fn features_and_forced_kernels_are_timed_on_a_gpu() {
+        let Some(mut bench) = gpu::bench("sm_90") else {
+            return;
+        };
+        let input = data("pyhealth_cases.safetensors");
+        let features = times(
+            &bench,
+            &format!("{} --device cuda --runs 1", input.display()),
+        );
+        assert_eq!(features["shapes"].as_array().unwrap().len(), 6);
+        assert_eq!(numbers(&features, "graph_us").len(), 1);
+
+        let kernel = "rollout_product_f32_f32_matrix";
+        bench.environment.push(("ROLLOUT_VARIANT", kernel.into()));
+        let options = "--device cuda --shape 3,2,1,20 --output-kind matrix --runs 1";
+        let forced = times(&bench, options);
+        let variants = forced["variants"].as_array().unwrap();
+        assert!(variants.contains(&json!(kernel)), "{variants:?}");
+        bench
+            .environment
+            .push(("ROLLOUT_VARIANT", "no_such".into()));
+        bench
+            .command(["bench"].into_iter().chain(options.split_whitespace()))
+            .expect_failure(1, &["no_such"]);
+    }
+
+    #[test]
+    fn auto_takes_the_gpu_and_says_when_there_is_none() {
+        if let Some(bench) = gpu::bench("sm_90") {
+            let times = times(&bench, "--shape 1,1,1,5 --runs 1");
+            assert_eq!(times["device"], "cuda:0");
+            bench
+                .command(["bench", "--device", "cuda:99"])
+                .expect_failure(1, &["cuda:99", "no CUDA device 99"]);
+        }
+        if !gpu::is_real() {
+            let bench = Bench::new();
+            let run = bench
+                .command(["bench", "--shape", "1,1,1,5", "--runs", "1"])
+                .expect_status(0);
+            assert!(run.stderr.contains("note: computing on the CPU"));
+            bench
+                .command(["bench", "--device", "cuda"])
+                .expect_failure(1, &["cuda:0", "no NVIDIA driver"]);
+        }
     }
 }
