@@ -11,7 +11,7 @@ use crate::input::HostLayer;
 /// Reads maps as fast as this machine can with a number of threads.
 ///
 /// Which order is fastest depends on the prefetchers (one sequential stream, or several at once as a head average
-/// reads them), so all are tried at the first use, unless one has been set, and the fastest is kept.
+/// reads them; left to the processor, or helped by prefetches, which cross the pages of short maps), so all are tried at the first use, unless one has been set, and the fastest is kept.
 pub struct HostRead {
     pool: rayon::ThreadPool,
     threads: usize,
@@ -21,7 +21,15 @@ pub struct HostRead {
 /// Reads one part of the maps and returns a value that depends on all of it.
 pub(super) type Order = fn(&[u64]) -> u64;
 
-pub(super) const ORDERS: [Order; 3] = [read::<1>, read::<2>, read::<12>];
+pub(super) const ORDERS: [Order; 7] = [
+    read::<1, 0>,
+    read::<2, 0>,
+    read::<12, 0>,
+    read::<1, 512>,
+    read::<2, 512>,
+    read::<4, 512>,
+    read::<12, 256>,
+];
 
 impl HostRead {
     /// A floor for `threads` threads.
@@ -99,25 +107,25 @@ fn words<'a>(layer: &HostLayer<'a>) -> &'a [u64] {
     }
 }
 
-/// Reads `words` as `STREAMS` sequential streams, taken in turns line by line.
-fn read<const STREAMS: usize>(words: &[u64]) -> u64 {
+/// Reads `words` as `STREAMS` sequential streams, taken in turns line by line, and prefetches them `AHEAD` bytes ahead.
+fn read<const STREAMS: usize, const AHEAD: usize>(words: &[u64]) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
         // SAFETY: the processor has AVX2, as just asked.
-        return unsafe { read_avx2::<STREAMS>(words) };
+        return unsafe { read_avx2::<STREAMS, AHEAD>(words) };
     }
-    read_lines::<STREAMS>(words)
+    read_lines::<STREAMS, AHEAD>(words)
 }
 
 /// [`read_lines`], compiled to 32-byte loads.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn read_avx2<const STREAMS: usize>(words: &[u64]) -> u64 {
-    read_lines::<STREAMS>(words)
+fn read_avx2<const STREAMS: usize, const AHEAD: usize>(words: &[u64]) -> u64 {
+    read_lines::<STREAMS, AHEAD>(words)
 }
 
 #[inline(always)]
-fn read_lines<const STREAMS: usize>(words: &[u64]) -> u64 {
+fn read_lines<const STREAMS: usize, const AHEAD: usize>(words: &[u64]) -> u64 {
     const LINE: usize = 8;
     let lines = words.len() / LINE / STREAMS;
     let streams: [&[u64]; STREAMS] =
@@ -125,6 +133,13 @@ fn read_lines<const STREAMS: usize>(words: &[u64]) -> u64 {
     let mut sums = [[0u64; 4]; STREAMS];
     for line in 0..lines {
         for (stream, sum) in streams.iter().zip(&mut sums) {
+            if AHEAD > 0 {
+                prefetch(
+                    stream
+                        .as_ptr()
+                        .wrapping_add(line * LINE + AHEAD / size_of::<u64>()),
+                );
+            }
             let (near, far) = stream[line * LINE..][..LINE].split_at(4);
             for ((sum, near), far) in sum.iter_mut().zip(near).zip(far) {
                 *sum ^= near ^ far;
@@ -136,6 +151,19 @@ fn read_lines<const STREAMS: usize>(words: &[u64]) -> u64 {
         .flatten()
         .chain(rest)
         .fold(0, |all, sum| all ^ sum)
+}
+
+/// Asks for the cache line of `address`, which need not be valid.
+#[inline(always)]
+fn prefetch(address: *const u64) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 #[cfg(test)]
