@@ -12,6 +12,9 @@ use crate::cpu::{Choice, Group, GroupMember, Options};
 use crate::error::Result;
 use crate::problem::Problem;
 
+/// Time in which the orders of reading are compared: of short reads there are many, so that the choice is no accident.
+const CHOICE: Duration = Duration::from_millis(50);
+
 /// A group of problems on the CPU, and copies of its maps.
 pub(super) struct CpuRunner {
     group: Group,
@@ -54,8 +57,11 @@ impl CpuRunner {
     /// Lets the floor read in the order that is fastest from memory: one copy after the other, none from a cache.
     fn choose_order(&mut self) {
         let mut best = (Duration::MAX, ORDERS[0]);
-        for order in ORDERS {
-            for _ in 0..3 {
+        let start = Instant::now();
+        let mut rounds = 0;
+        while rounds < 3 || start.elapsed() < CHOICE {
+            rounds += 1;
+            for order in ORDERS {
                 let inputs = self.next();
                 let time = self.floor.run(&self.floor_parts(&inputs), order);
                 if time < best.0 {

@@ -25,7 +25,7 @@ pub(super) const ORDERS: [Order; 7] = [
     read::<1, 0>,
     read::<2, 0>,
     read::<12, 0>,
-    read::<1, 512>,
+    read::<6, 512>,
     read::<2, 512>,
     read::<4, 512>,
     read::<12, 256>,
