@@ -14,6 +14,7 @@ peers_worker.py. What comes out: table.py and plots.py read it.
 
 import argparse
 import datetime
+import hashlib
 import json
 import os
 import pathlib
@@ -179,7 +180,7 @@ class Comparison:
         self.failures = {}
         self.versions = {}
         self.gpu = None
-        self.revision = revision(arguments.binary)
+        self.revision = revision(arguments.binary, arguments.is_built)
         self.other_work = OtherWork()
 
     def ours(self, path, output, threads, *options):
@@ -324,15 +325,15 @@ class Comparison:
             yield f"failed: {system} ({output}): {failure}"
 
 
-def revision(binary):
-    """What is measured: the commit, where this is a checkout; else the binary's version."""
-    version = subprocess.run([str(binary), "--version"], stdout=subprocess.PIPE, text=True)
-    try:
+def revision(binary, is_built):
+    """What is measured: the commit, where the binary was built here; else its version and what identifies its file."""
+    if is_built:
         command = ["git", "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    except OSError:
-        return version.stdout.strip()
-    return f"commit {commit.stdout.strip()}" if commit.stdout.strip() else version.stdout.strip()
+        commit = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+        return f"commit {commit.stdout.strip()}"
+    version = subprocess.run([str(binary), "--version"], check=True, stdout=subprocess.PIPE, text=True)
+    digest = hashlib.sha256(binary.read_bytes()).hexdigest()
+    return f"{version.stdout.strip()}, SHA-256 {digest[:16]}"
 
 
 def without_note(arguments):
@@ -367,10 +368,14 @@ def main():
     arguments.families = ["torch", "numpy"] if on_cpu and not arguments.scaling else ["torch"]
     enter_environment(arguments.device)
     DATA.mkdir(parents=True, exist_ok=True)
-    if arguments.binary is None:
+    arguments.is_built = arguments.binary is None
+    if arguments.is_built:
         subprocess.run(["cargo", "build", "--quiet", "--release", "--features", "cli"], cwd=ROOT, check=True)
         arguments.binary = ROOT / "target" / "release" / "attention-rollout"
-    arguments.binary = arguments.binary.resolve()
+    elif not arguments.binary.is_file():
+        parser.error(f"--binary: there is no file {arguments.binary}")
+    else:
+        arguments.binary = arguments.binary.resolve()
     Comparison(arguments).run()
 
 
