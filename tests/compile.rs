@@ -20,10 +20,6 @@ const ARCHS: [u32; 7] = [75, 80, 86, 89, 90, 100, 120];
 /// Files with at most this many variants are not dealt out: all are compiled for all architectures.
 const FEW: usize = 2;
 
-/// The kernel that benchmarks compare with: no variant, and without macros. 4 blocks of 256 threads.
-const FLOOR: &str = "read_floor";
-const FLOOR_CEILINGS: (u32, u32) = (64, 0);
-
 /// Registers per thread and bytes of static shared memory per block that a variant may use at most, from how many
 /// blocks are to share a multiprocessor, which has 65536 registers.
 fn ceilings(variant: &Variant) -> (u32, u32) {
@@ -58,14 +54,6 @@ fn main() {
     let mut trials = Vec::new();
     for (turn, nvrtc) in nvrtcs().into_iter().enumerate() {
         for (place, arch) in ARCHS.into_iter().enumerate() {
-            let name = format!("{FLOOR} sm_{arch} NVRTC {}", nvrtc.version());
-            let floor = nvrtc.clone();
-            trials.push(Trial::test(name, move || {
-                match problem(&floor, &cache(), arch, FLOOR, FLOOR, &[], FLOOR_CEILINGS) {
-                    Some(problem) => Err(problem.into()),
-                    None => Ok(()),
-                }
-            }));
             for stem in &stems {
                 let of_stem = || variants.iter().filter(|variant| variant.stem() == *stem);
                 let count = of_stem().count();
@@ -100,14 +88,14 @@ fn oldest(variant: &Variant) -> u32 {
 
 /// Compiles variants and holds them to their ceilings; fails with all that is wrong.
 fn check(nvrtc: &Nvrtc, arch: u32, variants: &[Variant]) -> Result<(), Failed> {
-    let cache = cache();
+    let cache = Cache::at(concat!(env!("CARGO_TARGET_TMPDIR"), "/kernels"));
     let problems: Vec<String> = variants
         .iter()
         .filter_map(|variant| {
-            let (stem, symbol, defines) = (variant.stem(), variant.symbol(), variant.defines());
-            let ceilings = ceilings(variant);
-            let problem = problem(nvrtc, &cache, arch, stem, &symbol, &defines, ceilings)?;
-            Some(format!("{variant}: {problem}"))
+            Some(format!(
+                "{variant}: {}",
+                problem(nvrtc, &cache, arch, variant)?
+            ))
         })
         .collect();
     if problems.is_empty() {
@@ -116,33 +104,21 @@ fn check(nvrtc: &Nvrtc, arch: u32, variants: &[Variant]) -> Result<(), Failed> {
     Err(problems.join("\n").into())
 }
 
-fn cache() -> Cache {
-    Cache::at(concat!(env!("CARGO_TARGET_TMPDIR"), "/kernels"))
-}
-
-/// What is wrong with the kernel `symbol` of the file `stem`.
-fn problem(
-    nvrtc: &Nvrtc,
-    cache: &Cache,
-    arch: u32,
-    stem: &str,
-    symbol: &str,
-    defines: &[(&str, String)],
-    (registers, shared_bytes): (u32, u32),
-) -> Option<String> {
-    let file = format!("{stem}.cu");
+/// What is wrong with a variant.
+fn problem(nvrtc: &Nvrtc, cache: &Cache, arch: u32, variant: &Variant) -> Option<String> {
+    let file = format!("{}.cu", variant.stem());
     let Some(source) = Source::embedded(&file) else {
         return Some(format!("there is no kernels/{file}"));
     };
-    let mut options = Options::new(Target::Cubin(arch.into())).label(symbol);
-    for (name, value) in defines {
+    let mut options = Options::new(Target::Cubin(arch.into())).label(&variant.symbol());
+    for (name, value) in variant.defines() {
         options = options.define(name, value);
     }
     let compiled = match cache.compile(nvrtc, &source, &options) {
         Ok(compiled) => compiled,
         Err(error) => return Some(error.to_string()),
     };
-    let Some(kernel) = compiled.kernel(symbol) else {
+    let Some(kernel) = compiled.kernel(&variant.symbol()) else {
         return Some(format!("no kernel of that name: {}", compiled.log));
     };
     let spills = |kernel: &KernelResources| {
@@ -156,6 +132,7 @@ fn problem(
     if compiled.log.lines().any(|line| line.contains("warning")) {
         return Some(format!("warnings: {}", compiled.log));
     }
+    let (registers, shared_bytes) = ceilings(variant);
     if kernel.registers > registers || kernel.shared_bytes > shared_bytes {
         return Some(format!(
             "at most {registers} registers and {shared_bytes} bytes of shared memory: {kernel:?}"

@@ -21,14 +21,13 @@ pub struct HostRead {
 /// Reads one part of the maps and returns a value that depends on all of it.
 pub(super) type Order = fn(&[u64]) -> u64;
 
-pub(super) const ORDERS: [Order; 7] = [
+pub(super) const ORDERS: [Order; 6] = [
     read::<1, 0>,
     read::<2, 0>,
     read::<12, 0>,
-    read::<6, 512>,
-    read::<2, 512>,
     read::<4, 512>,
-    read::<12, 256>,
+    read::<4, 1024>,
+    read::<6, 512>,
 ];
 
 impl HostRead {
@@ -107,7 +106,8 @@ fn words<'a>(layer: &HostLayer<'a>) -> &'a [u64] {
     }
 }
 
-/// Reads `words` as `STREAMS` sequential streams, taken in turns line by line, and prefetches them `AHEAD` bytes ahead.
+/// Reads `words` as `STREAMS` sequential streams, taken in turns line by line, and asks for what lies `AHEAD` bytes
+/// further on where that is not 0.
 fn read<const STREAMS: usize, const AHEAD: usize>(words: &[u64]) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
@@ -127,35 +127,30 @@ fn read_avx2<const STREAMS: usize, const AHEAD: usize>(words: &[u64]) -> u64 {
 #[inline(always)]
 fn read_lines<const STREAMS: usize, const AHEAD: usize>(words: &[u64]) -> u64 {
     const LINE: usize = 8;
-    let lines = words.len() / LINE / STREAMS;
-    let streams: [&[u64]; STREAMS] =
-        std::array::from_fn(|stream| &words[stream * lines * LINE..][..lines * LINE]);
-    let mut sums = [[0u64; 4]; STREAMS];
+    let (all, rest) = words.as_chunks::<LINE>();
+    let lines = all.len() / STREAMS;
+    let mut sums = [[0; LINE]; STREAMS];
     for line in 0..lines {
-        for (stream, sum) in streams.iter().zip(&mut sums) {
+        for stream in 0..STREAMS {
+            let words = &all[stream * lines + line];
             if AHEAD > 0 {
-                prefetch(
-                    stream
-                        .as_ptr()
-                        .wrapping_add(line * LINE + AHEAD / size_of::<u64>()),
-                );
+                prefetch(words.as_ptr().cast::<u8>().wrapping_add(AHEAD));
             }
-            let (near, far) = stream[line * LINE..][..LINE].split_at(4);
-            for ((sum, near), far) in sum.iter_mut().zip(near).zip(far) {
-                *sum ^= near ^ far;
+            for word in 0..LINE {
+                sums[stream][word] ^= words[word];
             }
         }
     }
-    let rest = &words[lines * LINE * STREAMS..];
-    sums.iter()
-        .flatten()
+    let rest = all[lines * STREAMS..].as_flattened().iter().chain(rest);
+    sums.as_flattened()
+        .iter()
         .chain(rest)
         .fold(0, |all, sum| all ^ sum)
 }
 
 /// Asks for the cache line of `address`, which need not be valid.
 #[inline(always)]
-fn prefetch(address: *const u64) {
+fn prefetch(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

@@ -1,7 +1,9 @@
 //! The measuring side: what is timed is right, reads each byte once, and is made of what the plan says.
 
 use std::collections::HashSet;
+use std::path::Path;
 
+use attention_rollout::cuda::nvrtc::{Cache, Options, Source, Target};
 use attention_rollout::measure::{Case, Inputs};
 use attention_rollout::{DType, Output, Problem, RolloutConfig, Shape};
 
@@ -62,6 +64,25 @@ fn the_floor_reads_the_bytes_of_a_run_once_and_rotates() {
             .unwrap()
             .l2_bytes;
         assert!(copies == 256 || copies * case.map_bytes() >= 2 * l2_bytes);
+    }
+}
+
+/// As `tests/compile.rs` has it of every variant.
+#[test]
+fn the_floor_compiles_for_every_architecture_without_spills() {
+    for nvrtc in crate::nvrtc::nvrtcs() {
+        for arch in [75, 80, 86, 89, 90, 100, 120] {
+            let cache = Cache::at(Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels"));
+            let source = Source::embedded("read_floor.cu").unwrap();
+            let options = Options::new(Target::Cubin(arch.into())).label("read_floor");
+            let compiled = cache.compile(&nvrtc, &source, &options).unwrap();
+            let kernel = compiled.kernel("read_floor").unwrap();
+            let spilled = kernel.spill_store_bytes + kernel.spill_load_bytes + kernel.stack_bytes;
+            assert_eq!(spilled, 0, "sm_{arch}");
+            // 4 blocks of 256 threads on a multiprocessor.
+            assert!(kernel.registers <= 64, "sm_{arch}: {kernel:?}");
+            assert!(!compiled.log.contains("warning"), "{}", compiled.log);
+        }
     }
 }
 
