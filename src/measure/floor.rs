@@ -10,8 +10,8 @@ use crate::input::HostLayer;
 
 /// Reads maps as fast as this machine can with a number of threads.
 ///
-/// Which order is fastest depends on the prefetchers (one sequential stream or several at once, as a head average
-/// reads them; left to the processor or asked for ahead), so all are tried at the first use and the fastest is kept.
+/// Which order is fastest depends on the prefetchers (one sequential stream, or several at once as a head average
+/// reads them; left to the processor, or helped by prefetches, which cross the pages of short maps), so all are tried at the first use, unless one has been set, and the fastest is kept.
 pub struct HostRead {
     pool: rayon::ThreadPool,
     threads: usize,
@@ -19,12 +19,16 @@ pub struct HostRead {
 }
 
 /// Reads one part of the maps and returns a value that depends on all of it.
-type Order = fn(&[u64]) -> u64;
+pub(super) type Order = fn(&[u64]) -> u64;
 
-const ORDERS: [Order; 4] = [read::<1, 0>, read::<2, 0>, read::<4, 1024>, read::<12, 0>];
-
-/// Rounds in which the orders are tried, in turns.
-const ROUNDS: usize = 5;
+pub(super) const ORDERS: [Order; 6] = [
+    read::<1, 0>,
+    read::<2, 0>,
+    read::<12, 0>,
+    read::<4, 512>,
+    read::<4, 1024>,
+    read::<6, 512>,
+];
 
 impl HostRead {
     /// A floor for `threads` threads.
@@ -41,28 +45,28 @@ impl HostRead {
 
     /// The time to read the first `bytes` bytes of `layers`.
     pub fn time(&self, layers: &[HostLayer<'_>], bytes: usize) -> Duration {
-        let mut left = bytes / size_of::<u64>();
-        let mut parts = Vec::new();
-        for layer in layers {
-            let words = words(layer);
-            let words = &words[..words.len().min(left)];
-            left -= words.len();
-            parts.push(words);
-        }
-        let order = *self.order.get_or_init(|| {
-            let mut least = ORDERS.map(|order| (Duration::MAX, order));
-            for _ in 0..ROUNDS {
-                for (least, order) in &mut least {
-                    *least = self.run(&parts, *order).min(*least);
-                }
-            }
-            least.sort_by_key(|(least, _)| *least);
-            least[0].1
-        });
-        self.run(&parts, order)
+        self.time_parts(&parts(layers, bytes))
     }
 
-    fn run(&self, parts: &[&[u64]], order: Order) -> Duration {
+    /// The time to read `parts`, each shared out among the threads.
+    pub(super) fn time_parts(&self, parts: &[&[u64]]) -> Duration {
+        let order = *self.order.get_or_init(|| {
+            ORDERS
+                .into_iter()
+                .min_by_key(|&order| (0..3).map(|_| self.run(parts, order)).min())
+                .unwrap_or(ORDERS[0])
+        });
+        self.run(parts, order)
+    }
+
+    /// Sets the order to read in, before the first use.
+    pub(super) fn set_order(&self, order: Order) {
+        // One that has been set or chosen stays: two that read equally fast are equally good.
+        let _ = self.order.set(order);
+    }
+
+    /// The time to read `parts` in an order.
+    pub(super) fn run(&self, parts: &[&[u64]], order: Order) -> Duration {
         let threads = self.threads;
         let share = |thread: usize| {
             for part in parts {
@@ -79,6 +83,18 @@ impl HostRead {
         }
         start.elapsed()
     }
+}
+
+/// The words in the first `bytes` bytes of `layers`.
+pub(super) fn parts<'a>(layers: &[HostLayer<'a>], bytes: usize) -> Vec<&'a [u64]> {
+    let mut left = bytes / size_of::<u64>();
+    let cut = |layer| {
+        let words = words(layer);
+        let words = &words[..words.len().min(left)];
+        left -= words.len();
+        words
+    };
+    layers.iter().map(cut).collect()
 }
 
 /// The aligned words of a layer.

@@ -5,14 +5,19 @@ use std::path::Path;
 use crate::nvrtc::nvrtcs;
 use crate::support::{Bench, assert_close, data, read};
 
+/// Whether there is a real GPU.
+pub fn is_real() -> bool {
+    Path::new("/dev/nvidiactl").exists()
+}
+
 /// A bench whose binary sees GPUs of these models; `None`, said aloud, where there is no compiler for its kernels.
-fn bench(models: &str) -> Option<Bench> {
+pub fn bench(models: &str) -> Option<Bench> {
     let nvrtc = nvrtcs().into_iter().next()?;
     let mut bench = Bench::new();
     bench
         .environment
         .push(("ROLLOUT_NVRTC", nvrtc.path().into()));
-    if !Path::new("/dev/nvidiactl").exists() {
+    if !is_real() {
         let driver = vcuda::client::library_path().unwrap_or_else(|error| panic!("{error}"));
         bench.environment.extend([
             ("LD_PRELOAD", driver.into()),
@@ -113,7 +118,7 @@ fn devices_says_what_is_there_and_what_lacks() {
         list.contains("driver: CUDA") && list.contains("cuda: 0: "),
         "{list}"
     );
-    if !Path::new("/dev/nvidiactl").exists() {
+    if !is_real() {
         let none = Bench::new();
         let list = none.command(["devices"]).expect_status(0).stdout;
         assert!(list.contains("no NVIDIA driver"), "{list}");
