@@ -62,7 +62,9 @@ mod tests {
         let merged = merge(sequences);
         // Every step once, in the order of its sequence.
         for (index, sequence) in sequences.iter().enumerate() {
-            let steps = merged.iter().flat_map(|m| m.steps.iter().map(|s| (m, s)));
+            let steps = merged
+                .iter()
+                .flat_map(|m| m.steps.iter().map(move |s| (m, s)));
             let mine: Vec<_> = steps.filter(|(_, (of, _))| *of == index).collect();
             assert!(
                 mine.iter().enumerate().all(
