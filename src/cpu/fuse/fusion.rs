@@ -1,0 +1,114 @@
+//! How entries of the heads become one, lane by lane.
+
+use crate::cpu::simd::Lanes;
+
+/// How entries of the heads, in order, become one.
+pub(super) trait Fusion: Copy {
+    fn first<L: Lanes>(self, lanes: L, value: L::Vector) -> L::Vector;
+
+    fn next<L: Lanes>(self, lanes: L, kept: L::Vector, value: L::Vector, head: usize) -> L::Vector;
+
+    fn last<L: Lanes>(self, lanes: L, kept: L::Vector) -> L::Vector;
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Mean {
+    pub scale: f32,
+}
+
+impl Fusion for Mean {
+    #[inline(always)]
+    fn first<L: Lanes>(self, _lanes: L, value: L::Vector) -> L::Vector {
+        value
+    }
+
+    #[inline(always)]
+    fn next<L: Lanes>(
+        self,
+        lanes: L,
+        kept: L::Vector,
+        value: L::Vector,
+        _head: usize,
+    ) -> L::Vector {
+        lanes.add(kept, value)
+    }
+
+    #[inline(always)]
+    fn last<L: Lanes>(self, lanes: L, kept: L::Vector) -> L::Vector {
+        lanes.mul(kept, lanes.splat(self.scale))
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Max;
+
+impl Fusion for Max {
+    #[inline(always)]
+    fn first<L: Lanes>(self, _lanes: L, value: L::Vector) -> L::Vector {
+        value
+    }
+
+    #[inline(always)]
+    fn next<L: Lanes>(
+        self,
+        lanes: L,
+        kept: L::Vector,
+        value: L::Vector,
+        _head: usize,
+    ) -> L::Vector {
+        lanes.max(kept, value)
+    }
+
+    #[inline(always)]
+    fn last<L: Lanes>(self, _lanes: L, kept: L::Vector) -> L::Vector {
+        kept
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Min;
+
+impl Fusion for Min {
+    #[inline(always)]
+    fn first<L: Lanes>(self, _lanes: L, value: L::Vector) -> L::Vector {
+        value
+    }
+
+    #[inline(always)]
+    fn next<L: Lanes>(
+        self,
+        lanes: L,
+        kept: L::Vector,
+        value: L::Vector,
+        _head: usize,
+    ) -> L::Vector {
+        lanes.min(kept, value)
+    }
+
+    #[inline(always)]
+    fn last<L: Lanes>(self, _lanes: L, kept: L::Vector) -> L::Vector {
+        kept
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Weighted<'a> {
+    pub weights: &'a [f32],
+}
+
+impl Fusion for Weighted<'_> {
+    #[inline(always)]
+    fn first<L: Lanes>(self, lanes: L, value: L::Vector) -> L::Vector {
+        lanes.mul(value, lanes.splat(self.weights[0]))
+    }
+
+    #[inline(always)]
+    fn next<L: Lanes>(self, lanes: L, kept: L::Vector, value: L::Vector, head: usize) -> L::Vector {
+        lanes.add(kept, lanes.mul(value, lanes.splat(self.weights[head])))
+    }
+
+    #[inline(always)]
+    fn last<L: Lanes>(self, _lanes: L, kept: L::Vector) -> L::Vector {
+        kept
+    }
+}

@@ -1,0 +1,154 @@
+//! Fusing and accumulating against the reference, on every instruction set of this machine.
+
+use half::{bf16, f16};
+
+use super::*;
+use crate::reference::fuse_f32;
+
+const ROWS: usize = 9;
+const HEADS: usize = 3;
+/// Below, at and above every vector and step length.
+const LENS: [usize; 20] = [
+    1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 47, 63, 65, 100, 131,
+];
+
+/// Maps `[HEADS, ROWS, len]` with a gap after each row; NaN in what must not be read.
+struct Maps {
+    values: Vec<f32>,
+    len: usize,
+    /// Whether entries right of the diagonal are absent, and the first row's index.
+    causal_from: Option<usize>,
+}
+
+impl Maps {
+    fn new(len: usize, gap: usize, causal_from: Option<usize>) -> Self {
+        let stride = len + gap;
+        let mut values = vec![f32::NAN; HEADS * ROWS * stride - gap];
+        for (at, value) in values.iter_mut().enumerate() {
+            let (row, column) = (at / stride % ROWS, at % stride);
+            let present = causal_from.map_or(len, |from| (from + row + 1).min(len));
+            if column < present {
+                // Exact in every element type, of both signs, and different in adjoining entries.
+                *value = ((at * 37 + at / 7) % 255) as f32 / 128.0 - 0.5;
+            }
+        }
+        Maps {
+            values,
+            len,
+            causal_from,
+        }
+    }
+
+    fn stride(&self) -> usize {
+        (self.values.len() + HEADS * ROWS - 1) / (HEADS * ROWS)
+    }
+
+    fn rows<'a>(&self, maps: HostLayer<'a>, heads: usize, fusion: &'a HeadFusion) -> MapRows<'a> {
+        MapRows {
+            maps,
+            first: 0,
+            head_stride: ROWS * self.stride(),
+            row_stride: self.stride(),
+            heads,
+            fusion,
+            causal_from: self.causal_from,
+            rows: ROWS,
+            len: self.len,
+        }
+    }
+
+    /// The fused rows `[ROWS, len]` as the reference has them.
+    fn fused(&self, heads: usize, fusion: &HeadFusion) -> Vec<f32> {
+        let entry = |row: usize, column: usize| {
+            if self.causal_from.is_some_and(|from| column > from + row) {
+                return 0.0;
+            }
+            let entries: Vec<f32> = (0..heads)
+                .map(|head| self.values[(head * ROWS + row) * self.stride() + column])
+                .collect();
+            fuse_f32(fusion, &entries)
+        };
+        (0..ROWS * self.len)
+            .map(|at| entry(at / self.len, at % self.len))
+            .collect()
+    }
+}
+
+/// Every instruction set, length, layout, element type, number of heads and fusion.
+fn for_each(check: impl Fn(Simd, &Maps, MapRows<'_>, &[f32])) {
+    for (len, gap, causal_from) in LENS.into_iter().flat_map(|len| {
+        [
+            (len, 0, None),
+            (len, 3, None),
+            (len, 0, Some(0)),
+            (len, 3, Some(20)),
+        ]
+    }) {
+        let maps = Maps::new(len, gap, causal_from);
+        let f16s: Vec<f16> = maps.values.iter().map(|&v| f16::from_f32(v)).collect();
+        let bf16s: Vec<bf16> = maps.values.iter().map(|&v| bf16::from_f32(v)).collect();
+        let weights = vec![0.3, 0.6, 0.1];
+        for heads in 1..=HEADS {
+            for fusion in [
+                HeadFusion::Mean,
+                HeadFusion::Max,
+                HeadFusion::Min,
+                HeadFusion::Weighted(weights.clone()),
+            ] {
+                let fused = maps.fused(heads, &fusion);
+                for layer in [
+                    HostLayer::F32(&maps.values),
+                    HostLayer::F16(&f16s),
+                    HostLayer::Bf16(&bf16s),
+                ] {
+                    for simd in Simd::available() {
+                        check(simd, &maps, maps.rows(layer, heads, &fusion), &fused);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn fused_to_the_bit_on_every_instruction_set() {
+    for_each(|simd, maps, rows, want| {
+        let mut got = vec![f32::NAN; want.len()];
+        rows.fuse(simd, &mut got);
+        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert_eq!(
+            bits(&got),
+            bits(want),
+            "{simd}, {} columns, {rows:?}",
+            maps.len
+        );
+    });
+}
+
+#[test]
+fn accumulated_as_fused_on_every_instruction_set() {
+    for_each(|simd, maps, rows, fused| {
+        let len = maps.len;
+        for start_rows in [1, 2, 5] {
+            let weights: Vec<f32> = (0..start_rows * ROWS).map(|at| 0.1 + at as f32).collect();
+            let before: Vec<f32> = (0..start_rows * len).map(|at| at as f32 / 8.0).collect();
+            let mut part = before.clone();
+            rows.accumulate(simd, &weights, &mut part);
+            for (at, (&got, &before)) in part.iter().zip(&before).enumerate() {
+                let (m, column) = (at / len, at % len);
+                let terms = (0..ROWS).map(|row| {
+                    f64::from(weights[m * ROWS + row]) * f64::from(fused[row * len + column])
+                });
+                let want = f64::from(before) + terms.clone().sum::<f64>();
+                let magnitude = f64::from(before) + terms.map(f64::abs).sum::<f64>();
+                // A product and a sum per row, each rounded once.
+                let budget = (2 * ROWS) as f64 * f64::from(f32::EPSILON) / 2.0 * magnitude;
+                let within = (f64::from(got) - want).abs() <= budget;
+                assert!(
+                    within,
+                    "{simd}, start row {m}, column {column} of {len}: {got} for {want}, {rows:?}"
+                );
+            }
+        }
+    });
+}
