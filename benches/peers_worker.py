@@ -4,33 +4,58 @@ Started by peers.py as `peers_worker.py torch|numpy THREADS DEVICE`; answers one
 PyTorch never share a process: each keeps threads of its own, and they disturb each other.
 """
 
+import ctypes
 import importlib
 import importlib.metadata
+import itertools
 import json
 import os
+import pathlib
 import sys
 import time
+import traceback
 
 FAMILY, THREADS, DEVICE = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = str(THREADS)
 
-import numpy as np  # noqa: E402
-from safetensors import safe_open  # noqa: E402
-
 if FAMILY == "torch":
     import torch
+else:
+    import numpy as np
 
-# Inputs smaller than this lie in memory more than once and are taken in turn, as in src/measure.
-ROTATION_BYTES = 256 << 20
+import tensor_file  # noqa: E402
+
 MAX_COPIES = 256
+WARM_UP_SECONDS = 0.1
+CLOCK_US = 200
+MAX_REPEATS = 100
 RATIO = 0.9
 
 
-def layers_of(file):
-    """`{feature: [layer names in order]}` of an open safetensors file."""
+def rotation_bytes():
+    """Inputs smaller than this lie in memory more than once and are taken in turn, so that no run finds its maps in a
+    cache: the rule of src/measure/rotation.rs."""
+    if DEVICE != "cpu":
+        return 2 * getattr(torch.cuda.get_device_properties(DEVICE), "L2_cache_size", 64 << 20)
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    sizes = [path.read_text().strip() for path in pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    largest = max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=0)
+    return min(max(2 * largest, 256 << 20), 1 << 30)
+
+
+def array(dtype, shape, data):
+    """A tensor of a file as this family holds it."""
+    if FAMILY == "numpy":
+        return np.frombuffer(data, {"F32": np.float32, "F16": np.float16}[dtype]).reshape(shape)
+    element = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[dtype]
+    return torch.frombuffer(data, dtype=element).reshape(shape)
+
+
+def layers_of(tensors):
+    """`{feature: [layer names in order]}` of the tensors of a file."""
     features = {}
-    for name in file.keys():
+    for name in tensors:
         prefix, _, base = name.rpartition("/")
         if base.startswith("layer."):
             features.setdefault(prefix, []).append(name)
@@ -172,24 +197,29 @@ def each(compute):
     return lambda features: {key: compute(layers) for key, layers in features.items()}
 
 
-def graphed(compute):
+class Graphed:
     """`compute` as a CUDA graph over fixed inputs, captured once per copy of the inputs."""
-    captured = {}
 
-    def replay(features):
+    def __init__(self, compute):
+        self.compute = compute
+        self.captured = {}
+
+    def __call__(self, features):
         key = id(features)
-        if key not in captured:
-            compute(features)
+        if key not in self.captured:
+            self.compute(features)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                outputs = compute(features)
-            captured[key] = graph, outputs
-        graph, outputs = captured[key]
+                outputs = self.compute(features)
+            self.captured[key] = graph, outputs
+        graph, outputs = self.captured[key]
         graph.replay()
         return outputs
 
-    return replay
+    def forget(self):
+        """Drops the graphs, before the inputs go that they were captured with."""
+        self.captured.clear()
 
 
 class Worker:
@@ -215,33 +245,34 @@ class Worker:
         for name, compute in (("torch.compile loop", torch_loop), ("torch.compile row", torch_row)):
             self.systems[name] = each(torch.compile(compute, dynamic=False))
         if DEVICE != "cpu":
-            self.systems["cuda graph loop"] = graphed(each(torch_loop))
-            self.systems["cuda graph row"] = graphed(each(torch_row))
+            torch.cuda.set_device(DEVICE)
+            self.systems["cuda graph loop"] = Graphed(each(torch_loop))
+            self.systems["cuda graph row"] = Graphed(each(torch_row))
 
     def make(self, path, features, dtype):
         """Writes random maps: softmax of normal numbers, the same for everyone who reads the file."""
-        from safetensors.torch import save_file
-
         torch.manual_seed(0)
         element = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[dtype]
         tensors = {}
         for key, (layers, batch, heads, tokens) in features.items():
             for layer in range(layers):
-                maps = torch.softmax(2 * torch.randn(batch, heads, tokens, tokens), -1)
-                tensors[f"{key}/layer.{layer}" if key else f"layer.{layer}"] = maps.to(element)
-        save_file(tensors, path)
+                maps = torch.softmax(2 * torch.randn(batch, heads, tokens, tokens), -1).to(element)
+                data = ctypes.string_at(maps.data_ptr(), maps.nbytes)
+                name = f"{key}/layer.{layer}" if key else f"layer.{layer}"
+                tensors[name] = dtype.upper(), maps.shape, data
+        tensor_file.write(path, tensors)
         return {}
 
     def load(self, path):
         """Reads the maps of a file, as often as the rotation takes."""
         self.copies = []
-        framework = "np" if FAMILY == "numpy" else "pt"
-        with safe_open(path, framework) as file:
-            features = {
-                key: [file.get_tensor(name) for name in names] for key, names in layers_of(file).items()
-            }
+        for system in self.systems.values():
+            if isinstance(system, Graphed):
+                system.forget()
+        tensors = tensor_file.read(path)
+        features = {key: [array(*tensors[name]) for name in names] for key, names in layers_of(tensors).items()}
         size = sum(layer.nbytes for layers in features.values() for layer in layers)
-        for _ in range(min(MAX_COPIES, -(-ROTATION_BYTES // size))):
+        for _ in range(min(MAX_COPIES, -(-rotation_bytes() // size))):
             copied = {}
             for key, layers in features.items():
                 if FAMILY == "numpy":
@@ -252,35 +283,49 @@ class Worker:
         return {"copies": len(self.copies)}
 
     def time(self, system, runs):
-        """Times in microseconds, after a warm-up run."""
+        """Times in microseconds, after warm-up runs. On a GPU, as in src/measure: what is timed follows straight after
+        another run, and short runs are repeated."""
         compute = self.systems[system]
+        copies = itertools.cycle(self.copies)
+        # Every copy has a graph of its own, to be captured before anything is timed.
+        for features in self.copies if isinstance(compute, Graphed) else self.copies[:1]:
+            compute(features)
         times = []
-        for run in range(runs + 1):
-            features = self.copies[run % len(self.copies)]
-            if DEVICE == "cpu":
+        if DEVICE == "cpu":
+            for _ in range(runs):
+                features = next(copies)
                 start = time.perf_counter()
                 compute(features)
-                elapsed = (time.perf_counter() - start) * 1e6
-            else:
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                compute(features)
-                end.record()
-                end.synchronize()
-                elapsed = start.elapsed_time(end) * 1e3
-            times.append(elapsed)
-        return {"times_us": times[1:]}
+                times.append((time.perf_counter() - start) * 1e6)
+            return {"times_us": times}
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+        def elapsed_us(repeats):
+            compute(next(copies))
+            start.record()
+            for _ in range(repeats):
+                compute(next(copies))
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) * 1e3 / repeats
+
+        best, warm_up = float("inf"), time.perf_counter()
+        while best == float("inf") or time.perf_counter() - warm_up < WARM_UP_SECONDS:
+            best = min(best, elapsed_us(1))
+        repeats = min(max(-(-CLOCK_US // max(best, 1)), 1), MAX_REPEATS)
+        return {"times_us": [elapsed_us(int(repeats)) for _ in range(runs)]}
 
     def check(self, system, answer):
         """Largest difference from the answers in a file, over all features."""
         worst = 0.0
         outputs = self.systems[system](self.copies[0])
-        with safe_open(answer, "np") as file:
-            for key, output in outputs.items():
-                name = "relevance" if output.ndim == 2 else "rollout"
-                expected = file.get_tensor(f"{key}/{name}" if key else name)
-                got = output if FAMILY == "numpy" else output.float().cpu().numpy()
-                worst = max(worst, float(np.abs(got - expected).max()))
+        tensors = tensor_file.read(answer)
+        for key, output in outputs.items():
+            name = "relevance" if output.ndim == 2 else "rollout"
+            expected = array(*tensors[f"{key}/{name}" if key else name])
+            got = output if FAMILY == "numpy" else output.float().cpu()
+            difference = float(abs(got - expected).max())
+            worst = max(worst, difference if difference == difference else float("inf"))
         return {"difference": worst}
 
     def versions(self):
@@ -288,6 +333,8 @@ class Worker:
         if FAMILY == "numpy":
             return {"numpy": np.__version__}
         found = {"torch": torch.__version__}
+        if DEVICE != "cpu":
+            found["CUDA"] = torch.version.cuda
         if "pyhealth" in self.systems:
             found["pyhealth"] = importlib.metadata.version("pyhealth")
         return {**found, "systems": list(self.systems)}
@@ -300,7 +347,11 @@ def main():
     worker = Worker()
     for line in sys.stdin:
         request = json.loads(line)
-        answer = getattr(worker, request.pop("do"))(**request)
+        try:
+            answer = getattr(worker, request.pop("do"))(**request)
+        except Exception as error:  # a system that cannot run here must not end the others
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
         answers.write(json.dumps(answer) + "\n")
 
 

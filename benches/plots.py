@@ -13,15 +13,18 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.ticker import ScalarFormatter  # noqa: E402
 
-from results import OURS, READ, Results  # noqa: E402
+from results import OURS, OURS_GRAPH, READ, Results  # noqa: E402
 
 AXES = ("tokens", "layers", "batch", "heads")
 POSITION = {"layers": 0, "batch": 1, "heads": 2, "tokens": 3}
 STYLES = {
     OURS: ("this crate", "#0b6e4f", "o"),
+    OURS_GRAPH: ("this crate, as a graph", "#6fb98f", "o"),
     READ: ("reading the maps once", "#888888", None),
     "torch row": ("PyTorch, row", "#d1495b", "s"),
     "torch loop": ("PyTorch, loop", "#d1495b", "s"),
+    "cuda graph row": ("PyTorch's CUDA graph, row", "#e59ba5", "s"),
+    "cuda graph loop": ("PyTorch's CUDA graph, loop", "#e59ba5", "s"),
     "pyhealth": ("PyHealth", "#30638e", "^"),
     "pyhealth-algorithm": ("PyHealth's algorithm", "#30638e", "^"),
 }
@@ -59,7 +62,7 @@ def draw(results, output, path):
             panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             panel.grid(True, which="major", alpha=0.25)
             panel.set_xlabel(axis)
-        line[0].set_ylabel(f"ms, {count} thread{'s' if count > 1 else ''}")
+        line[0].set_ylabel(f"ms, {results.gpu() or ('1 thread' if count == 1 else f'{count} threads')}")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncol=len(labels), frameon=False)
     base = next(key.extents for key in results.times if key.shape == "scaling batch" and "x4x12x" in key.extents)

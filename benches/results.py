@@ -5,6 +5,7 @@ import csv
 import statistics
 
 OURS = "attention-rollout"
+OURS_GRAPH = "attention-rollout graph"
 READ = "map read"
 
 Key = collections.namedtuple("Key", "output shape extents dtype threads")
@@ -29,6 +30,15 @@ class Results:
         """The header line that starts with `name`, without the name."""
         return next(line.split(": ", 1)[1] for line in self.header if line.startswith(name + ": "))
 
+    def notes(self, name):
+        """Every header line that starts with `name`, without the name."""
+        return [line.split(": ", 1)[1] for line in self.header if line.startswith(name + ": ")]
+
+    def gpu(self):
+        """The GPU that was measured, as `NVIDIA H200 (cuda:0)`; None for the CPU."""
+        device = self.note("processor").split("; device: ")[1]
+        return device if "cuda" in device else None
+
     def minimum(self, key, system):
         """The smallest time in microseconds, or None where the system was not measured."""
         rounds = self.times[key].get(system)
@@ -40,9 +50,10 @@ class Results:
 
     def ratio(self, key, system):
         """How many times as long as ours `system` takes: by the smallest times, then the range over the rounds of the
-        ratio of medians. None where it was not measured."""
-        theirs, ours = self.times[key].get(system), self.times[key][OURS]
-        if not theirs:
+        ratio of medians. None where it was not measured. A CUDA graph is compared with ours."""
+        against = OURS_GRAPH if system.startswith("cuda graph") else OURS
+        theirs, ours = self.times[key].get(system), self.times[key].get(against)
+        if not theirs or not ours:
             return None
         rounds = [statistics.median(theirs[r]) / statistics.median(ours[r]) for r in ours if r in theirs]
-        return self.minimum(key, system) / self.minimum(key, OURS), min(rounds), max(rounds)
+        return self.minimum(key, system) / self.minimum(key, against), min(rounds), max(rounds)

@@ -1,83 +1,166 @@
-//! Rollouts on this machine, each with its floor: reading the same bytes once with as many threads.
+//! Rollouts on the CPU, on one thread and on all, and on a GPU where there is one, each with its floor: reading the same
+//! bytes once on the same device.
 //!
-//! `cargo bench --features cpu -- 'matrix/vit-b16'` runs what matches. A benchmark's answer is checked against the
-//! f64 reference before it is timed, and its inputs are repeated in memory until they exceed any cache.
+//! `cargo bench -- 'matrix/vit-b16'` runs what matches, `cargo bench -- cuda` what runs on a GPU. A benchmark's answer is
+//! checked against the f64 reference before it is timed, and its inputs are repeated in memory until they exceed the
+//! device's caches. Whole matrices on the CPU are also compared with reading the maps and multiplying the fused ones by the
+//! `gemm` crate, and nothing else.
 
 mod common;
 
 use std::num::NonZeroUsize;
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use attention_rollout::measure::{Case, HostRead, Inputs, minimum, time};
-use attention_rollout::{DType, HostLayer, Problem, Shape};
+#[cfg(feature = "cuda")]
+use attention_rollout::cuda;
+use attention_rollout::measure::{Case, Inputs, Products, gb_per_s, minimum};
+use attention_rollout::{DType, HostLayer, Output, Problem, Shape};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
-/// Runs after which the ratio to the floor is taken.
-const RATIO_RUNS: usize = 5;
+/// Runs from which the ratio to the floor is taken.
+const RATIO_RUNS: usize = 7;
 
-fn thread_counts() -> Vec<NonZeroUsize> {
+/// Where a benchmark runs.
+enum Device {
+    Cpu(NonZeroUsize),
+    #[cfg(feature = "cuda")]
+    Cuda(std::sync::Arc<cuda::cudarc::driver::CudaContext>),
+}
+
+/// The CPU with one thread and with all.
+static CPU: LazyLock<Vec<Device>> = LazyLock::new(|| {
     let all = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let mut counts = vec![NonZeroUsize::MIN, all];
     counts.dedup();
-    counts
+    counts.into_iter().map(Device::Cpu).collect()
+});
+
+/// The first GPU; none, said aloud, where there is none that can compute.
+#[cfg(feature = "cuda")]
+static GPU: LazyLock<Vec<Device>> = LazyLock::new(|| {
+    let open = || {
+        let context = cuda::context(0)?;
+        cuda::nvrtc::Nvrtc::load_for_driver(cuda::driver_version()?)?;
+        Ok::<_, attention_rollout::Error>(context)
+    };
+    match open() {
+        Ok(context) => vec![Device::Cuda(context)],
+        Err(error) => {
+            eprintln!("SKIPPED: every benchmark on a GPU: {error}");
+            Vec::new()
+        }
+    }
+});
+
+/// Every device.
+fn devices() -> impl Iterator<Item = &'static Device> {
+    #[cfg(feature = "cuda")]
+    return CPU.iter().chain(GPU.iter());
+    #[cfg(not(feature = "cuda"))]
+    CPU.iter()
 }
 
-/// Benchmarks the problems made by `cases` as one run. Nothing is made unless the filter selects the benchmark.
+impl Device {
+    fn name(&self) -> String {
+        match self {
+            Device::Cpu(threads) => format!("t{threads}"),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(context) => format!("cuda:{}", context.ordinal()),
+        }
+    }
+
+    /// Makes problems, each with its maps, ready to be timed as one run.
+    fn case(&self, members: Vec<(Problem, Inputs)>) -> attention_rollout::Result<Case> {
+        match self {
+            Device::Cpu(threads) => Case::cpu(members, *threads),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(context) => Case::cuda(members, context, &cuda::Options::default()),
+        }
+    }
+}
+
+/// Benchmarks the problems of `members` as one run on `device`. Nothing is made unless the filter selects the benchmark.
 fn bench(
     criterion: &mut Criterion,
     name: &str,
     map_bytes: usize,
-    cases: impl Fn(NonZeroUsize) -> Vec<Case>,
+    device: &Device,
+    members: impl Fn() -> Vec<(Problem, Inputs)>,
 ) {
-    for threads in thread_counts() {
-        let mut group = criterion.benchmark_group(name);
-        group.throughput(Throughput::Bytes(map_bytes as u64));
-        let mut prepared = None;
-        group.bench_function(format!("t{threads}"), |bencher| {
-            let cases = prepared.get_or_insert_with(|| {
-                let mut cases = cases(threads);
-                for case in &mut cases {
-                    case.check().expect("the answer is right");
-                }
-                report_floor(name, &mut cases, threads, map_bytes);
-                cases
-            });
-            bencher.iter_custom(|iterations| {
-                (0..iterations)
-                    .flat_map(|_| cases.iter_mut().map(Case::run).collect::<Vec<_>>())
-                    .map(|elapsed| elapsed.expect("the plan runs"))
-                    .sum::<Duration>()
-            });
+    let mut group = criterion.benchmark_group(name);
+    group.throughput(Throughput::Bytes(map_bytes as u64));
+    let mut prepared = None;
+    group.bench_function(device.name(), |bencher| {
+        let case = prepared.get_or_insert_with(|| {
+            let mut case = device.case(members()).expect("the plan is made");
+            case.check().expect("the answer is right");
+            report_floor(name, device, &mut case);
+            case
         });
-        group.finish();
+        bencher.iter_custom(|iterations| case.run(iterations).expect("the plan runs"));
+    });
+    group.finish();
+}
+
+/// Prints the time of reading the maps once, and how many times that the rollout takes; the same with the products, where
+/// the case has any to compare with.
+fn report_floor(name: &str, device: &Device, case: &mut Case) {
+    let times = case.time(RATIO_RUNS).expect("the plan runs");
+    let (run, read) = (minimum(&times.runs), minimum(&times.floor));
+    println!(
+        "\n{name}/{}: {run:.1?}, {:.1} GB/s of maps; reading them takes {read:.1?} ({:.1} GB/s): ratio {:.2}",
+        device.name(),
+        gb_per_s(case.map_bytes(), run),
+        gb_per_s(case.setup().floor_bytes, read),
+        run.as_secs_f64() / read.as_secs_f64(),
+    );
+    if let Some(mut products) = products(device, case) {
+        let (mut runs, mut floors) = (Vec::new(), Vec::new());
+        for _ in 0..RATIO_RUNS {
+            runs.push(case.run(1).expect("the plan runs"));
+            floors.push(case.read(1).expect("the maps are read") + products.time());
+        }
+        let (run, floor) = (minimum(&runs), minimum(&floors));
+        println!(
+            "{run:.1?}; reading them and the gemm crate's own products take {floor:.1?}: ratio {:.2}",
+            run.as_secs_f64() / floor.as_secs_f64()
+        );
     }
 }
 
-/// Prints the time of reading the maps once, and how many times that the rollout takes.
-fn report_floor(name: &str, cases: &mut [Case], threads: NonZeroUsize, map_bytes: usize) {
-    let floor = HostRead::new(threads).expect("threads start");
-    let times = time(cases, &floor, RATIO_RUNS).expect("the plan runs");
-    let (run, read) = (minimum(&times.runs), minimum(&times.floor));
-    println!(
-        "\n{name}/t{threads}: {:.1} GB/s of maps; reading them takes {read:.1?} ({:.1} GB/s): ratio {:.2}",
-        attention_rollout::measure::gb_per_s(map_bytes, run),
-        attention_rollout::measure::gb_per_s(map_bytes, read),
-        run.as_secs_f64() / read.as_secs_f64(),
-    );
+/// The products alone, for one whole matrix on the CPU.
+fn products(device: &Device, case: &Case) -> Option<Products> {
+    let (&Device::Cpu(threads), [problem]) = (device, case.problems()) else {
+        return None;
+    };
+    let config = problem.config();
+    let wanted = config.output == Output::Matrix && !config.causal;
+    wanted.then(|| Products::new(problem, threads).expect("threads start"))
 }
 
 fn models(criterion: &mut Criterion) {
-    for spec in common::specs() {
-        let (shape, config) = (spec.model.shape(spec.batch), common::config(spec.config));
-        let problem = Problem::new(shape, spec.dtype, config).expect("the problem is valid");
-        bench(criterion, &spec.name(), problem.map_bytes(), |threads| {
-            let inputs = Inputs::random(&shape, spec.dtype, problem.config().causal, 1);
-            vec![Case::new(&problem, inputs, threads).expect("the plan is made")]
-        });
+    let mut on = |device: &Device, specs: Vec<common::Spec>| {
+        for spec in specs {
+            let (shape, config) = (spec.model.shape(spec.batch), common::config(spec.config));
+            let problem = Problem::new(shape, spec.dtype, config).expect("the problem is valid");
+            let map_bytes = problem.map_bytes();
+            bench(criterion, &spec.name(), map_bytes, device, || {
+                let inputs = Inputs::random(&shape, spec.dtype, problem.config().causal, 1);
+                vec![(problem.clone(), inputs)]
+            });
+        }
+    };
+    for device in devices() {
+        match device {
+            Device::Cpu(_) => on(device, common::cpu_specs()),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => on(device, common::gpu_specs()),
+        }
     }
 }
 
-/// The features of a small clinical model, one rollout each.
+/// The features of a small clinical model, all in one run.
 fn clinical(criterion: &mut Criterion) {
     let problems = common::CLINICAL.map(|(layers, tokens)| {
         let shape = Shape {
@@ -89,13 +172,21 @@ fn clinical(criterion: &mut Criterion) {
         Problem::new(shape, DType::F32, common::config("rows")).expect("the problem is valid")
     });
     let map_bytes = problems.iter().map(Problem::map_bytes).sum();
-    bench(criterion, "rows/clinical/b256/f32", map_bytes, |threads| {
-        let case = |problem: &Problem| {
-            let inputs = Inputs::random(problem.shape(), DType::F32, false, 1);
-            Case::new(problem, inputs, threads).expect("the plan is made")
-        };
-        problems.iter().map(case).collect()
-    });
+    for device in devices() {
+        bench(
+            criterion,
+            "group/clinical/b256/f32",
+            map_bytes,
+            device,
+            || {
+                let member = |problem: &Problem| {
+                    let inputs = Inputs::random(problem.shape(), DType::F32, false, 1);
+                    (problem.clone(), inputs)
+                };
+                problems.iter().map(member).collect()
+            },
+        );
+    }
 }
 
 /// Real maps: all-MiniLM-L6-v2 on four sentences.
@@ -124,14 +215,16 @@ fn minilm(criterion: &mut Criterion) {
         heads: 12,
         tokens: 28,
     };
-    for config in ["rows", "matrix"] {
+    for (config, device) in ["rows", "matrix"]
+        .into_iter()
+        .flat_map(|config| devices().map(move |device| (config, device)))
+    {
         let problem =
             Problem::new(shape, DType::F32, common::config(config)).expect("the problem is valid");
         let name = format!("{config}/minilm/b4/f32");
-        bench(criterion, &name, problem.map_bytes(), |threads| {
+        bench(criterion, &name, problem.map_bytes(), device, || {
             let layers: Vec<_> = layers.iter().map(|l| HostLayer::from(&l[..])).collect();
-            let inputs = Inputs::copied(&layers);
-            vec![Case::new(&problem, inputs, threads).expect("the plan is made")]
+            vec![(problem.clone(), Inputs::copied(&layers))]
         });
     }
 }

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Writes a CSV of peers.py as tables of ratios into the README, between its two markers.
+"""Writes CSVs of peers.py as tables of ratios into the README, between its two markers: a section for each, in order.
 
-    python3 benches/table.py benches/results/<machine>/<date>.csv
+    python3 benches/table.py benches/results/<machine>/<date>.csv ...
 """
 
 import pathlib
 import sys
 
-from results import OURS, READ, Results
+from results import OURS, OURS_GRAPH, READ, Results
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -34,17 +34,21 @@ NAMES = {
 
 
 def table(results, output):
-    """One table: a line for each shape, element type and number of threads."""
+    """One table: a line for each shape, element type and, on the CPU, number of threads."""
     keys = [key for key in results.times if key.output == output]
     systems = [name for name in NAMES if any(name in results.times[key] for key in keys)]
-    lines = [
-        "| maps | extents | threads | ms | times the read | " + " | ".join(NAMES[name] for name in systems) + " |",
-        "|---|---|---|---|---|" + "---|" * len(systems),
-    ]
+    on_gpu = results.gpu() is not None
+    columns = ["us", "as a graph, us"] if on_gpu else ["threads", "ms"]
+    titles = ["maps", "extents", *columns, "times the read", *(NAMES[name] for name in systems)]
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     for key in keys:
-        ours = results.minimum(key, OURS)
+        ours, graph = results.minimum(key, OURS), results.minimum(key, OURS_GRAPH)
         extents = key.extents if ";" not in key.extents else f"{key.extents.count(';') + 1} features"
-        cells = [f"{key.shape}, {key.dtype}", extents, str(key.threads), f"{ours / 1e3:.2f}"]
+        cells = [f"{key.shape}, {key.dtype}", extents]
+        if on_gpu:
+            cells += [f"{ours:.1f}", f"{graph:.1f}" if graph else ""]
+        else:
+            cells += [str(key.threads), f"{ours / 1e3:.2f}"]
         cells.append(f"{ours / results.minimum(key, READ):.2f}")
         for system in systems:
             ratio = results.ratio(key, system)
@@ -61,44 +65,57 @@ def slower(results):
             ratio = results.ratio(key, system)
             if ratio and ratio[0] < 1:
                 threads = "1 thread" if key.threads == 1 else f"{key.threads} threads"
-                found.append(f"{name} on {key.shape} ({key.output}, {key.dtype}, {threads}: {ratio[0]:.2f})")
+                where = [key.output, key.dtype] if results.gpu() else [key.output, key.dtype, threads]
+                found.append(f"{name} on {key.shape} ({', '.join(where)}: {ratio[0]:.2f})")
     return "Slower than: " + "; ".join(found) + "." if found else "Slower than none of them in any line."
 
 
+INTRODUCTION = """\
+Extents are layers x batch x heads x tokens. *Times the read* compares with reading the same bytes of the maps once, as \
+fast as the same device can (the CPU with as many threads). The other columns say how many times as long as this crate a \
+system takes: above 1 this crate is faster (in brackets, the range of the ratio of medians over the processes).
+
+*Row* carries one row from the last layer to the first, which is the least PyTorch can do; *loop* multiplies whole \
+matrices, head mean and residual done in place; PyHealth is its own `AttentionRollout.attribute()` on the saved maps. \
+*Top-k* discards as vit-explain does."""
+
+ON_GPU = """\
+Times on a GPU are those of CUDA events around a run that follows straight after another, on maps that lie in device \
+memory and in no cache. PyTorch's CUDA graphs are compared with this crate's run as a graph."""
+
+
 def section(results, path):
-    """The README section."""
+    """What one CSV has to say."""
     runs = max(results.runs(key, OURS) for key in results.times)
+    yield f"### On {results.gpu() or results.note('processor').split(' (')[0] + ' (CPU)'}"
+    yield ""
     yield f"Measured {results.note('date')} on {results.note('processor')}; {results.note('versions')}."
-    yield from (line.removeprefix("note: ") for line in results.header if line.startswith("note: "))
+    yield from (f"Other work {line}." for line in results.notes("other work"))
+    yield from results.notes("note")
     yield (
         f"Every time is the smallest of up to {runs} runs in turns with the others, after a check that the answers "
         f"agree; [raw times]({path.relative_to(ROOT)}), made by `{results.note('command')}`."
-    )
-    yield ""
-    yield (
-        "Extents are layers x batch x heads x tokens. *Times the read* compares with reading the same bytes of the "
-        "maps once, as fast as this machine can with as many threads. The other columns say how many times as long as this "
-        "crate a system takes: above 1 this crate is faster (in brackets, the range of the ratio of medians over the "
-        "processes)."
-    )
-    yield ""
-    yield (
-        "*Row* carries one row from the last layer to the first, which is the least PyTorch can do; *loop* multiplies "
-        "whole matrices, head mean and residual done in place; PyHealth is its own `AttentionRollout.attribute()` on "
-        "the saved maps. *Top-k* discards as vit-explain does."
     )
     for output, title in TITLES.items():
         if any(key.output == output for key in results.times):
             yield from ["", f"**{title}**", "", *table(results, output)]
     yield from ["", slower(results)]
+    yield from (f"Not measured: {line}." for line in results.notes("failed"))
+    yield ""
 
 
 def main():
-    path = pathlib.Path(sys.argv[1]).resolve()
+    paths = [pathlib.Path(path).resolve() for path in sys.argv[1:]]
+    everything = [(Results(path), path) for path in paths]
+    lines = ["", INTRODUCTION, ""]
+    if any(results.gpu() for results, _ in everything):
+        lines += [ON_GPU, ""]
+    for results, path in everything:
+        lines += section(results, path)
     text = README.read_text()
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    README.write_text("\n".join([before + BEGIN, "", *section(Results(path), path), "", END + after]))
+    README.write_text("\n".join([before + BEGIN, *lines, END + after]))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,8 @@
 #[path = "common/nvrtc.rs"]
 mod common;
 
-use attention_rollout::cuda::entry::Entry;
+use attention_rollout::cuda::entry::{Entry, SHARED_PARAMS};
 use attention_rollout::cuda::nvrtc::{Cache, KernelResources, Nvrtc, Options, Source, Target};
-use attention_rollout::cuda::params::RolloutRowsParams;
 use attention_rollout::cuda::variant::{Arithmetic, Variant};
 use common::nvrtcs;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -32,15 +31,16 @@ fn ceilings(&(entry, ref variant): &Kernel) -> (u32, u32) {
     match (entry, variant) {
         (Entry::Alone, _) => (registers, shared_bytes),
         // One block less than alone, and parameters in shared memory.
-        (Entry::Grouped, Variant::RolloutRows { rows: 1, .. }) => (128, PARAMS),
-        (Entry::Grouped, Variant::RolloutRows { .. }) => (255, PARAMS),
-        (Entry::Grouped, _) => (registers, (shared_bytes + PARAMS).min(48 << 10)),
+        (Entry::Grouped, Variant::RolloutRows { rows: 1, .. }) => (128, SHARED_PARAMS as u32),
+        (Entry::Grouped, Variant::RolloutRows { .. }) => (255, SHARED_PARAMS as u32),
+        (Entry::Grouped, _) => (
+            registers,
+            (shared_bytes + SHARED_PARAMS as u32).min(48 << 10),
+        ),
     }
 }
 
-/// The largest parameters.
-const PARAMS: u32 = size_of::<RolloutRowsParams>() as u32;
-
+/// The same of a kernel that is entered alone.
 fn alone(variant: &Variant) -> (u32, u32) {
     match variant {
         // 3 blocks of 256 threads; with 8 start rows, 2.

@@ -102,25 +102,33 @@ impl Spec {
     }
 }
 
-/// Every benchmark over one model.
-pub fn specs() -> Vec<Spec> {
-    let mut specs = Vec::new();
-    let mut add = |model, batch, dtype, configs: &[&'static str]| {
-        for config in configs {
-            specs.push(Spec {
-                model,
-                batch,
-                dtype,
-                config,
-            });
-        }
-    };
-    let all = ["rows", "normalized", "matrix", "cumulative", "discard"];
+const ALL: [&str; 5] = ["rows", "normalized", "matrix", "cumulative", "discard"];
+
+/// Collects benchmarks.
+#[derive(Default)]
+struct Specs(Vec<Spec>);
+
+impl Specs {
+    fn add(&mut self, model: &'static Model, batch: usize, dtype: DType, configs: &[&'static str]) {
+        self.0.extend(configs.iter().map(|&config| Spec {
+            model,
+            batch,
+            dtype,
+            config,
+        }));
+    }
+}
+
+/// Every benchmark over one model on the CPU.
+pub fn cpu_specs() -> Vec<Spec> {
+    let mut specs = Specs::default();
+    let mut add =
+        |model, batch, dtype, configs: &[&'static str]| specs.add(model, batch, dtype, configs);
     for batch in [1, 2, 8, 32] {
         add(&VIT_B16, batch, DType::F32, &["rows", "matrix"]);
     }
-    add(&VIT_B16, 8, DType::F32, &all[1..2]);
-    add(&VIT_B16, 8, DType::F32, &all[3..]);
+    add(&VIT_B16, 8, DType::F32, &ALL[1..2]);
+    add(&VIT_B16, 8, DType::F32, &ALL[3..]);
     for dtype in [DType::F16, DType::Bf16] {
         add(&VIT_B16, 8, dtype, &["rows", "matrix", "discard"]);
         add(&BERT_512, 2, dtype, &["rows", "matrix"]);
@@ -130,5 +138,29 @@ pub fn specs() -> Vec<Spec> {
     add(&BERT_512, 2, DType::F32, &["rows", "matrix", "discard"]);
     add(&VIT_L14, 1, DType::F32, &["rows", "matrix"]);
     add(&CAUSAL_2K, 1, DType::F32, &["last", "causal-matrix"]);
-    specs
+    specs.0
+}
+
+/// Every benchmark over one model on a GPU: what the CPU is measured with, and batches that fill the device.
+#[cfg(feature = "cuda")]
+pub fn gpu_specs() -> Vec<Spec> {
+    let mut specs = Specs(cpu_specs());
+    let mut add =
+        |model, batch, dtype, configs: &[&'static str]| specs.add(model, batch, dtype, configs);
+    for batch in [1, 2, 4, 16, 32] {
+        add(&VIT_B16, batch, DType::F16, &["rows", "matrix"]);
+    }
+    for dtype in [DType::F32, DType::F16, DType::Bf16] {
+        add(&VIT_B16, 64, dtype, &ALL);
+    }
+    for model in [&DEIT_TI, &BERT_128, &BERT_512] {
+        for batch in [1, 8, 64] {
+            add(model, batch, DType::F16, &["rows", "matrix"]);
+        }
+    }
+    for batch in [1, 4, 16] {
+        add(&VIT_L14, batch, DType::F16, &["rows", "matrix"]);
+    }
+    add(&CAUSAL_2K, 8, DType::F16, &["last", "causal-matrix"]);
+    specs.0
 }

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::thread::available_parallelism;
 
 use attention_rollout::cpu::{self, Choice, Form, Simd};
+use attention_rollout::measure::{Case, Inputs};
 use attention_rollout::{HostLayer, Output, Problem};
 
 use crate::error::{Error, Result};
@@ -97,6 +98,15 @@ impl Backend {
         }
     }
 
+    /// The name that the device gives itself.
+    pub fn device_name(&self) -> String {
+        match self {
+            Backend::Cpu { .. } => std::env::consts::ARCH.to_owned(),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(gpus) => gpus.device_name(),
+        }
+    }
+
     /// Whether products may be rounded to f16.
     pub fn is_half(&self) -> bool {
         match self {
@@ -112,6 +122,15 @@ impl Backend {
             Backend::Cpu { threads, .. } => *threads,
             #[cfg(feature = "cuda")]
             Backend::Cuda(_) => NonZeroUsize::MIN,
+        }
+    }
+
+    /// Makes problems, each with its maps, ready to be timed.
+    pub fn case(&self, members: Vec<(Problem, Inputs)>) -> attention_rollout::Result<Case> {
+        match self {
+            Backend::Cpu { threads, .. } => Case::cpu(members, *threads),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(gpus) => Case::cuda(members, gpus.context(), gpus.options()),
         }
     }
 

@@ -1,11 +1,11 @@
-//! `bench`: how long a rollout takes on this machine, beside the time it takes to read its maps.
+//! `bench`: how long a rollout takes on a device, beside the time it takes to read its maps.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use attention_rollout::measure::{self, Case, HostRead, Inputs, Times};
+use attention_rollout::measure::{self, Case, Inputs, Times};
 use attention_rollout::{DType, Problem, Shape};
 use clap::Args;
 use serde_json::json;
@@ -13,14 +13,15 @@ use serde_json::json;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::input::{Feature, InputFile, Maps, Tensors};
-use crate::job::{jobs, problem};
+use crate::job::{Job, jobs, problem};
 use crate::options::{ConfigArgs, DeviceArg, DeviceArgs, OutputKind, SelectArgs};
 use crate::report;
 
-/// Time a rollout on this machine and compare it with reading its maps once, the least any rollout must do.
+/// Time a rollout on a device and compare it with reading its maps once, the least any rollout must do.
 ///
-/// The answer is checked against the f64 reference first. Inputs smaller than a cache are repeated in memory, so
-/// that every run reads them from there.
+/// The answer is checked against the f64 reference first. Maps lie in the device's own memory, and small ones are
+/// repeated there, so that no run finds its maps in a cache. On a GPU the times are those of CUDA events around a run
+/// that follows straight after another.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
     /// Maps to measure with, as `run` reads them (all features together are one run); random maps unless given
@@ -48,7 +49,7 @@ pub struct BenchArgs {
     #[command(flatten)]
     device: DeviceArgs,
 
-    /// Timed runs, after one that is not timed
+    /// Timed runs, after a warm-up
     #[arg(long, default_value = "21")]
     runs: NonZeroUsize,
 
@@ -84,47 +85,55 @@ impl FromStr for ShapeArg {
 
 /// Runs the subcommand.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    if !matches!(args.device.device, DeviceArg::Auto | DeviceArg::Cpu) {
+    if args.device.device == DeviceArg::CudaAll {
         return Err(Error::argument(
             "--device",
-            "cpu, the only device that bench measures",
+            "one device: auto, cpu, cuda or cuda:N",
             args.device.device.to_string(),
         ));
     }
-    let backend = Backend::cpu(&args.device)?;
-    let mut cases = match &args.input {
-        Some(path) => file_cases(args, &backend, path)?,
-        None => vec![random_case(args, &backend)?],
+    let members = match &args.input {
+        Some(path) => file_members(args, path)?,
+        None => vec![random_member(args)?],
     };
-    if !args.no_check {
-        for case in &mut cases {
-            case.check().map_err(|reason| Error::Device {
-                device: backend.device().to_owned(),
-                reason,
-            })?;
-        }
+    if members.iter().all(|(problem, _)| problem.map_bytes() == 0) {
+        return Err(Error::argument("bench", "maps to read", "none"));
     }
-    let floor = HostRead::new(backend.threads()).map_err(Error::rollout("bench"))?;
-    let times =
-        measure::time(&mut cases, &floor, args.runs.get()).map_err(Error::rollout("bench"))?;
-    summarize(args, &backend, &cases, &times);
+    let backend = Backend::open(&args.device)?;
+    let mut case = backend.case(members).map_err(Error::rollout("bench"))?;
+    if !args.no_check {
+        case.check().map_err(|reason| Error::Device {
+            device: backend.device().to_owned(),
+            reason,
+        })?;
+    }
+    let times = case
+        .time(args.runs.get())
+        .map_err(Error::rollout("bench"))?;
+    if let Some(reason) = &times.no_replays {
+        report::note(format_args!("not measured as a graph: {reason}"));
+    }
+    match args.json {
+        true => print_json(args, &backend, &case, &times),
+        false => print_lines(&backend, &case, &times),
+    }
     Ok(())
 }
 
-fn file_cases(args: &BenchArgs, backend: &Backend, path: &Path) -> Result<Vec<Case>> {
+/// Every feature of a file.
+fn file_members(args: &BenchArgs, path: &Path) -> Result<Vec<(Problem, Inputs)>> {
     let file = InputFile::open(path)?;
     let tensors = file.tensors()?;
-    jobs(&tensors, &args.select, &args.config, args.output_kind)?
-        .iter()
-        .map(|job| {
-            let maps = job.feature.maps(0..job.feature.shape.batch);
-            let layers: Vec<_> = maps.iter().map(Maps::host_layer).collect();
-            new_case(&job.problem, Inputs::copied(&layers), backend)
-        })
-        .collect()
+    let jobs = jobs(&tensors, &args.select, &args.config, args.output_kind)?;
+    let member = |job: Job<'_>| {
+        let maps = job.feature.maps(0..job.feature.shape.batch);
+        let layers: Vec<_> = maps.iter().map(Maps::host_layer).collect();
+        (job.problem, Inputs::copied(&layers))
+    };
+    Ok(jobs.into_iter().map(member).collect())
 }
 
-fn random_case(args: &BenchArgs, backend: &Backend) -> Result<Case> {
+fn random_member(args: &BenchArgs) -> Result<(Problem, Inputs)> {
     let ShapeArg(shape) = args.shape;
     let feature = Feature::without_maps(shape, args.dtype);
     let problem = problem(
@@ -135,59 +144,85 @@ fn random_case(args: &BenchArgs, backend: &Backend) -> Result<Case> {
         args.output_kind,
     )?;
     let inputs = Inputs::random(&shape, args.dtype, args.config.causal, 0);
-    new_case(&problem, inputs, backend)
+    Ok((problem, inputs))
 }
 
-fn new_case(problem: &Problem, inputs: Inputs, backend: &Backend) -> Result<Case> {
-    Case::new(problem, inputs, backend.threads()).map_err(Error::rollout("bench"))
+/// How many times as long as reading the maps a rollout takes.
+fn floor_ratio(times: &Times) -> f64 {
+    measure::minimum(&times.runs).as_secs_f64() / measure::minimum(&times.floor).as_secs_f64()
 }
 
-fn summarize(args: &BenchArgs, backend: &Backend, cases: &[Case], times: &Times) {
-    let bytes: usize = cases.iter().map(|case| case.problem().map_bytes()).sum();
-    let (run, floor) = (
-        measure::minimum(&times.runs),
-        measure::minimum(&times.floor),
-    );
-    let ratio = run.as_secs_f64() / floor.as_secs_f64();
-    let threads = backend.threads();
-    if args.json {
-        let micros = |times: &[Duration]| -> Vec<f64> {
-            times.iter().map(|time| time.as_secs_f64() * 1e6).collect()
-        };
-        report::line(json!({
-            "device": backend.device(),
-            "threads": threads,
-            "checked": !args.no_check,
-            "shapes": cases.iter().map(|case| {
-                let shape = case.problem().shape();
-                [shape.layers, shape.batch, shape.heads, shape.tokens]
-            }).collect::<Vec<_>>(),
-            "map_bytes": bytes,
-            "runs_us": micros(&times.runs),
-            "floor_us": micros(&times.floor),
-            "floor_ratio": ratio,
-        }));
-        return;
+fn print_json(args: &BenchArgs, backend: &Backend, case: &Case, times: &Times) {
+    let setup = case.setup();
+    let micros = |times: &[Duration]| -> Vec<f64> {
+        times.iter().map(|time| time.as_secs_f64() * 1e6).collect()
+    };
+    let shape = |problem: &Problem| {
+        let shape = problem.shape();
+        [shape.layers, shape.batch, shape.heads, shape.tokens]
+    };
+    let dtype = |problem: &Problem| problem.dtype().to_string();
+    report::line(json!({
+        "device": backend.device(),
+        "device_name": backend.device_name(),
+        "threads": backend.threads(),
+        "checked": !args.no_check,
+        "shapes": case.problems().iter().map(shape).collect::<Vec<_>>(),
+        "dtypes": case.problems().iter().map(dtype).collect::<Vec<_>>(),
+        "variants": setup.variants,
+        "workspace_bytes": setup.workspace_bytes,
+        "copies": setup.copies,
+        "map_bytes": case.map_bytes(),
+        "floor_bytes": setup.floor_bytes,
+        "repeats": times.repeats,
+        "runs_us": micros(&times.runs),
+        "floor_us": micros(&times.floor),
+        "floor_ratio": floor_ratio(times),
+        "graph_us": micros(&device_times(times)),
+        "graph_latency_us": micros(&latencies(times)),
+    }));
+}
+
+fn print_lines(backend: &Backend, case: &Case, times: &Times) {
+    let setup = case.setup();
+    for problem in case.problems() {
+        let (shape, dtype) = (problem.shape(), problem.dtype());
+        report::line(format_args!("maps       {shape} {dtype}"));
     }
-    for case in cases {
-        let (shape, dtype) = (case.problem().shape(), case.problem().dtype());
-        report::line(format_args!("maps     {shape} {dtype}"));
-    }
-    let row = |name: &str, times: &[Duration]| {
+    report::line(format_args!("variants   {}", setup.variants.join(" + ")));
+    let row = |name: &str, times: &[Duration], bytes: usize| {
         let (minimum, median) = (measure::minimum(times), measure::median(times));
         report::line(format_args!(
-            "{name} {:10.3} ms, median {:10.3} ms, {:6.1} GB/s of {:.1} MB",
+            "{name:<10} {:10.4} ms, median {:10.4} ms, {:7.1} GB/s of {:.1} MB",
             minimum.as_secs_f64() * 1e3,
             median.as_secs_f64() * 1e3,
             measure::gb_per_s(bytes, minimum),
             bytes as f64 * 1e-6,
         ));
     };
-    row("rollout ", &times.runs);
-    row("map read", &times.floor);
-    let device = backend.device();
-    let runs = times.runs.len();
+    row("rollout", &times.runs, case.map_bytes());
+    row("map read", &times.floor, setup.floor_bytes);
+    if !times.replays.is_empty() {
+        row("as a graph", &device_times(times), case.map_bytes());
+        let latency = measure::minimum(&latencies(times));
+        report::line(format_args!(
+            "latency    {:10.4} ms, launching the graph and waiting for it",
+            latency.as_secs_f64() * 1e3
+        ));
+    }
     report::line(format_args!(
-        "{ratio:.2} times the read, {runs} runs on {device}, {threads} threads"
+        "{:.2} times the read, {} runs on {} ({})",
+        floor_ratio(times),
+        times.runs.len(),
+        backend.label(),
+        backend.device_name(),
     ));
+}
+
+fn device_times(times: &Times) -> Vec<Duration> {
+    times.replays.iter().map(|replay| replay.device).collect()
+}
+
+fn latencies(times: &Times) -> Vec<Duration> {
+    times.replays.iter().map(|replay| replay.latency).collect()
 }

@@ -53,6 +53,11 @@ impl Gpus {
         &self.name
     }
 
+    /// The name of the first GPU's model.
+    pub fn device_name(&self) -> String {
+        self.context().name().unwrap_or_default()
+    }
+
     /// The first GPU's context.
     pub fn context(&self) -> &Arc<CudaContext> {
         &self.contexts[0]

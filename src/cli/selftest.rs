@@ -96,7 +96,7 @@ fn max_error(
     let gpus = gpus.forcing(variant);
     let stream = context.default_stream();
     let upload = |inputs: &Inputs| {
-        let layers = inputs.layers(0);
+        let layers = inputs.layers();
         let buffers = layers.iter().map(|maps| Buffer::upload(&stream, maps));
         buffers.collect::<Result<Vec<_>, DriverError>>()
     };
@@ -130,7 +130,7 @@ fn max_error(
     let mut worst = (0.0, BUDGET);
     for ((problem, inputs), out) in problems.iter().zip(&inputs).zip(&outs) {
         let got = stream.clone_dtoh(out)?;
-        let want = reference::rollout(problem, &inputs.layers(0))?;
+        let want = reference::rollout(problem, &inputs.layers())?;
         let error = verify::max_error(&got, &want);
         let budget = if gpus.is_half() {
             half_budget(problem, &want)
@@ -138,7 +138,7 @@ fn max_error(
             BUDGET
         };
         // NaN is worse than anything.
-        if !(error / budget <= worst.0 / worst.1) {
+        if error.is_nan() || error / budget > worst.0 / worst.1 {
             worst = (error, budget);
         }
     }

@@ -6,11 +6,16 @@
 use std::ops::Range;
 
 use crate::config::{Discard, DiscardScope};
-use crate::cpu::simd::{Kernel, LANES, Lanes, Simd};
+use crate::cpu::simd::{Kernel, Lanes, MOST_LANES, One, Simd};
 use crate::problem::Problem;
 
-/// Entries drawn to bracket the k-th smallest.
-const SAMPLE: usize = 4096;
+/// Maps with fewer entries in scope are selected from whole.
+const SAMPLED: usize = 1024;
+
+/// Keys that selecting from a map `[len, len]` needs room for.
+pub(crate) fn keys(len: usize) -> usize {
+    len * len + MOST_LANES
+}
 
 /// Which entries of one fused map are zeroed.
 #[derive(Clone, Copy, Debug)]
@@ -30,13 +35,25 @@ pub(crate) struct Cutoff {
 fn key(value: f32) -> u32 {
     let bits = (value + 0.0).to_bits();
     let ordered = bits ^ (((bits as i32 >> 31) as u32) | 0x8000_0000);
-    if value.is_nan() { u32::MAX } else { ordered }
+    if value.is_nan() { NAN_KEY } else { ordered }
+}
+
+/// The key of NaN.
+const NAN_KEY: u32 = u32::MAX;
+
+/// The value that has this key, NaN where none has.
+fn value(key: u32) -> f32 {
+    f32::from_bits(if key >> 31 == 1 {
+        key ^ 0x8000_0000
+    } else {
+        !key
+    })
 }
 
 impl Cutoff {
     /// Selects the cutoff of `item` from its whole fused map `[len, len]`; `None` where nothing is discarded.
     ///
-    /// `scratch` holds at least `len * len` keys.
+    /// `scratch` holds at least [`keys`]`(len)` keys.
     pub fn select(
         simd: Simd,
         problem: &Problem,
@@ -56,28 +73,24 @@ impl Cutoff {
         };
         let side = len - first;
         let rows = || (first..len).map(|i| &fused[i * len..][first..len]);
-        let collect = |(low, high): (u32, u32), scratch: &mut [u32]| {
-            let (mut below, mut collected) = (0, 0);
-            for row in rows() {
-                let part = simd.dispatch(Collect {
-                    row,
-                    low,
-                    high,
-                    into: &mut scratch[collected..],
-                });
-                below += part.0;
-                collected += part.1;
-            }
-            (below, collected)
-        };
-        let (mut below, mut collected) = (count, 0);
-        if side * side > SAMPLE {
+        let (mut below, mut collected) = (0, 0);
+        if side * side > SAMPLED {
             let sample = sample(side, rows, scratch);
-            let bracket = bracket(sample, count, side * side);
-            (below, collected) = collect(bracket, scratch);
+            let (low, high) = bracket(sample, count, side * side);
+            (below, collected) = simd.dispatch(Collect {
+                map: fused,
+                len,
+                first,
+                low,
+                high,
+                into: scratch,
+            });
         }
         if below >= count || below + collected < count {
-            (below, collected) = collect((0, u32::MAX), scratch);
+            (below, collected) = (0, side * side);
+            for (keys, row) in scratch.chunks_mut(side).zip(rows()) {
+                keys.iter_mut().zip(row).for_each(|(k, &v)| *k = key(v));
+            }
         }
         let candidates = &mut scratch[..collected];
         let (_, &mut key, _) = candidates.select_nth_unstable(count - below - 1);
@@ -97,44 +110,26 @@ impl Cutoff {
         })
     }
 
-    /// Zeroes what is discarded of rows `rows` of the map, held in `fused`, `[rows, len]`.
-    pub fn apply(&self, simd: Simd, rows: Range<usize>, len: usize, fused: &mut [f32]) {
-        for (i, row) in rows.zip(fused.chunks_exact_mut(len)) {
-            if i < self.first {
-                continue;
-            }
-            let kept = row[0];
-            let ties = match i.cmp(&self.last_tie.0) {
-                std::cmp::Ordering::Less => len,
-                std::cmp::Ordering::Equal => self.last_tie.1 + 1,
-                std::cmp::Ordering::Greater => self.first,
-            };
-            let (with_ties, without) = row[self.first..].split_at_mut(ties - self.first);
-            simd.dispatch(Zero {
-                row: with_ties,
-                up_to: self.key,
-            });
-            if let Some(up_to) = self.key.checked_sub(1) {
-                simd.dispatch(Zero {
-                    row: without,
-                    up_to,
-                });
-            }
-            if i == 0 && self.keep_first {
-                row[0] = kept;
-            }
-        }
+    /// Copies the rows `rows` of the map `whole`, `[len, len]`, into `fused`, and leaves out what is discarded.
+    pub fn keep(&self, simd: Simd, rows: Range<usize>, whole: &[f32], fused: &mut [f32]) {
+        simd.dispatch(Keep {
+            cutoff: self,
+            rows,
+            whole,
+            fused,
+        });
     }
 }
 
-/// Draws [`SAMPLE`] keys or up to twice as many, evenly spread, into the front of `scratch`.
+/// Draws about `total^(2/3)` keys of the `total` in scope, evenly spread, into the front of `scratch`: the larger the
+/// sample, the fewer entries the bracket holds, and so many take the least time together.
 fn sample<'a, 's, I: Iterator<Item = &'a [f32]>>(
     side: usize,
     rows: impl Fn() -> I,
     scratch: &'s mut [u32],
 ) -> &'s mut [u32] {
     // An odd step walks over all columns of maps of any side.
-    let step = (side * side / SAMPLE) | 1;
+    let step = ((side * side) as f64).cbrt() as usize | 1;
     let mut drawn = 0;
     let mut skip = 0;
     for row in rows() {
@@ -149,20 +144,21 @@ fn sample<'a, 's, I: Iterator<Item = &'a [f32]>>(
     &mut scratch[..drawn]
 }
 
-/// Keys between which the `count`-th smallest of `total` very likely lies, both included.
-fn bracket(sample: &mut [u32], count: usize, total: usize) -> (u32, u32) {
+/// Values between which the `count`-th smallest of `total` very likely lies, both included.
+fn bracket(sample: &mut [u32], count: usize, total: usize) -> (f32, f32) {
     let drawn = sample.len() as f64;
     let share = count as f64 / total as f64;
     // Three standard deviations of the rank of a random sample.
     let margin = 3.0 * (drawn * share * (1.0 - share)).sqrt() + 2.0;
-    let low = share * drawn - margin;
-    let high = (share * drawn + margin) as usize;
-    let mut nth = |rank: usize| *sample.select_nth_unstable(rank).1;
-    let low = if low < 0.0 { 0 } else { nth(low as usize) };
-    let high = if high < drawn as usize {
-        nth(high)
-    } else {
-        u32::MAX
+    let ranks = (share * drawn - margin, (share * drawn + margin) as usize);
+    let (mut low, mut rest, mut skipped) = (f32::NEG_INFINITY, sample, 0);
+    if ranks.0 >= 0.0 {
+        let (_, &mut key, above) = rest.select_nth_unstable(ranks.0 as usize);
+        (low, rest, skipped) = (value(key), above, ranks.0 as usize + 1);
+    }
+    let high = match ranks.1 - skipped {
+        rank if rank < rest.len() => value(*rest.select_nth_unstable(rank).1),
+        _ => f32::INFINITY,
     };
     (low, high)
 }
@@ -186,11 +182,14 @@ fn nth_tie<'a>(rows: impl Iterator<Item = &'a [f32]>, wanted: u32, ties: usize) 
     unreachable!("fewer ties than were counted")
 }
 
-/// Counts the keys of a row below `low` and appends those from `low` to `high`, both included.
+/// Counts the values in scope below `low` and writes the keys of those from `low` to `high`, both included.
 struct Collect<'a> {
-    row: &'a [f32],
-    low: u32,
-    high: u32,
+    /// `[len, len]`, in scope from row and column `first` on.
+    map: &'a [f32],
+    len: usize,
+    first: usize,
+    low: f32,
+    high: f32,
     into: &'a mut [u32],
 }
 
@@ -198,62 +197,220 @@ impl Kernel for Collect<'_> {
     type Output = (usize, usize);
 
     #[inline(always)]
-    fn run<L: Lanes>(self, _lanes: L) -> (usize, usize) {
-        let Collect {
-            row,
-            low,
-            high,
-            into,
-        } = self;
-        let into = &mut into[..row.len()];
-        let inside = |key: u32| key.wrapping_sub(low) <= high - low;
-        let mut collected = 0;
-        let mut append = |keys: &[u32]| {
-            for &key in keys {
-                into[collected] = key;
-                collected += usize::from(inside(key));
+    fn run<L: Lanes>(self, lanes: L) -> (usize, usize) {
+        let (mut below, mut collected) = (0, 0);
+        let values: &mut [f32] = bytemuck::cast_slice_mut(self.into);
+        for row in self.map.chunks_exact(self.len).skip(self.first) {
+            let vectors = row[self.first..].chunks_exact(L::LANES);
+            for value in vectors.remainder().chunks_exact(1) {
+                step(
+                    One,
+                    value,
+                    (self.low, self.high),
+                    &mut below,
+                    values,
+                    &mut collected,
+                );
             }
-        };
-        let (vectors, rest) = row.as_chunks::<LANES>();
-        let mut below = [0; LANES];
-        for vector in vectors {
-            let keys = vector.map(key);
-            let mut any = false;
-            for (below, &key) in below.iter_mut().zip(&keys) {
-                *below += u32::from(key < low);
-                any |= inside(key);
-            }
-            // Most vectors hold nothing of the bracket.
-            if any {
-                append(&keys);
+            for vector in vectors {
+                step(
+                    lanes,
+                    vector,
+                    (self.low, self.high),
+                    &mut below,
+                    values,
+                    &mut collected,
+                );
             }
         }
-        let mut below = below.iter().sum::<u32>() as usize;
-        for &value in rest {
-            below += usize::from(key(value) < low);
-            append(&[key(value)]);
+        for collected in &mut self.into[..collected] {
+            *collected = key(f32::from_bits(*collected));
         }
-        (below, collected)
+        (below as usize, collected)
     }
 }
 
-/// Zeroes the entries whose keys are at most `up_to`.
-struct Zero<'a> {
-    row: &'a mut [f32],
-    up_to: u32,
+/// One vector of [`Collect`].
+#[inline(always)]
+fn step<L: Lanes>(
+    lanes: L,
+    values: &[f32],
+    (low, high): (f32, f32),
+    below: &mut u32,
+    into: &mut [f32],
+    collected: &mut usize,
+) {
+    let vector = lanes.load(values);
+    let up_to_high = lanes.at_most(vector, lanes.splat(high));
+    let from_low = lanes.at_most(lanes.splat(low), vector);
+    *below += (up_to_high & !from_low).count_ones();
+    let inside = up_to_high & from_low;
+    // Most vectors hold nothing of the bracket.
+    if inside != 0 {
+        lanes.compress(vector, inside, &mut into[*collected..]);
+        *collected += inside.count_ones() as usize;
+    }
 }
 
-impl Kernel for Zero<'_> {
+/// Copies rows without what is discarded.
+struct Keep<'a> {
+    cutoff: &'a Cutoff,
+    rows: Range<usize>,
+    /// `[len, len]`.
+    whole: &'a [f32],
+    /// `[rows, len]`.
+    fused: &'a mut [f32],
+}
+
+impl Kernel for Keep<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, _lanes: L) {
-        for value in self.row {
-            *value = if key(*value) <= self.up_to {
-                0.0
-            } else {
-                *value
+    fn run<L: Lanes>(self, lanes: L) {
+        let Cutoff {
+            first,
+            key,
+            last_tie,
+            ..
+        } = *self.cutoff;
+        let len = self.fused.len() / self.rows.len();
+        let below = match key {
+            NAN_KEY => f32::INFINITY,
+            // Nothing is below the least value. Where this is -0, zeroing zeros changes nothing.
+            _ => value(key - 1),
+        };
+        let rows = self.whole.chunks_exact(len).enumerate();
+        let rows = rows.skip(self.rows.start).take(self.rows.len());
+        for ((i, row), fused) in rows.zip(self.fused.chunks_exact_mut(len)) {
+            let outside = if i < first { len } else { first };
+            let ties = match i.cmp(&last_tie.0) {
+                std::cmp::Ordering::Less => len,
+                std::cmp::Ordering::Equal => last_tie.1 + 1,
+                std::cmp::Ordering::Greater => outside,
             };
+            let ties = ties.max(outside);
+            fused[..outside].copy_from_slice(&row[..outside]);
+            if key == NAN_KEY {
+                fused[outside..ties].fill(0.0);
+            } else {
+                keep(
+                    lanes,
+                    &row[outside..ties],
+                    value(key),
+                    &mut fused[outside..ties],
+                );
+            }
+            keep(lanes, &row[ties..], below, &mut fused[ties..]);
+            if i == 0 && self.cutoff.keep_first {
+                fused[0] = row[0];
+            }
+        }
+    }
+}
+
+/// Copies the values above `at_most` and zeros for the rest.
+#[inline(always)]
+fn keep<L: Lanes>(lanes: L, row: &[f32], at_most: f32, fused: &mut [f32]) {
+    let vectors = row.chunks_exact(L::LANES);
+    let mut into = fused.chunks_exact_mut(L::LANES);
+    for (vector, into) in vectors.clone().zip(&mut into) {
+        let kept = lanes.zero_at_most(lanes.load(vector), lanes.splat(at_most));
+        lanes.store(kept, into);
+    }
+    for (&value, kept) in vectors.remainder().iter().zip(into.into_remainder()) {
+        *kept = One.zero_at_most(value, at_most);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DType, RolloutConfig, Shape};
+
+    /// A map of few different values, so that many are equal, some of them special.
+    fn map(len: usize, special: bool) -> Vec<f32> {
+        let mut state = len as u32;
+        let mut value = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            match state >> 24 {
+                0 if special => f32::NAN,
+                1 if special => f32::INFINITY,
+                2 if special => f32::NEG_INFINITY,
+                3..=40 if special => -0.0,
+                41..=60 => 0.0,
+                bits => (bits / 4) as f32 / 64.0 - 0.25,
+            }
+        };
+        (0..len * len).map(|_| value()).collect()
+    }
+
+    /// The map without what is discarded, by sorting.
+    fn sorted(problem: &Problem, first: usize, fused: &[f32]) -> Vec<f32> {
+        let len = problem.windows()[0].len;
+        let inside = |at: &usize| at / len >= first && at % len >= first;
+        let mut entries: Vec<usize> = (0..fused.len()).filter(inside).collect();
+        entries.sort_by_key(|&at| key(fused[at]));
+        entries.truncate(problem.discard_count(0));
+        let mut kept = fused.to_vec();
+        for at in entries.into_iter().filter(|&at| first > 0 || at > 0) {
+            kept[at] = 0.0;
+        }
+        kept
+    }
+
+    #[test]
+    fn discards_what_sorting_discards_on_every_instruction_set() {
+        let scopes = [
+            DiscardScope::Map,
+            DiscardScope::Patches { special_tokens: 1 },
+            DiscardScope::Patches { special_tokens: 3 },
+        ];
+        let ratios = [0.001, 0.02, 0.3, 0.5, 0.9, 0.995, 0.9999];
+        for (len, special) in [
+            (4, true),
+            (17, false),
+            (31, true),
+            (40, true),
+            (97, false),
+            (150, true),
+        ] {
+            let fused = map(len, special);
+            for (scope, ratio) in scopes.into_iter().flat_map(|s| ratios.map(|r| (s, r))) {
+                let (layers, batch, heads, tokens) = (1, 1, 1, len);
+                let shape = Shape {
+                    layers,
+                    batch,
+                    heads,
+                    tokens,
+                };
+                let discard = Some(Discard { ratio, scope });
+                let config = RolloutConfig {
+                    discard,
+                    ..Default::default()
+                };
+                let problem = Problem::new(shape, DType::F32, config).unwrap();
+                let first = match scope {
+                    DiscardScope::Map => 0,
+                    DiscardScope::Patches { special_tokens } => special_tokens,
+                };
+                let want = sorted(&problem, first, &fused);
+                for simd in Simd::available() {
+                    let mut scratch = vec![0; keys(len)];
+                    let mut got = fused.clone();
+                    if let Some(cutoff) = Cutoff::select(simd, &problem, 0, &fused, &mut scratch) {
+                        let (top, bottom) = got.split_at_mut(len / 2 * len);
+                        cutoff.keep(simd, 0..len / 2, &fused, top);
+                        cutoff.keep(simd, len / 2..len, &fused, bottom);
+                    }
+                    for (at, (got, want)) in got.iter().zip(&want).enumerate() {
+                        let same = got == want || got.is_nan() && want.is_nan();
+                        assert!(
+                            same,
+                            "{simd}, {scope:?}, {ratio}: {got} for {want} at {at} of {len}^2"
+                        );
+                    }
+                }
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::cpu::discard::Cutoff;
 use crate::cpu::fuse::ItemMaps;
-use crate::cpu::simd::{Kernel, LANES, Lanes, Simd};
+use crate::cpu::simd::{Kernel, Lanes, MOST_LANES, Simd};
 use crate::cpu::team::Shared;
 use crate::input::HostLayer;
 use crate::problem::Problem;
@@ -41,8 +41,8 @@ pub(crate) struct FusedMap<'a> {
 }
 
 impl<'a> FusedMap<'a> {
-    /// `whole` is the whole fused map `[len, len]` where something is discarded, else `None`; `keys` holds as many
-    /// keys to select from.
+    /// `whole` is the whole fused map `[len, len]` where something is discarded, else `None`; `keys` holds
+    /// [`discard::keys`] to select from.
     pub fn new(simd: Simd, maps: ItemMaps<'a>, whole: Option<&'a [f32]>, keys: &mut [u32]) -> Self {
         let select = |map| {
             (
@@ -57,40 +57,74 @@ impl<'a> FusedMap<'a> {
         }
     }
 
+    /// Something may be discarded.
+    pub fn discards(&self) -> bool {
+        self.discard.is_some()
+    }
+
     /// Writes the rows `rows` into `fused`, `[rows, len]`.
     pub fn rows(&self, rows: Range<usize>, fused: &mut [f32]) {
         let len = self.maps.len();
         match &self.discard {
-            None => self.maps.fuse(self.simd, rows, fused),
-            Some((whole, cutoff)) => {
-                fused.copy_from_slice(&whole[rows.start * len..rows.end * len]);
-                if let Some(cutoff) = cutoff {
-                    cutoff.apply(self.simd, rows, len, fused);
-                }
-            }
+            None => self.maps.rows(rows).fuse(self.simd, fused),
+            Some((whole, cutoff)) => match cutoff {
+                Some(cutoff) => cutoff.keep(self.simd, rows, whole, fused),
+                None => fused.copy_from_slice(&whole[rows.start * len..rows.end * len]),
+            },
         }
-    }
-
-    /// Sum of one of the rows, in f32.
-    pub fn row_sum(&self, row: &[f32]) -> f32 {
-        self.simd.dispatch(Sum(row))
     }
 }
 
-struct Sum<'a>(&'a [f32]);
+/// Writes the sums of the rows `fused`, `[rows, len]`, into `sums`.
+pub(crate) fn row_sums(simd: Simd, fused: &[f32], len: usize, sums: &mut [f32]) {
+    simd.for_rows(len).dispatch(RowSums { fused, len, sums });
+}
 
-impl Kernel for Sum<'_> {
-    type Output = f32;
+struct RowSums<'a> {
+    fused: &'a [f32],
+    len: usize,
+    sums: &'a mut [f32],
+}
+
+impl Kernel for RowSums<'_> {
+    type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, _lanes: L) -> f32 {
-        let (vectors, rest) = self.0.as_chunks::<LANES>();
-        let mut sums = [0.0; LANES];
-        for vector in vectors {
-            for (sum, value) in sums.iter_mut().zip(vector) {
-                *sum += value;
-            }
+    fn run<L: Lanes>(self, lanes: L) {
+        for (row, row_sum) in self.fused.chunks_exact(self.len).zip(self.sums) {
+            *row_sum = sum(lanes, row);
         }
-        sums.iter().sum::<f32>() + rest.iter().sum::<f32>()
     }
+}
+
+#[inline(always)]
+fn sum<L: Lanes>(lanes: L, row: &[f32]) -> f32 {
+    if row.len() < L::LANES {
+        return row.iter().sum();
+    }
+    // Two sums, since each waits for its last addition.
+    let [mut even, mut odd] = [lanes.splat(0.0); 2];
+    let pairs = row.chunks_exact(2 * L::LANES);
+    let rest = pairs.remainder();
+    for pair in pairs {
+        even = lanes.add(even, lanes.load(pair));
+        odd = lanes.add(odd, lanes.load(&pair[L::LANES..]));
+    }
+    if rest.len() >= L::LANES {
+        even = lanes.add(even, lanes.load(rest));
+    }
+    // The last vector overlaps the one before.
+    let done = L::LANES - row.len() % L::LANES;
+    let last = lanes.load(&row[row.len() - L::LANES..]);
+    odd = lanes.add(odd, lanes.join(done, lanes.splat(0.0), last));
+    let mut lane_sums = [0.0; MOST_LANES];
+    lanes.store(lanes.add(even, odd), &mut lane_sums);
+    let mut half = MOST_LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lane_sums[lane] += lane_sums[lane + half];
+        }
+        half /= 2;
+    }
+    lane_sums[0]
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::config::Output;
 use crate::cpu::simd::Simd;
-use crate::cpu::{product, rows};
+use crate::cpu::{discard, product, rows};
 use crate::error::{Error, Result};
 use crate::layout::product as checked;
 use crate::problem::Problem;
@@ -88,9 +88,9 @@ impl fmt::Display for Form {
 pub(crate) struct Sizes {
     /// Each member's: relevance, part and next (row form).
     pub relevance: usize,
-    /// Each member's: a block of fused rows, or the rows of `Ahat`.
+    /// Each member's: a chunk of fused rows, or the rows of `Ahat`.
     pub fused: usize,
-    /// Each member's: weights of a block (row form).
+    /// Each member's: weights of a block, and the sums of its rows (row form).
     pub weights: usize,
     /// Each member's, and once more for the team: a fused map to discard from.
     pub map: usize,
@@ -106,10 +106,9 @@ impl Sizes {
     fn of(problem: &Problem, form: Form) -> Result<Self> {
         let tokens = problem.windows().iter().map(|w| w.len).max().unwrap_or(0);
         let square = checked("workspace", &[tokens, tokens])?;
-        let map = if problem.config().discard.is_some() {
-            square
-        } else {
-            0
+        let (map, keys) = match problem.config().discard {
+            Some(_) => (square, discard::keys(tokens)),
+            None => (0, 0),
         };
         let start_rows = problem.start_rows();
         match form {
@@ -122,20 +121,25 @@ impl Sizes {
                         .map(|w| w.len)
                         .filter(|&len| len > 0)
                 };
-                let block_rows = |len| rows::block_rows(start_rows, len);
-                let deepest = lens().map(block_rows).max().unwrap_or(0);
+                let deepest = lens()
+                    .map(|len| rows::block_rows(problem, len))
+                    .max()
+                    .unwrap_or(0);
                 Ok(Sizes {
                     relevance,
-                    fused: lens().map(|len| block_rows(len) * len).max().unwrap_or(0),
-                    weights: checked("workspace", &[start_rows, deepest])?,
+                    fused: lens()
+                        .map(|len| rows::chunk_rows(start_rows, len) * len)
+                        .max()
+                        .unwrap_or(0),
+                    weights: checked("workspace", &[start_rows + 1, deepest])?,
                     map,
-                    keys: map,
+                    keys,
                     spare: 0,
                     parts: lens()
                         .map(|len| {
                             checked(
                                 "workspace",
-                                &[2, rows::blocks(start_rows, len).len(), start_rows, len],
+                                &[2, rows::blocks(problem, len).len(), start_rows, len],
                             )
                         })
                         .try_fold(0, |most, parts| parts.map(|parts| most.max(parts)))?,
@@ -144,7 +148,7 @@ impl Sizes {
             Form::Product => Ok(Sizes {
                 fused: square,
                 map,
-                keys: map,
+                keys,
                 spare: checked(
                     "workspace",
                     &[product::spares(&problem.config().output), square],

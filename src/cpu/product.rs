@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::config::Output;
 use crate::cpu::fuse::ItemMaps;
 use crate::cpu::gemm::{self, Matrix, MatrixMut};
-use crate::cpu::map::{FusedMap, Job};
+use crate::cpu::map::{FusedMap, Job, row_sums};
 use crate::cpu::rows;
 use crate::cpu::simd::{Kernel, Lanes, Simd};
 use crate::cpu::team::{Member, Shared};
@@ -181,7 +181,7 @@ pub(crate) fn step(
     if maps.problem.config().discard.is_some() {
         // SAFETY: every member writes rows of its own, and all have passed the last step's barrier.
         let rows = unsafe { map.get_mut(own.start * len..own.end * len) };
-        maps.fuse(simd, own.clone(), rows);
+        maps.rows(own.clone()).fuse(simd, rows);
         member.wait();
         // SAFETY: nobody writes the map before the barrier at the end of this step.
         whole = Some(unsafe { map.get(0..len * len) });
@@ -189,7 +189,7 @@ pub(crate) fn step(
     let fused_map = FusedMap::new(simd, maps, whole, scratch.keys);
     let ahat = &mut scratch.ahat[..own.len() * len];
     // In blocks that stay in the first-level cache until they are finished.
-    let block_rows = rows::block_rows(1, len);
+    let block_rows = rows::chunk_rows(1, len);
     for (block, ahat) in ahat.chunks_mut(block_rows * len).enumerate() {
         let first = own.start + block * block_rows;
         let block = first..first + ahat.len() / len;
@@ -241,10 +241,12 @@ fn add_residual(map: &FusedMap<'_>, rows: Range<usize>, ahat: &mut [f32]) {
     let problem = map.maps.problem;
     let residual = problem.residual(map.maps.layer);
     for (i, row) in rows.zip(ahat.chunks_exact_mut(map.maps.len())) {
-        let divisor = match problem.config().normalize_rows {
-            true => residual.attention * map.row_sum(row) + residual.identity,
-            false => 1.0,
-        };
+        let mut divisor = 1.0;
+        if problem.config().normalize_rows {
+            let mut sum = [0.0];
+            row_sums(map.simd, row, row.len(), &mut sum);
+            divisor = residual.attention * sum[0] + residual.identity;
+        }
         if divisor == 0.0 {
             row.fill(0.0);
             continue;

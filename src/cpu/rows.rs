@@ -2,31 +2,55 @@
 //!
 //! Rows are taken in blocks of a length that depends on the problem alone. Each block's part of the new relevance is
 //! summed by itself and the parts are added in block order, so the result does not depend on who computed which block.
+//!
+//! Few start rows are multiplied with fused entries as these come out of the maps. Fused rows are kept, a chunk at a
+//! time, only where more must be known first: their sums, or what is discarded.
 
 use std::ops::Range;
 
+use crate::cpu::fuse::MapRows;
 use crate::cpu::gemm::{self, Matrix, MatrixMut};
-use crate::cpu::map::{FusedMap, Job};
-use crate::cpu::simd::{Kernel, LANES, Lanes};
+use crate::cpu::map::{FusedMap, Job, row_sums};
 use crate::cpu::team::{Member, Shared};
 use crate::problem::Problem;
 
-/// Elements of a block of fused rows: half of a 32 KiB first-level cache.
-const BLOCK_ELEMENTS: usize = 4096;
+/// Elements of a chunk of fused rows: half of a 32 KiB first-level cache.
+const CHUNK_ELEMENTS: usize = 4096;
+
+/// Rows of a block, over all heads, at least: many enough that adding up the parts costs little ...
+const BLOCK_HEAD_ROWS: usize = 64;
+
+/// ... and rows, where there are many heads: few enough that a team finds work for all.
+const BLOCK_ROWS: usize = 16;
+
+/// Blocks of an item at most, so that the parts of a large one take little memory.
+const MOST_BLOCKS: usize = 64;
 
 /// More start rows than this make a matrix product of the vector-matrix step ...
 const GEMM_START_ROWS: usize = 16;
 
-/// ... which wants deeper blocks.
+/// ... which wants deeper blocks, of one chunk each.
 const GEMM_BLOCK_ROWS: usize = 128;
 
 /// Rows of a block.
-pub(crate) fn block_rows(start_rows: usize, tokens: usize) -> usize {
-    let rows = match start_rows {
-        0..=GEMM_START_ROWS => BLOCK_ELEMENTS / tokens,
+pub(crate) fn block_rows(problem: &Problem, len: usize) -> usize {
+    let rows = match problem.start_rows() {
+        0..=GEMM_START_ROWS => (BLOCK_HEAD_ROWS / problem.shape().heads)
+            .max(BLOCK_ROWS)
+            .max(CHUNK_ELEMENTS / len)
+            .max(len.div_ceil(MOST_BLOCKS)),
         _ => GEMM_BLOCK_ROWS,
     };
-    rows.clamp(1, tokens)
+    rows.min(len)
+}
+
+/// Rows of a chunk.
+pub(crate) fn chunk_rows(start_rows: usize, len: usize) -> usize {
+    let rows = match start_rows {
+        0..=GEMM_START_ROWS => CHUNK_ELEMENTS / len,
+        _ => GEMM_BLOCK_ROWS,
+    };
+    rows.clamp(1, len)
 }
 
 /// What one member needs to compute items in row form. All lengths are those of the largest item.
@@ -37,9 +61,9 @@ pub(crate) struct RowsScratch<'a> {
     pub part: &'a mut [f32],
     /// The new relevance.
     pub next: &'a mut [f32],
-    /// One block of fused rows `[block rows, tokens]`.
+    /// One chunk of fused rows `[chunk rows, tokens]`.
     pub fused: &'a mut [f32],
-    /// Weights of one block `[start rows, block rows]`.
+    /// Weights of one block `[start rows, block rows]`, and a sum for each of its rows.
     pub weights: &'a mut [f32],
     /// The whole fused map `[tokens, tokens]` where something is discarded, else empty.
     pub map: &'a mut [f32],
@@ -70,13 +94,13 @@ pub(crate) fn item(job: Job<'_>, item: usize, scratch: &mut RowsScratch<'_>, out
         let maps = job.maps(layer, item);
         let mut map = None;
         if problem.config().discard.is_some() {
-            maps.fuse(simd, 0..len, &mut scratch.map[..len * len]);
+            maps.rows(0..len).fuse(simd, &mut scratch.map[..len * len]);
             map = Some(&scratch.map[..len * len]);
         }
         let fused_map = FusedMap::new(simd, maps, map, scratch.keys);
         let next = &mut scratch.next[..rows * len];
         next.fill(0.0);
-        for block_rows in blocks(rows, len) {
+        for block_rows in blocks(problem, len) {
             let part = &mut scratch.part[..rows * len];
             let any = fused_map.part(
                 block_rows,
@@ -116,7 +140,7 @@ pub(crate) fn item_by_team(
         }
         return;
     }
-    let blocks_len = blocks(rows, len).len();
+    let blocks_len = blocks(problem, len).len();
     start(problem, item, scratch);
     for (step, layer) in problem.layers().rev().enumerate() {
         let maps = job.maps(layer, item);
@@ -125,7 +149,7 @@ pub(crate) fn item_by_team(
             let own = member.part(len);
             // SAFETY: every member writes rows of its own, and all have passed the last layer's barrier.
             let own_rows = unsafe { map.get_mut(own.start * len..own.end * len) };
-            maps.fuse(simd, own, own_rows);
+            maps.rows(own).fuse(simd, own_rows);
             member.wait();
             // SAFETY: nobody writes the map before the barrier at the end of this layer.
             whole = Some(unsafe { map.get(0..len * len) });
@@ -134,7 +158,7 @@ pub(crate) fn item_by_team(
         // Two sets of parts: members may be one layer apart.
         let set = step % 2 * blocks_len * rows * len;
         let own = member.part(blocks_len);
-        for (index, block_rows) in blocks(rows, len)
+        for (index, block_rows) in blocks(problem, len)
             .enumerate()
             .skip(own.start)
             .take(own.len())
@@ -169,8 +193,11 @@ pub(crate) fn item_by_team(
 }
 
 /// The blocks of rows of an item.
-pub(crate) fn blocks(start_rows: usize, len: usize) -> impl ExactSizeIterator<Item = Range<usize>> {
-    let rows = block_rows(start_rows, len);
+pub(crate) fn blocks(
+    problem: &Problem,
+    len: usize,
+) -> impl ExactSizeIterator<Item = Range<usize>> + use<> {
+    let rows = block_rows(problem, len);
     (0..len.div_ceil(rows)).map(move |block| block * rows..((block + 1) * rows).min(len))
 }
 
@@ -215,7 +242,8 @@ impl FusedMap<'_> {
         part: &mut [f32],
     ) -> bool {
         let len = self.maps.len();
-        let carries = |i: usize| relevance.iter().skip(i).step_by(len).any(|&r| r != 0.0);
+        let start_rows = relevance.len() / len;
+        let carries = |i: usize| (0..start_rows).any(|m| relevance[m * len + i] != 0.0);
         part.fill(0.0);
         let mut any = false;
         let mut at = rows.start;
@@ -245,81 +273,70 @@ impl FusedMap<'_> {
     ) {
         let problem = self.maps.problem;
         let len = self.maps.len();
-        let residual = problem.residual(self.maps.layer);
-        let fused = &mut fused[..run.len() * len];
-        self.rows(run.clone(), fused);
-        let depth = run.len();
         let start_rows = relevance.len() / len;
-        let weights = &mut weights[..start_rows * depth];
-        for (i, row) in run.clone().zip(fused.chunks_exact(len)) {
-            let divisor = problem
-                .config()
-                .normalize_rows
-                .then(|| residual.attention * self.row_sum(row) + residual.identity);
-            for m in 0..start_rows {
-                let weight = match divisor {
-                    Some(0.0) => 0.0,
-                    Some(divisor) => relevance[m * len + i] / divisor,
-                    None => relevance[m * len + i],
-                };
-                weights[m * depth + i - run.start] = residual.attention * weight;
-                part[m * len + i] += residual.identity * weight;
-            }
+        let normalize = problem.config().normalize_rows;
+        if start_rows <= GEMM_START_ROWS && !normalize && !self.discards() {
+            let weights = &mut weights[..start_rows * run.len()];
+            self.weigh(run.clone(), relevance, None, weights, part);
+            self.maps.rows(run).accumulate(self.simd, weights, part);
+            return;
         }
-        let columns = if problem.config().causal {
-            run.end
-        } else {
-            len
-        };
-        if start_rows > GEMM_START_ROWS {
-            gemm::multiply(
-                MatrixMut::new(part, len, start_rows, columns),
-                true,
-                Matrix::new(weights, depth, start_rows, depth),
-                Matrix::new(fused, len, depth, columns),
-            );
-        } else {
-            for (weights, part) in weights.chunks_exact(depth).zip(part.chunks_exact_mut(len)) {
-                self.simd.dispatch(Accumulate {
-                    weights,
-                    fused,
-                    part: &mut part[..columns],
-                });
+        let chunk_rows = chunk_rows(start_rows, len);
+        for first in run.clone().step_by(chunk_rows) {
+            let chunk = first..run.end.min(first + chunk_rows);
+            let depth = chunk.len();
+            let fused = &mut fused[..depth * len];
+            self.rows(chunk.clone(), fused);
+            let (sums, weights) = weights.split_at_mut(depth);
+            let weights = &mut weights[..start_rows * depth];
+            let sums = normalize.then(|| {
+                row_sums(self.simd, fused, len, sums);
+                &*sums
+            });
+            self.weigh(chunk.clone(), relevance, sums, weights, part);
+            if start_rows > GEMM_START_ROWS {
+                let columns = match problem.config().causal {
+                    true => chunk.end,
+                    false => len,
+                };
+                gemm::multiply(
+                    MatrixMut::new(part, len, start_rows, columns),
+                    true,
+                    Matrix::new(weights, depth, start_rows, depth),
+                    Matrix::new(fused, len, depth, columns),
+                );
+            } else {
+                MapRows::of_fused(fused, len).accumulate(self.simd, weights, part);
             }
         }
     }
-}
 
-/// `part += weights * fused` for one start row.
-struct Accumulate<'a> {
-    weights: &'a [f32],
-    fused: &'a [f32],
-    part: &'a mut [f32],
-}
-
-impl Kernel for Accumulate<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) {
-        const WIDE: usize = 4 * LANES;
-        let stride = self.fused.len() / self.weights.len();
-        let columns = self.part.len();
-        let (wide, rest) = self.part.as_chunks_mut::<WIDE>();
-        for (chunk, part) in wide.iter_mut().enumerate() {
-            let mut sums = *part;
-            for (&weight, row) in self.weights.iter().zip(self.fused.chunks_exact(stride)) {
-                let row = &row[chunk * WIDE..][..WIDE];
-                for (sum, &value) in sums.iter_mut().zip(row) {
-                    *sum = lanes.mul_add(weight, value, *sum);
-                }
+    /// Writes what the fused rows `rows` are multiplied by into `weights`, `[start rows, rows]`, and adds their
+    /// residual to `part`. Where rows are normalised, `sums` holds the sums of the fused ones.
+    fn weigh(
+        &self,
+        rows: Range<usize>,
+        relevance: &[f32],
+        sums: Option<&[f32]>,
+        weights: &mut [f32],
+        part: &mut [f32],
+    ) {
+        let len = self.maps.len();
+        let residual = self.maps.problem.residual(self.maps.layer);
+        for (m, weights) in weights.chunks_exact_mut(rows.len()).enumerate() {
+            weights.copy_from_slice(&relevance[m * len..][rows.clone()]);
+            for (weight, sum) in weights.iter_mut().zip(sums.into_iter().flatten()) {
+                let divisor = residual.attention * sum + residual.identity;
+                *weight = if divisor == 0.0 {
+                    0.0
+                } else {
+                    *weight / divisor
+                };
             }
-            *part = sums;
-        }
-        let first = columns - rest.len();
-        for (&weight, row) in self.weights.iter().zip(self.fused.chunks_exact(stride)) {
-            for (sum, &value) in rest.iter_mut().zip(&row[first..]) {
-                *sum = lanes.mul_add(weight, value, *sum);
+            let part = &mut part[m * len..][rows.clone()];
+            for (weight, part) in weights.iter_mut().zip(part) {
+                *part += residual.identity * *weight;
+                *weight *= residual.attention;
             }
         }
     }

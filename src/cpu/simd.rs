@@ -5,10 +5,17 @@
 
 use std::fmt;
 
-use crate::dtype::{DType, Element};
+use crate::dtype::Element;
 
-/// Elements that one step of an inner loop handles.
-pub(crate) const LANES: usize = 8;
+mod one;
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub(crate) use one::One;
+use portable::Portable;
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512};
 
 /// An instruction set for the inner loops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,24 +25,35 @@ pub enum Simd {
     /// AVX2 with FMA and the F16C conversions.
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
+    /// AVX-512 (F, BW, DQ and VL).
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
 }
-
-/// Proof that this machine has AVX2, FMA and F16C: only [`Simd::detect`] makes one.
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Avx2(());
 
 impl Simd {
     /// The widest instruction set of this machine.
     pub fn detect() -> Self {
+        Self::available().last().unwrap_or(Simd::Portable)
+    }
+
+    /// The instruction sets of this machine, from the narrowest to the widest.
+    pub fn available() -> impl Iterator<Item = Self> {
+        let mut available = [Some(Simd::Portable), None, None];
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c")
         {
-            return Simd::Avx2(Avx2(()));
+            available[1] = Avx2::detect().map(Simd::Avx2);
+            available[2] = Avx512::detect().map(Simd::Avx512);
         }
-        Simd::Portable
+        available.into_iter().flatten()
+    }
+
+    /// This instruction set, or a narrower one where rows of `len` elements do not fill its vectors.
+    pub(crate) fn for_rows(self, len: usize) -> Self {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx512(wide) if len < Avx512::LANES => Simd::Avx2(wide.narrow()),
+            simd => simd,
+        }
     }
 
     /// Runs `kernel` compiled for this instruction set.
@@ -43,14 +61,9 @@ impl Simd {
         match self {
             Simd::Portable => kernel.run(Portable),
             #[cfg(target_arch = "x86_64")]
-            Simd::Avx2(lanes) => {
-                #[target_feature(enable = "avx2,fma,f16c")]
-                fn run<K: Kernel>(kernel: K, lanes: Avx2) -> K::Output {
-                    kernel.run(lanes)
-                }
-                // SAFETY: `lanes` proves that the machine has these features.
-                unsafe { run(kernel, lanes) }
-            }
+            Simd::Avx2(lanes) => lanes.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx512(lanes) => lanes.run(kernel),
         }
     }
 }
@@ -61,6 +74,8 @@ impl fmt::Display for Simd {
             Simd::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Simd::Avx2(_) => "avx2+fma+f16c",
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx512(_) => "avx512",
         })
     }
 }
@@ -72,59 +87,159 @@ pub(crate) trait Kernel {
     fn run<L: Lanes>(self, lanes: L) -> Self::Output;
 }
 
-/// What differs between instruction sets beyond what the compiler finds by itself.
-pub(crate) trait Lanes: Copy {
-    /// `a * b + c`, in one rounding where the instruction set has it.
-    fn mul_add(self, a: f32, b: f32, c: f32) -> f32;
+/// Elements of the widest vector.
+pub(crate) const MOST_LANES: usize = 16;
 
-    /// Eight elements as f32, exactly.
-    fn widen<T: Element>(self, elements: &[T; LANES]) -> [f32; LANES];
+/// The operations of an instruction set, lane by lane on vectors of [`LANES`](Lanes::LANES) f32.
+pub(crate) trait Lanes: Copy {
+    type Vector: Copy;
+
+    /// Elements of a vector, at most [`MOST_LANES`].
+    const LANES: usize;
+
+    /// `value` in every lane.
+    fn splat(self, value: f32) -> Self::Vector;
+
+    /// The first elements of `from` as f32, exactly.
+    ///
+    /// # Panics
+    /// Where there are too few.
+    #[inline(always)]
+    fn load<T: Element>(self, from: &[T]) -> Self::Vector {
+        // SAFETY: as many elements are borrowed.
+        unsafe { self.read(from[..Self::LANES].as_ptr()) }
+    }
+
+    /// The elements from `from` on as f32, exactly.
+    ///
+    /// # Safety
+    /// They can be read.
+    unsafe fn read<T: Element>(self, from: *const T) -> Self::Vector;
+
+    /// Writes the first elements of `to`.
+    ///
+    /// # Panics
+    /// Where there are too few.
+    fn store(self, vector: Self::Vector, to: &mut [f32]);
+
+    fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+
+    fn mul(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+
+    /// `a * b + c`, in one rounding where the instruction set has it.
+    fn mul_add(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+
+    /// The larger of the two, `kept` where they are equal, NaN where one of them is.
+    fn max(self, kept: Self::Vector, value: Self::Vector) -> Self::Vector;
+
+    /// The smaller of the two, `kept` where they are equal, NaN where one of them is.
+    fn min(self, kept: Self::Vector, value: Self::Vector) -> Self::Vector;
+
+    /// Bit by bit from the lowest, whether the lanes have `a <= b`; false where one of them is NaN.
+    fn at_most(self, a: Self::Vector, b: Self::Vector) -> u32;
+
+    /// `a` where it is more than `most` or NaN, else 0.
+    fn zero_at_most(self, a: Self::Vector, most: Self::Vector) -> Self::Vector;
+
+    /// The first `count` lanes of `first`, the others of `rest`.
+    fn join(self, count: usize, first: Self::Vector, rest: Self::Vector) -> Self::Vector;
+
+    /// Writes the lanes whose bits are set in `mask` to the front of `to`, in order, and anything behind them, up to
+    /// as many elements as a vector has.
+    ///
+    /// # Panics
+    /// Where `to` has fewer elements than a vector.
+    fn compress(self, vector: Self::Vector, mask: u32, to: &mut [f32]);
 
     /// Asks for the cache line of `address`, which need not be valid.
     fn prefetch<T>(self, address: *const T);
 }
 
-#[derive(Clone, Copy)]
-pub(crate) struct Portable;
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
 
-impl Lanes for Portable {
-    #[inline(always)]
-    fn mul_add(self, a: f32, b: f32, c: f32) -> f32 {
-        a * b + c
+    use super::*;
+
+    const VALUES: [f32; 10] = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.5,
+        3.0,
+        f32::MIN_POSITIVE,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        0.25,
+    ];
+
+    fn bits(values: &[f32]) -> Vec<u32> {
+        // One NaN is as good as another.
+        let bits = |v: &f32| if v.is_nan() { f32::NAN } else { *v }.to_bits();
+        values.iter().map(bits).collect()
     }
 
-    #[inline(always)]
-    fn widen<T: Element>(self, elements: &[T; LANES]) -> [f32; LANES] {
-        elements.map(T::to_f32)
-    }
+    /// Every operation on all pairs of values, lane by lane the same as one element at a time.
+    struct LikeOne;
 
-    #[inline(always)]
-    fn prefetch<T>(self, _address: *const T) {}
-}
+    impl Kernel for LikeOne {
+        type Output = ();
 
-#[cfg(target_arch = "x86_64")]
-impl Lanes for Avx2 {
-    #[inline(always)]
-    fn mul_add(self, a: f32, b: f32, c: f32) -> f32 {
-        a.mul_add(b, c)
-    }
-
-    #[inline(always)]
-    fn widen<T: Element>(self, elements: &[T; LANES]) -> [f32; LANES] {
-        match T::DTYPE {
-            DType::F16 => {
-                // SAFETY: `self` proves F16C.
-                let wide = unsafe { std::arch::x86_64::_mm256_cvtph_ps(bytemuck::cast(*elements)) };
-                bytemuck::cast(wide)
+        #[inline(always)]
+        fn run<L: Lanes>(self, lanes: L) {
+            let pairs = VALUES.map(|a| VALUES.map(|b| (a, b))).into_iter().flatten();
+            let (a, b): (Vec<f32>, Vec<f32>) = pairs.cycle().take(100 * L::LANES).unzip();
+            let vectors = a.chunks_exact(L::LANES).zip(b.chunks_exact(L::LANES));
+            for (number, (a, b)) in vectors.enumerate() {
+                let same = |what: &str, vector: L::Vector, one: &dyn Fn(usize) -> f32| {
+                    let mut got = vec![0.0; L::LANES];
+                    lanes.store(vector, &mut got);
+                    let want: Vec<f32> = (0..L::LANES).map(one).collect();
+                    assert_eq!(bits(&got), bits(&want), "{what} of {a:?} and {b:?}");
+                };
+                let (x, y) = (lanes.load(a), lanes.load(b));
+                same("load", x, &|i| a[i]);
+                same("splat", lanes.splat(a[0]), &|_| a[0]);
+                same("add", lanes.add(x, y), &|i| a[i] + b[i]);
+                same("mul", lanes.mul(x, y), &|i| a[i] * b[i]);
+                same("mul_add", lanes.mul_add(x, y, y), &|i| a[i] * b[i] + b[i]);
+                same("max", lanes.max(x, y), &|i| One.max(a[i], b[i]));
+                same("min", lanes.min(x, y), &|i| One.min(a[i], b[i]));
+                let zeroed = |i: usize| One.zero_at_most(a[i], b[i]);
+                same("zero_at_most", lanes.zero_at_most(x, y), &zeroed);
+                let count = number % (L::LANES + 1);
+                let joined = |i: usize| if i < count { a[i] } else { b[i] };
+                same("join", lanes.join(count, x, y), &joined);
+                let mask = lanes.at_most(x, y);
+                let want = (0..L::LANES)
+                    .map(|i| One.at_most(a[i], b[i]) << i)
+                    .sum::<u32>();
+                assert_eq!(mask, want, "{a:?} at most {b:?}");
+                let mut packed = vec![0.0; L::LANES];
+                lanes.compress(x, mask, &mut packed);
+                let want: Vec<f32> = (0..L::LANES)
+                    .filter(|i| mask >> i & 1 == 1)
+                    .map(|i| a[i])
+                    .collect();
+                assert_eq!(
+                    bits(&packed[..want.len()]),
+                    bits(&want),
+                    "{mask:b} of {a:?}"
+                );
+                let half: Vec<f16> = a.iter().map(|&v| f16::from_f32(v)).collect();
+                same("f16", lanes.load(&half), &|i| half[i].to_f32());
+                let brain: Vec<bf16> = a.iter().map(|&v| bf16::from_f32(v)).collect();
+                same("bf16", lanes.load(&brain), &|i| brain[i].to_f32());
             }
-            DType::F32 | DType::Bf16 => elements.map(T::to_f32),
         }
     }
 
-    #[inline(always)]
-    fn prefetch<T>(self, address: *const T) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch never faults, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    #[test]
+    fn every_instruction_set_computes_the_same() {
+        for simd in Simd::available() {
+            simd.dispatch(LikeOne);
+        }
+        assert_eq!(Simd::available().last(), Some(Simd::detect()));
     }
 }

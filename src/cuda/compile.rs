@@ -92,7 +92,7 @@ impl Kernels {
 
 /// What to compile to: machine code for the device; PTX if that is wanted, or of the newest architecture that NVRTC
 /// knows and the device can run where NVRTC is older than the device.
-fn target(nvrtc: &Nvrtc, arch: u32, image: ImageKind) -> Target {
+pub(crate) fn target(nvrtc: &Nvrtc, arch: u32, image: ImageKind) -> Target {
     let archs = nvrtc.supported_archs();
     if archs.contains(&arch) {
         return match image {

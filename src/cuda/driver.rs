@@ -25,11 +25,17 @@ const SYMBOLS: &[&str] = &[
     "cuDriverGetVersion",
     "cuEventCreate",
     "cuEventDestroy_v2",
+    "cuEventElapsedTime",
     "cuEventRecord",
     "cuEventSynchronize",
     "cuFuncSetAttribute",
     "cuGetErrorName",
     "cuGetErrorString",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuGraphUpload",
     "cuInit",
     "cuLaunchKernelEx",
     "cuMemAllocAsync",
@@ -39,14 +45,17 @@ const SYMBOLS: &[&str] = &[
     "cuMemFree_v2",
     "cuMemGetInfo_v2",
     "cuMemHostAlloc",
+    "cuMemcpyDtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
     "cuMemsetD8Async",
     "cuModuleGetFunction",
     "cuModuleLoadData",
     "cuModuleUnload",
+    "cuStreamBeginCapture_v2",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
+    "cuStreamEndCapture",
     "cuStreamIsCapturing",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
@@ -105,7 +114,7 @@ pub(super) fn version() -> Result<Version> {
 }
 
 /// Turns a failure of the driver function `call` into an error.
-pub(super) fn driver_error(call: &'static str) -> impl Fn(result::DriverError) -> Error {
+pub(crate) fn driver_error(call: &'static str) -> impl Fn(result::DriverError) -> Error {
     move |error| Error::Driver {
         call,
         code: error.0 as u32,

@@ -1,11 +1,14 @@
 //! How a kernel is entered: alone, or for many members in one launch. The twin of `kernels/entry.cuh`. Pure functions.
 
 use super::geometry::Geometry;
-use super::params::{GroupMember, GroupParams, GroupWord};
+use super::params::{GroupMember, GroupParams, GroupWord, RolloutRowsParams};
 use super::variant::Variant;
 
 /// Blocks that one grouped launch can have.
 pub const MAX_BLOCKS: u64 = i32::MAX as u64;
+
+/// Static shared memory that the largest parameters of a grouped kernel take.
+pub const SHARED_PARAMS: usize = size_of::<RolloutRowsParams>().next_multiple_of(16);
 
 /// The entry point that a variant is compiled with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

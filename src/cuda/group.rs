@@ -12,11 +12,10 @@ use cudarc::driver::{CudaContext, CudaStream};
 use super::buffers::{DeviceLayer, DeviceOutput, check_context, check_run, track};
 use super::compile::{Kernels, Wanted};
 use super::engine::{Engine, Handover, Memory, is_capturing};
-use super::entry::{Entry, MAX_BLOCKS};
+use super::entry::{Entry, MAX_BLOCKS, SHARED_PARAMS};
 use super::handles::bind;
 use super::limits::DeviceLimits;
 use super::options::Options;
-use super::params::RolloutRowsParams;
 use super::schedule::{Schedule, Step};
 use super::{device, heuristics, launch};
 use crate::error::{Error, Result};
@@ -237,7 +236,7 @@ fn schedules(
                 _ => part(problem.map_bytes()).ceil() as u32,
             },
             // Grouped kernels keep their parameters there.
-            shared_bytes_per_block: limits.shared_bytes_per_block - size_of::<RolloutRowsParams>(),
+            shared_bytes_per_block: limits.shared_bytes_per_block - SHARED_PARAMS,
             ..limits.clone()
         };
         let schedule = heuristics::choose_grouped(problem, &share, options)?;

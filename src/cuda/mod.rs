@@ -63,6 +63,11 @@ mod schedule;
 mod streaming;
 pub mod variant;
 
+#[cfg(feature = "cpu")]
+pub(crate) use compile::target as compile_target;
+#[cfg(feature = "cpu")]
+pub(crate) use driver::driver_error;
+
 pub use buffers::{DeviceLayer, DeviceOutput};
 pub use cudarc;
 pub use device::{DeviceInfo, available, context, driver_version, limits, memory};

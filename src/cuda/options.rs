@@ -42,7 +42,7 @@ pub struct Options {
 
 impl Options {
     /// These options, with what they leave open taken from the environment.
-    pub(super) fn with_environment(&self) -> Self {
+    pub(crate) fn with_environment(&self) -> Self {
         let mut options = self.clone();
         let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         options.variant = options.variant.or_else(|| set("ROLLOUT_VARIANT"));

@@ -11,7 +11,7 @@ use crate::input::HostLayer;
 /// Reads maps as fast as this machine can with a number of threads.
 ///
 /// Which order is fastest depends on the prefetchers (one sequential stream, or several at once as a head average
-/// reads them), so both are tried at the first use and the faster one is kept.
+/// reads them; left to the processor, or helped by prefetches, which cross the pages of short maps), so all are tried at the first use, unless one has been set, and the fastest is kept.
 pub struct HostRead {
     pool: rayon::ThreadPool,
     threads: usize,
@@ -19,9 +19,16 @@ pub struct HostRead {
 }
 
 /// Reads one part of the maps and returns a value that depends on all of it.
-type Order = fn(&[u64]) -> u64;
+pub(super) type Order = fn(&[u64]) -> u64;
 
-const ORDERS: [Order; 3] = [read::<1>, read::<2>, read::<12>];
+pub(super) const ORDERS: [Order; 6] = [
+    read::<1, 0>,
+    read::<2, 0>,
+    read::<12, 0>,
+    read::<4, 512>,
+    read::<4, 1024>,
+    read::<6, 512>,
+];
 
 impl HostRead {
     /// A floor for `threads` threads.
@@ -38,24 +45,28 @@ impl HostRead {
 
     /// The time to read the first `bytes` bytes of `layers`.
     pub fn time(&self, layers: &[HostLayer<'_>], bytes: usize) -> Duration {
-        let mut left = bytes / size_of::<u64>();
-        let mut parts = Vec::new();
-        for layer in layers {
-            let words = words(layer);
-            let words = &words[..words.len().min(left)];
-            left -= words.len();
-            parts.push(words);
-        }
+        self.time_parts(&parts(layers, bytes))
+    }
+
+    /// The time to read `parts`, each shared out among the threads.
+    pub(super) fn time_parts(&self, parts: &[&[u64]]) -> Duration {
         let order = *self.order.get_or_init(|| {
             ORDERS
                 .into_iter()
-                .min_by_key(|&order| (0..3).map(|_| self.run(&parts, order)).min())
+                .min_by_key(|&order| (0..3).map(|_| self.run(parts, order)).min())
                 .unwrap_or(ORDERS[0])
         });
-        self.run(&parts, order)
+        self.run(parts, order)
     }
 
-    fn run(&self, parts: &[&[u64]], order: Order) -> Duration {
+    /// Sets the order to read in, before the first use.
+    pub(super) fn set_order(&self, order: Order) {
+        // One that has been set or chosen stays: two that read equally fast are equally good.
+        let _ = self.order.set(order);
+    }
+
+    /// The time to read `parts` in an order.
+    pub(super) fn run(&self, parts: &[&[u64]], order: Order) -> Duration {
         let threads = self.threads;
         let share = |thread: usize| {
             for part in parts {
@@ -74,6 +85,18 @@ impl HostRead {
     }
 }
 
+/// The words in the first `bytes` bytes of `layers`.
+pub(super) fn parts<'a>(layers: &[HostLayer<'a>], bytes: usize) -> Vec<&'a [u64]> {
+    let mut left = bytes / size_of::<u64>();
+    let cut = |layer| {
+        let words = words(layer);
+        let words = &words[..words.len().min(left)];
+        left -= words.len();
+        words
+    };
+    layers.iter().map(cut).collect()
+}
+
 /// The aligned words of a layer.
 fn words<'a>(layer: &HostLayer<'a>) -> &'a [u64] {
     match layer {
@@ -83,43 +106,59 @@ fn words<'a>(layer: &HostLayer<'a>) -> &'a [u64] {
     }
 }
 
-/// Reads `words` as `STREAMS` sequential streams, taken in turns line by line.
-fn read<const STREAMS: usize>(words: &[u64]) -> u64 {
+/// Reads `words` as `STREAMS` sequential streams, taken in turns line by line, and asks for what lies `AHEAD` bytes
+/// further on where that is not 0.
+fn read<const STREAMS: usize, const AHEAD: usize>(words: &[u64]) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
         // SAFETY: the processor has AVX2, as just asked.
-        return unsafe { read_avx2::<STREAMS>(words) };
+        return unsafe { read_avx2::<STREAMS, AHEAD>(words) };
     }
-    read_lines::<STREAMS>(words)
+    read_lines::<STREAMS, AHEAD>(words)
 }
 
 /// [`read_lines`], compiled to 32-byte loads.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn read_avx2<const STREAMS: usize>(words: &[u64]) -> u64 {
-    read_lines::<STREAMS>(words)
+fn read_avx2<const STREAMS: usize, const AHEAD: usize>(words: &[u64]) -> u64 {
+    read_lines::<STREAMS, AHEAD>(words)
 }
 
 #[inline(always)]
-fn read_lines<const STREAMS: usize>(words: &[u64]) -> u64 {
+fn read_lines<const STREAMS: usize, const AHEAD: usize>(words: &[u64]) -> u64 {
     const LINE: usize = 8;
-    let lines = words.len() / LINE / STREAMS;
-    let streams: [&[u64]; STREAMS] =
-        std::array::from_fn(|stream| &words[stream * lines * LINE..][..lines * LINE]);
-    let mut sums = [[0u64; 4]; STREAMS];
+    let (all, rest) = words.as_chunks::<LINE>();
+    let lines = all.len() / STREAMS;
+    let mut sums = [[0; LINE]; STREAMS];
     for line in 0..lines {
-        for (stream, sum) in streams.iter().zip(&mut sums) {
-            let (near, far) = stream[line * LINE..][..LINE].split_at(4);
-            for ((sum, near), far) in sum.iter_mut().zip(near).zip(far) {
-                *sum ^= near ^ far;
+        for stream in 0..STREAMS {
+            let words = &all[stream * lines + line];
+            if AHEAD > 0 {
+                prefetch(words.as_ptr().cast::<u8>().wrapping_add(AHEAD));
+            }
+            for word in 0..LINE {
+                sums[stream][word] ^= words[word];
             }
         }
     }
-    let rest = &words[lines * LINE * STREAMS..];
-    sums.iter()
-        .flatten()
+    let rest = all[lines * STREAMS..].as_flattened().iter().chain(rest);
+    sums.as_flattened()
+        .iter()
         .chain(rest)
         .fold(0, |all, sum| all ^ sum)
+}
+
+/// Asks for the cache line of `address`, which need not be valid.
+#[inline(always)]
+fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 #[cfg(test)]

@@ -3,14 +3,14 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::ROTATION_BYTES;
 use crate::dtype::{DType, Element};
 use crate::input::HostLayer;
 use crate::layout::Shape;
 
-/// Attention maps in host memory, more than once where they are small.
+/// The attention maps of one problem, in host memory.
+#[derive(Clone)]
 pub struct Inputs {
-    copies: Vec<Vec<Maps>>,
+    layers: Vec<Maps>,
 }
 
 /// One layer's maps.
@@ -37,11 +37,6 @@ impl Maps {
             Maps::Bf16(maps) => HostLayer::Bf16(maps),
         }
     }
-
-    fn bytes(&self) -> usize {
-        let layer = self.layer();
-        layer.len() * layer.dtype().size_bytes()
-    }
 }
 
 impl Inputs {
@@ -57,32 +52,31 @@ impl Inputs {
                 DType::Bf16 => Maps::Bf16(random_maps(shape, causal, seed)),
             }
         });
-        Inputs::repeated(layers.collect())
-    }
-
-    /// Copies of the maps in `layers`.
-    pub fn copied(layers: &[HostLayer<'_>]) -> Self {
-        Inputs::repeated(layers.iter().map(Maps::of).collect())
-    }
-
-    /// As many copies as [`ROTATION_BYTES`] takes.
-    fn repeated(layers: Vec<Maps>) -> Self {
-        let bytes: usize = layers.iter().map(Maps::bytes).sum();
-        let copies = ROTATION_BYTES.div_ceil(bytes.max(1)).min(256);
         Inputs {
-            copies: vec![layers; copies],
+            layers: layers.collect(),
         }
     }
 
-    /// How often the maps lie in memory.
-    pub fn copies(&self) -> usize {
-        self.copies.len()
+    /// A copy of the maps in `layers`.
+    pub fn copied(layers: &[HostLayer<'_>]) -> Self {
+        Inputs {
+            layers: layers.iter().map(Maps::of).collect(),
+        }
     }
 
-    /// The maps of run number `run`: its copy, which comes up again only after all others.
-    pub fn layers(&self, run: usize) -> Vec<HostLayer<'_>> {
-        let copy = &self.copies[run % self.copies.len()];
-        copy.iter().map(Maps::layer).collect()
+    /// The maps, first layer to last.
+    pub fn layers(&self) -> Vec<HostLayer<'_>> {
+        self.layers.iter().map(Maps::layer).collect()
+    }
+
+    /// The bytes of each layer.
+    #[cfg(feature = "cuda")]
+    pub(super) fn layer_bytes(&self) -> impl Iterator<Item = &[u8]> {
+        self.layers.iter().map(|maps| match maps {
+            Maps::F32(maps) => bytemuck::cast_slice(maps),
+            Maps::F16(maps) => bytemuck::cast_slice(maps),
+            Maps::Bf16(maps) => bytemuck::cast_slice(maps),
+        })
     }
 }
 
@@ -129,8 +123,8 @@ mod tests {
             tokens: 9,
         };
         let inputs = Inputs::random(&shape, DType::F32, true, 7);
-        let layers = inputs.layers(0);
-        assert!(inputs.copies() > 1 && layers.len() == 2);
+        let layers = inputs.layers();
+        assert_eq!(layers.len(), 2);
         assert_ne!(layers[0].get(9), layers[1].get(9));
         for layer in layers {
             for (row, entries) in layer.as_slice::<f32>().unwrap().chunks(9).enumerate() {

@@ -11,6 +11,7 @@ mod group;
 mod host;
 mod layers;
 mod machine;
+mod measure;
 mod modes;
 #[path = "../common/nvrtc.rs"]
 mod nvrtc;

@@ -153,7 +153,7 @@ impl Engine<'_> {
             }
         };
         if block != warp.block {
-            self.check_presence(block, what)?;
+            self.visit(warp, block, what)?;
         }
         let offset = address::offset(address);
         self.blocks[block]
@@ -162,8 +162,8 @@ impl Engine<'_> {
         Ok(Place::Shared { block, offset })
     }
 
-    /// Whether another block of the cluster is sure to run.
-    fn check_presence(&self, block: usize, what: &str) -> Exec<()> {
+    /// Notes that a warp reaches for the shared memory of another block of its cluster, which must run.
+    fn visit(&self, warp: &Warp, block: usize, what: &str) -> Exec<()> {
         let cluster = self.blocks[block].cluster_start / self.env.cluster.count() as usize;
         if !self.clusters[cluster].has_met() {
             let text =
@@ -173,6 +173,31 @@ impl Engine<'_> {
         if self.blocks[block].running == 0 {
             let text = format!("{what} in another block, all threads of which have exited");
             return stop(FaultKind::UseAfterFree, text);
+        }
+        let tick = self.clocks.tick(warp.index);
+        self.blocks[block]
+            .visits
+            .borrow_mut()
+            .insert(warp.index, tick);
+        Ok(())
+    }
+
+    /// Whether every access of other blocks to the shared memory of `block` is ordered before what one of its warps has
+    /// seen; it goes when the last of them exits.
+    pub(crate) fn check_departure(&self, block: usize) -> Exec<()> {
+        let per_block = self.env.warps_per_block;
+        let own = block * per_block..(block + 1) * per_block;
+        for (&visitor, &tick) in &*self.blocks[block].visits.borrow() {
+            let seen = |warp: usize| self.clocks.warp_ordered(visitor, tick, warp);
+            if self.env.options.check_races && !own.clone().any(seen) {
+                let (other, warp) = (visitor / per_block, visitor % per_block);
+                let rank = other - self.blocks[other].cluster_start;
+                let text = format!(
+                    "the last thread of a block exits while warp {warp} of the block with rank {rank} may still access \
+                     its shared memory"
+                );
+                return stop(FaultKind::SharedRace, text);
+            }
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! A group of blocks that run together: one block, a cluster, or a whole cooperative grid.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -39,6 +40,8 @@ pub(crate) struct Block {
     pub(crate) cluster_start: usize,
     /// Threads that have not exited.
     pub(crate) running: u32,
+    /// The warps of other blocks that have reached for its shared memory, each with the tick when it last did.
+    pub(crate) visits: RefCell<HashMap<usize, u32>>,
     pub(crate) shared: Shared,
     pub(crate) barriers: [NamedBarrier; BARRIERS],
     pub(crate) mbarriers: HashMap<u64, MbarrierState>,

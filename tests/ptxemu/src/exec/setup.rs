@@ -1,5 +1,6 @@
 //! Prepares a group of blocks: coordinates, registers and memories.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 
 use super::clocks::Clocks;
@@ -61,6 +62,7 @@ impl<'a> Worker<'a> {
             index: Dim3::new(0, 0, 0),
             cluster_start: 0,
             running: 0,
+            visits: RefCell::default(),
             shared: Shared::new(
                 env.shared_bytes as usize,
                 program.shared_granule,
@@ -137,6 +139,7 @@ impl<'a> Worker<'a> {
             );
             block.cluster_start = index - index % per_cluster as usize;
             block.running = env.launch.block.count() as u32;
+            block.visits.get_mut().clear();
             block.shared.reset();
             block.barriers = Default::default();
             block.mbarriers.clear();

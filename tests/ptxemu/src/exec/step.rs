@@ -238,6 +238,9 @@ impl Engine<'_> {
             );
         }
         self.blocks[warp.block].running -= mask.count_ones();
+        if self.blocks[warp.block].running == 0 {
+            self.check_departure(warp.block)?;
+        }
         Ok(Flow::Exit)
     }
 

@@ -61,6 +61,12 @@ fn remote_accesses_race_without_the_cluster_barrier() {
 fn other_blocks_need_not_run_before_they_are_met_or_after_they_exit() {
     let store = "st.shared::cluster.u32 [%r11], %cta;";
     pair(store).faults(SharedRace, "need not run before a cluster barrier");
+    // The barrier covers what comes before the arrival, and not this read.
+    let read = format!(
+        "st.shared.u32 [%r2], %cta; {SYNC} barrier.cluster.arrive.aligned; ld.shared::cluster.u32 %r0, [%r11];\n\
+         barrier.cluster.wait.aligned; {STORE}"
+    );
+    pair(&read).faults(SharedRace, "exits while warp 0 of the block with rank");
     // The second block goes on alone.
     let late = format!("{SYNC} setp.eq.u32 %p0, %r12, 0; @%p0 exit; {SYNC} {store}");
     pair(&late).faults(UseAfterFree, "all threads of which have exited");

@@ -1,0 +1,91 @@
+//! Vectors of four, which every compilation target has or the compiler takes apart.
+
+use std::array;
+
+use crate::cpu::simd::{Lanes, One};
+use crate::dtype::Element;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+type Vector = [f32; 4];
+
+impl Lanes for Portable {
+    type Vector = Vector;
+    const LANES: usize = 4;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Vector {
+        [value; 4]
+    }
+
+    #[inline(always)]
+    unsafe fn read<T: Element>(self, from: *const T) -> Vector {
+        // SAFETY: as the caller vouches.
+        array::from_fn(|lane| unsafe { *from.add(lane) }.to_f32())
+    }
+
+    #[inline(always)]
+    fn store(self, vector: Vector, to: &mut [f32]) {
+        to[..4].copy_from_slice(&vector);
+    }
+
+    #[inline(always)]
+    fn add(self, a: Vector, b: Vector) -> Vector {
+        array::from_fn(|lane| a[lane] + b[lane])
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Vector, b: Vector) -> Vector {
+        array::from_fn(|lane| a[lane] * b[lane])
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Vector, b: Vector, c: Vector) -> Vector {
+        self.add(self.mul(a, b), c)
+    }
+
+    #[inline(always)]
+    fn max(self, kept: Vector, value: Vector) -> Vector {
+        array::from_fn(|lane| One.max(kept[lane], value[lane]))
+    }
+
+    #[inline(always)]
+    fn min(self, kept: Vector, value: Vector) -> Vector {
+        array::from_fn(|lane| One.min(kept[lane], value[lane]))
+    }
+
+    #[inline(always)]
+    fn at_most(self, a: Vector, b: Vector) -> u32 {
+        (0..4).fold(0, |mask, lane| mask | u32::from(a[lane] <= b[lane]) << lane)
+    }
+
+    #[inline(always)]
+    fn zero_at_most(self, a: Vector, most: Vector) -> Vector {
+        array::from_fn(|lane| One.zero_at_most(a[lane], most[lane]))
+    }
+
+    #[inline(always)]
+    fn join(self, count: usize, first: Vector, rest: Vector) -> Vector {
+        array::from_fn(|lane| {
+            if lane < count {
+                first[lane]
+            } else {
+                rest[lane]
+            }
+        })
+    }
+
+    #[inline(always)]
+    fn compress(self, vector: Vector, mask: u32, to: &mut [f32]) {
+        let to = &mut to[..4];
+        let mut at = 0;
+        for (lane, value) in vector.into_iter().enumerate() {
+            to[at] = value;
+            at += (mask >> lane & 1) as usize;
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, _address: *const T) {}
+}

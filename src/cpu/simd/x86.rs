@@ -1,0 +1,270 @@
+//! AVX2 and AVX-512.
+//!
+//! The intrinsics are safe to call because the tokens [`Avx2`] and [`Avx512`] prove that the machine has them; they
+//! become single instructions inside `run`, which is compiled with their features.
+
+use std::arch::x86_64::*;
+
+use crate::cpu::simd::{Kernel, Lanes};
+use crate::dtype::{DType, Element};
+
+/// Proof that this machine has AVX2, FMA and F16C: only detection makes one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Avx2(());
+
+/// Proof that this machine has AVX-512 F, BW, DQ and VL, and what [`Avx2`] proves: only detection makes one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Avx512(Avx2);
+
+impl Avx2 {
+    pub(crate) fn detect() -> Option<Self> {
+        let found = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+            && is_x86_feature_detected!("popcnt");
+        found.then_some(Avx2(()))
+    }
+
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma,f16c,popcnt")]
+        fn run<K: Kernel>(kernel: K, lanes: Avx2) -> K::Output {
+            kernel.run(lanes)
+        }
+        // SAFETY: `self` proves that the machine has these features.
+        unsafe { run(kernel, self) }
+    }
+}
+
+impl Avx512 {
+    pub(crate) fn detect() -> Option<Self> {
+        let found = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        Avx2::detect().filter(|_| found).map(Avx512)
+    }
+
+    pub(crate) fn narrow(self) -> Avx2 {
+        self.0
+    }
+
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512dq,avx512vl")]
+        fn run<K: Kernel>(kernel: K, lanes: Avx512) -> K::Output {
+            kernel.run(lanes)
+        }
+        // SAFETY: `self` proves that the machine has these features.
+        unsafe { run(kernel, self) }
+    }
+}
+
+impl Lanes for Avx2 {
+    type Vector = __m256;
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> __m256 {
+        // SAFETY: `self` proves AVX.
+        unsafe { _mm256_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    unsafe fn read<T: Element>(self, from: *const T) -> __m256 {
+        // SAFETY: as the caller vouches; T's bits are those of its tag's type; `self` proves AVX2 and F16C.
+        unsafe {
+            match T::DTYPE {
+                DType::F32 => _mm256_loadu_ps(from.cast()),
+                DType::F16 => _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
+                DType::Bf16 => {
+                    let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn store(self, vector: __m256, to: &mut [f32]) {
+        // SAFETY: eight elements are borrowed; `self` proves AVX.
+        unsafe { _mm256_storeu_ps(to[..8].as_mut_ptr(), vector) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: `self` proves AVX.
+        unsafe { _mm256_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: `self` proves AVX.
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        // SAFETY: `self` proves FMA.
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn max(self, kept: __m256, value: __m256) -> __m256 {
+        // SAFETY: `self` proves AVX.
+        unsafe {
+            // `kept` where they are equal or one is NaN.
+            let larger = _mm256_max_ps(value, kept);
+            _mm256_blendv_ps(larger, value, _mm256_cmp_ps::<_CMP_UNORD_Q>(value, value))
+        }
+    }
+
+    #[inline(always)]
+    fn min(self, kept: __m256, value: __m256) -> __m256 {
+        // SAFETY: `self` proves AVX.
+        unsafe {
+            let smaller = _mm256_min_ps(value, kept);
+            _mm256_blendv_ps(smaller, value, _mm256_cmp_ps::<_CMP_UNORD_Q>(value, value))
+        }
+    }
+
+    #[inline(always)]
+    fn at_most(self, a: __m256, b: __m256) -> u32 {
+        // SAFETY: `self` proves AVX.
+        unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LE_OQ>(a, b)) as u32 }
+    }
+
+    #[inline(always)]
+    fn zero_at_most(self, a: __m256, most: __m256) -> __m256 {
+        // SAFETY: `self` proves AVX.
+        unsafe { _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LE_OQ>(a, most), a) }
+    }
+
+    #[inline(always)]
+    fn join(self, count: usize, first: __m256, rest: __m256) -> __m256 {
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let is_first = _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), lane);
+            _mm256_blendv_ps(rest, first, _mm256_castsi256_ps(is_first))
+        }
+    }
+
+    #[inline(always)]
+    fn compress(self, vector: __m256, mask: u32, to: &mut [f32]) {
+        let to = &mut to[..8];
+        let mut values = [0.0; 8];
+        self.store(vector, &mut values);
+        let (mut mask, mut at) = (mask & 0xff, 0);
+        while mask != 0 {
+            to[at] = values[mask.trailing_zeros() as usize];
+            mask &= mask - 1;
+            at += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, address: *const T) {
+        // SAFETY: a prefetch never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+}
+
+impl Lanes for Avx512 {
+    type Vector = __m512;
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> __m512 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    unsafe fn read<T: Element>(self, from: *const T) -> __m512 {
+        // SAFETY: as the caller vouches; T's bits are those of its tag's type; `self` proves AVX-512.
+        unsafe {
+            match T::DTYPE {
+                DType::F32 => _mm512_loadu_ps(from.cast()),
+                DType::F16 => _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())),
+                DType::Bf16 => {
+                    let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn store(self, vector: __m512, to: &mut [f32]) {
+        // SAFETY: sixteen elements are borrowed; `self` proves AVX-512.
+        unsafe { _mm512_storeu_ps(to[..16].as_mut_ptr(), vector) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn max(self, kept: __m512, value: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe {
+            // `kept` where they are equal or one is NaN.
+            let larger = _mm512_max_ps(value, kept);
+            let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(value, value);
+            _mm512_mask_mov_ps(larger, is_nan, value)
+        }
+    }
+
+    #[inline(always)]
+    fn min(self, kept: __m512, value: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe {
+            let smaller = _mm512_min_ps(value, kept);
+            let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(value, value);
+            _mm512_mask_mov_ps(smaller, is_nan, value)
+        }
+    }
+
+    #[inline(always)]
+    fn at_most(self, a: __m512, b: __m512) -> u32 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { u32::from(_mm512_cmp_ps_mask::<_CMP_LE_OQ>(a, b)) }
+    }
+
+    #[inline(always)]
+    fn zero_at_most(self, a: __m512, most: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_maskz_mov_ps(!_mm512_cmp_ps_mask::<_CMP_LE_OQ>(a, most), a) }
+    }
+
+    #[inline(always)]
+    fn join(self, count: usize, first: __m512, rest: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_mask_mov_ps(rest, ((1_u32 << count) - 1) as u16, first) }
+    }
+
+    #[inline(always)]
+    fn compress(self, vector: __m512, mask: u32, to: &mut [f32]) {
+        // SAFETY: `self` proves AVX-512.
+        let packed = unsafe { _mm512_maskz_compress_ps(mask as u16, vector) };
+        self.store(packed, to);
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, address: *const T) {
+        self.0.prefetch(address);
+    }
+}

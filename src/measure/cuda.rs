@@ -1,0 +1,415 @@
+//! Running a case on a GPU: maps in device memory, times by CUDA events.
+//!
+//! Whatever is timed follows straight after the same work on another copy of the maps, as in a pipeline that never waits:
+//! the time is the device's, or that of the launches where these take longer.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cudarc::driver::{
+    CudaContext, CudaEvent, CudaGraph, CudaSlice, CudaStream, DevicePtr, DriverError, sys,
+};
+
+use super::case::{Replay, Runner, Setup};
+use super::device_read::{DeviceRead, GRANULE_BYTES};
+use super::inputs::Inputs;
+use super::rotation;
+use crate::cuda::variant::Arithmetic;
+use crate::cuda::{
+    self, DeviceLayer, DeviceOutput, GroupItem, GroupPlan, Options, Plan, cudarc, driver_error,
+};
+use crate::error::{Error, Result};
+use crate::problem::Problem;
+
+/// Every layer starts at a multiple of this, as allocations do.
+const ALIGNMENT: usize = 256;
+
+/// The share of the free memory that copies of the maps may take, in percent.
+const MEMORY_PERCENT: usize = 90;
+
+/// Events tell times to half a microsecond: this is 400 times that.
+const CLOCK: Duration = Duration::from_micros(200);
+
+/// Errors of f32 arithmetic on a GPU beside those of its sums, as a share of the largest entry (kernels/README.md).
+const OF_LARGEST: f64 = 1e-6;
+
+/// Problems on a GPU, and copies of their maps.
+pub(super) struct CudaRunner {
+    // What uses memory goes before it.
+    graphs: Vec<Option<CudaGraph>>,
+    plan: DevicePlan,
+    floor: DeviceRead,
+    floor_bytes: usize,
+    copies: Copies,
+    next: usize,
+    outputs: Vec<CudaSlice<f32>>,
+    output_addresses: Vec<u64>,
+    start: CudaEvent,
+    end: CudaEvent,
+    stream: Arc<CudaStream>,
+}
+
+/// One problem, or several in one submission.
+enum DevicePlan {
+    One(Box<Plan>),
+    Many(GroupPlan),
+}
+
+/// Copies of the maps of all problems.
+struct Copies {
+    /// By copy and problem; they point into `memory`.
+    layers: Vec<Vec<Vec<DeviceLayer<'static>>>>,
+    addresses: Vec<u64>,
+    _memory: CudaSlice<u8>,
+}
+
+impl CudaRunner {
+    /// Plans `problems` on the device of `context`.
+    ///
+    /// # Errors
+    /// As [`Plan::new`]; [`Error::OutOfDeviceMemory`] where the maps do not fit beside the workspace.
+    pub fn new(
+        problems: &[Problem],
+        inputs: &[Inputs],
+        context: &Arc<CudaContext>,
+        options: &Options,
+    ) -> Result<Self> {
+        let plan = match problems {
+            [problem] => DevicePlan::One(Box::new(Plan::new(context, problem, options)?)),
+            problems => DevicePlan::Many(GroupPlan::new(context, problems, options)?),
+        };
+        let stream = context
+            .new_stream()
+            .map_err(driver_error("cuStreamCreate"))?;
+        let output = |problem: &Problem| {
+            let bytes = 4 * problem.output_len().max(1);
+            stream
+                .alloc_zeros(problem.output_len().max(1))
+                .map_err(allocation_error(context, "the output", bytes))
+        };
+        let outputs = problems.iter().map(output).collect::<Result<Vec<_>>>()?;
+        let floor = DeviceRead::new(context, &stream, &options.with_environment())?;
+        let map_bytes = problems.iter().map(Problem::map_bytes).sum();
+        let copies = Copies::new(&stream, inputs, map_bytes)?;
+        let event = || {
+            context
+                .new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT))
+                .map_err(driver_error("cuEventCreate"))
+        };
+        let mut runner = CudaRunner {
+            graphs: Vec::new(),
+            plan,
+            floor,
+            floor_bytes: map_bytes / GRANULE_BYTES * GRANULE_BYTES,
+            copies,
+            next: 0,
+            output_addresses: outputs
+                .iter()
+                .map(|out| out.device_ptr(&stream).0)
+                .collect(),
+            outputs,
+            start: event()?,
+            end: event()?,
+            stream,
+        };
+        let copies = runner.copies.layers.len();
+        runner.graphs.resize_with(copies, || None);
+        runner.choose_grid()?;
+        Ok(runner)
+    }
+
+    /// Lets the floor take the grid that reads fastest.
+    fn choose_grid(&mut self) -> Result<()> {
+        let mut best = (Duration::MAX, self.floor.blocks);
+        for blocks in self.floor.grids() {
+            self.floor.blocks = blocks;
+            for _ in 0..3 {
+                best = best.min((self.read(1)?, blocks));
+            }
+        }
+        self.floor.blocks = best.1;
+        Ok(())
+    }
+
+    /// The next copy of the maps, which comes up again only after all others.
+    fn next(&mut self) -> usize {
+        self.next += 1;
+        self.next % self.graphs.len()
+    }
+
+    /// Submits a run over a copy.
+    fn submit_run(&mut self, copy: usize) -> Result<()> {
+        let layers = &self.copies.layers[copy];
+        let stream = &self.stream;
+        let outputs = self.output_addresses.iter().zip(&self.outputs);
+        let outputs = outputs.map(|(&address, out)| {
+            // SAFETY: this runner owns the output, uses it on one stream, and keeps it until its work is done.
+            unsafe { DeviceOutput::from_raw(address, out.len()) }
+        });
+        match &mut self.plan {
+            DevicePlan::One(plan) => {
+                for (layers, out) in layers.iter().zip(outputs) {
+                    plan.run(stream, layers, out)?;
+                }
+                Ok(())
+            }
+            DevicePlan::Many(group) => {
+                let mut items: Vec<_> = layers
+                    .iter()
+                    .zip(outputs)
+                    .map(|(layers, out)| GroupItem { layers, out })
+                    .collect();
+                group.run(stream, &mut items)
+            }
+        }
+    }
+
+    /// Submits the reading of a copy.
+    fn submit_read(&self, copy: usize) -> Result<()> {
+        // SAFETY: a copy is at least as long as the bytes that a run must read, aligned, initialised, and never written.
+        unsafe {
+            self.floor
+                .submit(&self.stream, self.copies.addresses[copy], self.floor_bytes)
+        }
+    }
+
+    /// The graph of a run over the next copy, captured now if it never was; its place.
+    fn next_graph(&mut self) -> Result<usize> {
+        let copy = self.next();
+        if self.graphs[copy].is_none() {
+            self.stream
+                .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+                .map_err(driver_error("cuStreamBeginCapture_v2"))?;
+            let submitted = self.submit_run(copy);
+            // Whatever happened, the stream has to leave its capture.
+            let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+            submitted?;
+            let graph = graph.map_err(driver_error("cuStreamEndCapture"))?;
+            if let Some(graph) = &graph {
+                graph.upload().map_err(driver_error("cuGraphUpload"))?;
+            }
+            self.graphs[copy] = graph;
+        }
+        Ok(copy)
+    }
+
+    fn launch_graph(&self, copy: usize) -> Result<()> {
+        match &self.graphs[copy] {
+            Some(graph) => graph.launch().map_err(driver_error("cuGraphLaunch")),
+            None => Ok(()),
+        }
+    }
+
+    /// Marks the point from which on the device is timed.
+    fn start(&self) -> Result<()> {
+        self.start
+            .record(&self.stream)
+            .map_err(driver_error("cuEventRecord"))
+    }
+
+    /// Waits for the device; the time since [`start`](CudaRunner::start).
+    fn stop(&self) -> Result<Duration> {
+        self.end
+            .record(&self.stream)
+            .map_err(driver_error("cuEventRecord"))?;
+        self.end
+            .synchronize()
+            .map_err(driver_error("cuEventSynchronize"))?;
+        let milliseconds = self
+            .start
+            .elapsed_ms(&self.end)
+            .map_err(driver_error("cuEventElapsedTime"))?;
+        Ok(Duration::try_from_secs_f64(1e-3 * f64::from(milliseconds)).unwrap_or_default())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.stream
+            .synchronize()
+            .map_err(driver_error("cuStreamSynchronize"))
+    }
+}
+
+impl Runner for CudaRunner {
+    fn run(&mut self, runs: u64) -> Result<Duration> {
+        let lead = self.next();
+        self.submit_run(lead)?;
+        self.start()?;
+        for _ in 0..runs {
+            let copy = self.next();
+            self.submit_run(copy)?;
+        }
+        self.stop()
+    }
+
+    fn read(&mut self, reads: u64) -> Result<Duration> {
+        let lead = self.next();
+        self.submit_read(lead)?;
+        self.start()?;
+        for _ in 0..reads {
+            let copy = self.next();
+            self.submit_read(copy)?;
+        }
+        self.stop()
+    }
+
+    fn replay(&mut self, replays: u64) -> Result<Option<Replay>> {
+        // All are captured before the first is launched.
+        let (lead, alone) = (self.next_graph()?, self.next_graph()?);
+        let timed = (0..replays)
+            .map(|_| self.next_graph())
+            .collect::<Result<Vec<_>>>()?;
+        self.launch_graph(lead)?;
+        self.start()?;
+        for copy in timed {
+            self.launch_graph(copy)?;
+        }
+        let device = self.stop()?;
+        self.synchronize()?;
+        let launched = Instant::now();
+        self.launch_graph(alone)?;
+        self.synchronize()?;
+        Ok(Some(Replay {
+            device,
+            latency: launched.elapsed(),
+        }))
+    }
+
+    fn clock(&self) -> Duration {
+        CLOCK
+    }
+
+    fn answers(&mut self) -> Result<Vec<Vec<f32>>> {
+        for out in &mut self.outputs {
+            let unset = vec![f32::NAN; out.len()];
+            self.stream
+                .memcpy_htod(&unset, out)
+                .and_then(|()| self.stream.synchronize())
+                .map_err(driver_error("cuMemcpyHtoDAsync_v2"))?;
+        }
+        let copy = self.next();
+        self.submit_run(copy)?;
+        let copied = self.outputs.iter().map(|out| self.stream.clone_dtoh(out));
+        let answers = copied
+            .collect::<Result<_, DriverError>>()
+            .map_err(driver_error("cuMemcpyDtoHAsync_v2"))?;
+        self.synchronize()?;
+        Ok(answers)
+    }
+
+    fn setup(&self) -> Setup {
+        let (schedules, workspace_bytes): (Vec<_>, _) = match &self.plan {
+            DevicePlan::One(plan) => (vec![plan.schedule()], plan.workspace_bytes()),
+            DevicePlan::Many(group) => (group.schedules().collect(), group.workspace_bytes()),
+        };
+        let mut variants: Vec<String> = Vec::new();
+        for variant in schedules.iter().flat_map(|schedule| schedule.variants()) {
+            let symbol = variant.symbol();
+            if !variants.contains(&symbol) {
+                variants.push(symbol);
+            }
+        }
+        let half = variants
+            .iter()
+            .any(|symbol| symbol.contains(Arithmetic::F16x2.name()));
+        let steps = self.copies.layers[0].iter().map(Vec::len).max();
+        Setup {
+            variants,
+            workspace_bytes,
+            copies: self.graphs.len(),
+            floor_bytes: self.floor_bytes,
+            of_largest: match half {
+                // Each layer rounds one factor, by at most 2^-11 of its value.
+                true => steps.unwrap_or(0) as f64 / 2048.0,
+                false => OF_LARGEST,
+            },
+        }
+    }
+}
+
+impl Copies {
+    /// Copies `inputs`, one beside the other, until the `map_bytes` bytes that a run reads of each are together twice what
+    /// L2 holds, as far as memory goes.
+    fn new(stream: &Arc<CudaStream>, inputs: &[Inputs], map_bytes: usize) -> Result<Self> {
+        let context = stream.context();
+        let padded = |bytes: usize| bytes.next_multiple_of(ALIGNMENT);
+        let copy_bytes: usize = inputs
+            .iter()
+            .flat_map(Inputs::layer_bytes)
+            .map(|bytes| padded(bytes.len()))
+            .sum();
+        let copy_bytes = copy_bytes.max(ALIGNMENT);
+        let rotation_bytes = 2 * cuda::limits(context)?.l2_bytes;
+        let (free, _) = cuda::memory(context)?;
+        let fitting = free / 100 * MEMORY_PERCENT / copy_bytes;
+        let copies = rotation::copies(rotation_bytes, map_bytes).min(fitting.max(1));
+        let mut memory = stream
+            .alloc_zeros::<u8>(copies * copy_bytes)
+            .map_err(allocation_error(context, "attention maps", copy_bytes))?;
+        let first = memory.device_ptr(stream).0;
+        let mut offset = 0;
+        for bytes in inputs.iter().flat_map(Inputs::layer_bytes) {
+            if !bytes.is_empty() {
+                stream
+                    .memcpy_htod(bytes, &mut memory.slice_mut(offset..))
+                    .map_err(driver_error("cuMemcpyHtoDAsync_v2"))?;
+            }
+            offset += padded(bytes.len());
+        }
+        let (original, mut others) = memory.split_at_mut(copy_bytes);
+        for copy in 1..copies {
+            let mut to = others.slice_mut((copy - 1) * copy_bytes..);
+            stream
+                .memcpy_dtod(&original, &mut to)
+                .map_err(driver_error("cuMemcpyDtoDAsync_v2"))?;
+        }
+        stream
+            .synchronize()
+            .map_err(driver_error("cuStreamSynchronize"))?;
+
+        let addresses: Vec<u64> = (0..copies)
+            .map(|copy| first + (copy * copy_bytes) as u64)
+            .collect();
+        let layers_at = |mut address: u64| {
+            let mut place = |bytes: usize| {
+                let here = address;
+                address += padded(bytes) as u64;
+                here
+            };
+            let of_problem = |inputs: &Inputs| {
+                let layers = inputs.layers().into_iter();
+                layers
+                    .zip(inputs.layer_bytes())
+                    .map(|(layer, bytes)| {
+                        // SAFETY: the elements have just been copied there. Nothing writes them any more, and they
+                        // are kept as long as the layers.
+                        unsafe {
+                            DeviceLayer::from_raw(place(bytes.len()), layer.len(), layer.dtype())
+                        }
+                    })
+                    .collect()
+            };
+            inputs.iter().map(of_problem).collect()
+        };
+        Ok(Copies {
+            layers: addresses.iter().copied().map(layers_at).collect(),
+            addresses,
+            _memory: memory,
+        })
+    }
+}
+
+/// Turns a failure to allocate `required` bytes for `what` into an error.
+fn allocation_error(
+    context: &Arc<CudaContext>,
+    what: &'static str,
+    required: usize,
+) -> impl Fn(DriverError) -> Error {
+    move |error| match error.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfDeviceMemory {
+            what,
+            required,
+            available: cuda::memory(context).map_or(0, |(free, _)| free),
+        },
+        _ => driver_error("cuMemAllocAsync")(error),
+    }
+}

@@ -1,0 +1,158 @@
+//! The other floor of the product form on the CPU: its matrix products, by the `gemm` crate, and nothing else.
+
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+
+use super::thread_pool;
+use crate::error::Result;
+use crate::problem::Problem;
+
+/// The `layers - 1` products of `[batch, tokens, tokens]`, the operands in f32 and in cache as far as they fit.
+pub struct Products {
+    pool: rayon::ThreadPool,
+    tokens: usize,
+    steps: usize,
+    /// The left factor of each item.
+    left: Vec<Vec<f32>>,
+    panels: Vec<Panel>,
+}
+
+/// Some columns of an item's state, `[tokens, columns]`, and where its next value goes. Columns never need each other.
+struct Panel {
+    item: usize,
+    columns: usize,
+    state: Vec<f32>,
+    next: Vec<f32>,
+}
+
+impl Products {
+    /// The products of `problem`, for `threads` threads: whole items where they share out evenly, else columns of them.
+    ///
+    /// # Errors
+    /// [`Error::Threads`](crate::Error::Threads).
+    pub fn new(problem: &Problem, threads: NonZeroUsize) -> Result<Self> {
+        let (batch, tokens) = (problem.shape().batch, problem.shape().tokens);
+        let parts = if batch.is_multiple_of(threads.get()) {
+            1
+        } else {
+            threads.get()
+        };
+        let entry = 1.0 / tokens as f32;
+        let panel = |item, part| {
+            let columns = tokens * (part + 1) / parts - tokens * part / parts;
+            Panel {
+                item,
+                columns,
+                state: vec![entry; tokens * columns],
+                next: vec![f32::NAN; tokens * columns],
+            }
+        };
+        Ok(Products {
+            pool: thread_pool(threads)?,
+            tokens,
+            steps: problem.layers().len() - 1,
+            left: vec![vec![entry; tokens * tokens]; batch],
+            panels: (0..batch)
+                .flat_map(|item| (0..parts).map(move |part| panel(item, part)))
+                .collect(),
+        })
+    }
+
+    /// The time of all products.
+    pub fn time(&mut self) -> Duration {
+        let Products {
+            pool,
+            tokens,
+            steps,
+            left,
+            panels,
+        } = self;
+        let compute = |panel: &mut Panel| {
+            for _ in 0..*steps {
+                panel.multiply(&left[panel.item], *tokens);
+            }
+        };
+        let start = Instant::now();
+        if pool.current_num_threads() == 1 {
+            panels.iter_mut().for_each(compute);
+        } else {
+            pool.install(|| panels.par_iter_mut().for_each(compute));
+        }
+        start.elapsed()
+    }
+}
+
+impl Panel {
+    /// `state = left * state`.
+    fn multiply(&mut self, left: &[f32], tokens: usize) {
+        assert_eq!(left.len(), tokens * tokens);
+        assert_eq!(self.state.len(), tokens * self.columns);
+        assert_eq!(self.next.len(), self.state.len());
+        // SAFETY: row-major matrices of the extents just checked; `next` is borrowed mutably, so nothing aliases it.
+        unsafe {
+            gemm::gemm(
+                tokens,
+                self.columns,
+                tokens,
+                self.next.as_mut_ptr(),
+                1,
+                self.columns as isize,
+                false,
+                left.as_ptr(),
+                1,
+                tokens as isize,
+                self.state.as_ptr(),
+                1,
+                self.columns as isize,
+                0.0,
+                1.0,
+                false,
+                false,
+                false,
+                gemm::Parallelism::None,
+            );
+        }
+        std::mem::swap(&mut self.state, &mut self.next);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DType, RolloutConfig, Shape};
+
+    #[test]
+    fn every_item_is_multiplied_whole_however_it_is_shared_out() {
+        let shape = Shape {
+            layers: 3,
+            batch: 3,
+            heads: 1,
+            tokens: 7,
+        };
+        let problem = Problem::new(shape, DType::F32, RolloutConfig::default()).unwrap();
+        for threads in [1, 2, 3] {
+            let mut products =
+                Products::new(&problem, NonZeroUsize::new(threads).unwrap()).unwrap();
+            // Entries of 2 / 7 double with each of the two products.
+            products
+                .left
+                .iter_mut()
+                .for_each(|left| left.fill(2.0 / 7.0));
+            products.time();
+            let entries: Vec<f32> = products
+                .panels
+                .iter()
+                .flat_map(|panel| panel.state.iter().copied())
+                .collect();
+            assert_eq!(entries.len(), 3 * 49, "{threads} threads");
+            for entry in entries {
+                assert!(
+                    (entry - 4.0 / 7.0).abs() < 1e-6,
+                    "{threads} threads: {entry}"
+                );
+            }
+        }
+    }
+}
