@@ -1,10 +1,10 @@
-//! Tier 1: every kernel variant, by both of its entries, compiles for every architecture it runs on, with every NVRTC there is to test with,
-//! without warnings or spills and within its stated registers and shared memory.
+//! Tier 1: every kernel variant, by both of its entries, compiles for every architecture it runs on, with every NVRTC
+//! there is to test with, without warnings or spills and within its stated registers and shared memory.
 //!
-//! A variant takes about half a second, and there are hundreds, seven architectures and two versions. So the variants
-//! of a file are dealt out: each is compiled for one architecture per version, and each architecture gets its share of
-//! every file. `ROLLOUT_COMPILE=all` compiles everything for everything. What was compiled once is kept in
-//! `kernels/` of the target directory, so that only changed kernels cost time.
+//! A kernel takes about a second, and there are hundreds, seven architectures and two versions. So the kernels of a file
+//! are dealt out: each is compiled once, by one version for one architecture, and each of these pairs gets its share of
+//! every file. `ROLLOUT_COMPILE=all` compiles everything for everything. What was compiled once is kept in `kernels/`
+//! of the target directory, so that only changed kernels cost time.
 
 #[path = "common/nvrtc.rs"]
 mod common;
@@ -73,7 +73,9 @@ fn main() {
     stems.sort_unstable();
     stems.dedup();
     let mut trials = Vec::new();
-    for (turn, nvrtc) in nvrtcs().into_iter().enumerate() {
+    let nvrtcs = nvrtcs();
+    let pairs = nvrtcs.len() * ARCHS.len();
+    for (turn, nvrtc) in nvrtcs.into_iter().enumerate() {
         for (place, arch) in ARCHS.into_iter().enumerate() {
             for stem in &stems {
                 let of_stem = || {
@@ -84,10 +86,12 @@ fn main() {
                 let dealt: Vec<Kernel> = of_stem()
                     .enumerate()
                     .filter(|(index, (_, variant))| {
-                        // A variant dealt to an architecture older than it goes to its oldest.
+                        let (its_turn, its_place) =
+                            (index % pairs / ARCHS.len(), index % ARCHS.len());
+                        // A kernel dealt to an architecture older than it goes to its oldest.
                         let first = ARCHS.iter().position(|&arch| arch >= oldest(variant));
-                        let turned = (index + 3 * turn) % ARCHS.len();
-                        let mine = turned.max(first.unwrap_or(ARCHS.len())) == place;
+                        let its_place = its_place.max(first.unwrap_or(ARCHS.len()));
+                        let mine = (its_turn, its_place) == (turn, place);
                         arch >= oldest(variant) && (everything || count <= FEW || mine)
                     })
                     .map(|(_, kernel)| kernel)
