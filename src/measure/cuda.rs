@@ -30,6 +30,9 @@ const MEMORY_PERCENT: usize = 90;
 /// Events tell times to half a microsecond: this is 400 times that.
 const CLOCK: Duration = Duration::from_micros(200);
 
+/// The arithmetics of f32 accuracy; the others round operands to f16.
+const EXACT: [Arithmetic; 3] = [Arithmetic::F32, Arithmetic::F16x3, Arithmetic::Tf32x3];
+
 /// Errors of f32 arithmetic on a GPU beside those of its sums, as a share of the largest entry (kernels/README.md).
 const OF_LARGEST: f64 = 1e-6;
 
@@ -308,9 +311,11 @@ impl Runner for CudaRunner {
                 variants.push(symbol);
             }
         }
-        let half = variants
-            .iter()
-            .any(|symbol| symbol.contains(Arithmetic::F16x1.name()));
+        let rounds = |arithmetic: &Arithmetic| {
+            let mut symbols = variants.iter();
+            !EXACT.contains(arithmetic) && symbols.any(|symbol| symbol.contains(arithmetic.name()))
+        };
+        let half = Arithmetic::ALL.iter().any(rounds);
         let steps = self.copies.layers[0].iter().map(Vec::len).max();
         Setup {
             variants,
