@@ -40,7 +40,7 @@ impl Maps {
     }
 
     fn stride(&self) -> usize {
-        (self.values.len() + HEADS * ROWS - 1) / (HEADS * ROWS)
+        self.values.len().div_ceil(HEADS * ROWS)
     }
 
     fn rows<'a>(&self, maps: HostLayer<'a>, heads: usize, fusion: &'a HeadFusion) -> MapRows<'a> {
