@@ -27,6 +27,10 @@ use crate::problem::Problem;
 /// from memory at any moment, and small beside a first-level cache.
 const PREFETCH_BYTES: usize = 12 << 10;
 
+/// With so many heads to read for each sum, rows are taken one by one: what is prefetched is then always what comes
+/// next. With fewer, several rows side by side, so that the sums are loaded and stored once for all of them.
+const HEADS_PER_SUM: usize = 8;
+
 /// One item's maps of one layer.
 #[derive(Clone, Copy)]
 pub(crate) struct ItemMaps<'a> {
@@ -104,7 +108,12 @@ impl<'a> MapRows<'a> {
             // Adjoining rows are one.
             (self.rows, self.len) = (1, self.rows * self.len);
         }
-        simd.for_rows(self.len).dispatch(Pass { from: self, to });
+        let side_by_side = false;
+        simd.for_rows(self.len).dispatch(Pass {
+            from: self,
+            to,
+            side_by_side,
+        });
     }
 
     /// `part += weights * fused`, with `weights` `[start rows, rows]` and `part` `[start rows, len]`, row after row.
@@ -116,7 +125,12 @@ impl<'a> MapRows<'a> {
             part,
             stride: self.len,
         };
-        simd.for_rows(self.len).dispatch(Pass { from: self, to });
+        let side_by_side = self.heads < HEADS_PER_SUM * to.start_rows;
+        simd.for_rows(self.len).dispatch(Pass {
+            from: self,
+            to,
+            side_by_side,
+        });
     }
 }
 
@@ -124,6 +138,8 @@ impl<'a> MapRows<'a> {
 struct Pass<'a, S> {
     from: MapRows<'a>,
     to: S,
+    /// Several rows at a time.
+    side_by_side: bool,
 }
 
 impl<S: Sink> Kernel for Pass<'_, S> {
@@ -143,8 +159,7 @@ impl<S: Sink> Pass<'_, S> {
     #[inline(always)]
     fn by_fusion<L: Lanes, T: Element>(self, lanes: L, maps: &[T]) {
         let maps = &maps[self.from.first..];
-        // As many vectors as leave registers free: of two rows, or of four where there is but one head. Sums in memory
-        // are loaded and stored once for all rows, and one head alone is bound by that.
+        // As many vectors as leave registers free: of two rows, or of four where there is but one head.
         match self.from.fusion {
             HeadFusion::Weighted(weights) => {
                 self.rows::<L, T, _, 2, 4>(lanes, maps, Weighted { weights });
@@ -199,7 +214,7 @@ impl<S: Sink> Pass<'_, S> {
             return;
         }
         let mut row = 0;
-        while row + R <= rows {
+        while self.side_by_side && row + R <= rows {
             pass.columns::<R, V>(row, len);
             row += R;
         }
