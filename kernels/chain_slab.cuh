@@ -96,7 +96,7 @@ struct SLAB_ARITHMETIC_tf32x3 {
 #pragma unroll
       for (u32 e = 0; e < 4; ++e) {
         // Accumulator: (g, 2q), (g, 2q + 1), (g + 8, 2q), (g + 8, 2q + 1). Fragment: rows first.
-        SplitTf32::split(p[half][e], left[0][e / 2 + e % 2 * 2], left[1][e / 2 + e % 2 * 2]);
+        SplitTf32::split(half ? p[1][e] : p[0][e], left[0][e / 2 + e % 2 * 2], left[1][e / 2 + e % 2 * 2]);
       }
 #pragma unroll
       for (u32 t = 0; t < TILES; ++t) {

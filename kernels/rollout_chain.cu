@@ -85,7 +85,7 @@ struct Position {
     head += HEADS_IN_FLIGHT;
     if (head < heads) return;
     head = 0;
-    if (++segment < segments) return;
+    if (SEGMENTS > 1 && ++segment < segments) return;
     segment = 0;
     next_row(slabs);
     skip_absent_rows(len, slabs);
@@ -135,7 +135,7 @@ struct Ring {
     for (u32 head = 0; head < maps.heads; head += HEADS_IN_FLIGHT) {
       wait_copies<RING - 2>();
       if (s.wide && s.columns) {
-#pragma unroll
+#pragma unroll(GROUPED ? 1 : HEADS_IN_FLIGHT)
         for (u32 k = 0; k < HEADS_IN_FLIGHT; ++k) {
           if (head + k < maps.heads) {
             const Granule granule = load_shared_granule(slot(drained, k), rows.granule_wanted(s, head + k));
@@ -192,12 +192,12 @@ DEVICE void rollout_chain(const RolloutChainParams &params, const Place &place) 
 
   // Fuses this warp's rows of slab `k` of `layer` into slabs[turn].
   const auto produce = [&](u32 layer, u32 k, u32 turn) {
-    const Rows rows(maps, layer, item, window.start);
     Cut cut = {0, maps.discard_first, maps.discard_spares_origin, window.len};
     if constexpr (DISCARD) cut.last = maps.cuts[layer * maps.batch + item];
 #pragma unroll 1
     for (u32 r = 0; r < ROWS_PER_WARP; ++r) {
       const u32 slab_row = first_slab_row() + r, row = k * SLAB_ROWS + slab_row;
+      const Rows rows(maps, layer, item, window.start);
       float fused[SEGMENTS][Rows::COLUMNS] = {};
       float total = 0.0f;
 #pragma unroll

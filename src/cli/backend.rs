@@ -218,10 +218,7 @@ fn cpu_variants(threads: NonZeroUsize, problem: &Problem) -> Vec<Backend> {
         Output::Rows(_) => &[Form::Rows, Form::Product],
         Output::Matrix | Output::Cumulative => &[Form::Product],
     };
-    let mut instruction_sets = vec![Simd::Portable];
-    if Simd::detect() != Simd::Portable {
-        instruction_sets.push(Simd::detect());
-    }
+    let instruction_sets: Vec<Simd> = Simd::available().collect();
     for &form in forms {
         for &simd in &instruction_sets {
             for share_rest in [false, true] {
