@@ -1,5 +1,7 @@
 //! `plan`: how a problem would be computed here, without any maps.
 
+use std::num::NonZeroUsize;
+
 use attention_rollout::measure::HostRead;
 use attention_rollout::{DType, HostLayer, Shape};
 use clap::Args;
@@ -13,7 +15,7 @@ use crate::options::{ConfigArgs, DeviceArgs, OutputKind, SelectArgs};
 use crate::report;
 
 /// Show how a problem would be computed on this machine: the form chosen, the workspace, the bytes to move, and the
-/// floor, the time it takes to read the maps once.
+/// floor on a CPU, the time it takes to read the maps once.
 #[derive(Args, Debug)]
 pub struct PlanArgs {
     /// Layers of the model
@@ -76,8 +78,15 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let plan: Plan = backend.plan(&problem).map_err(Error::rollout("plan"))?;
 
     let (map_bytes, output_bytes) = (problem.map_bytes(), 4 * problem.output_len());
-    let bandwidth = read_bandwidth(&backend, usize::from(args.sample) << 20)?;
-    let floor = map_bytes as f64 / bandwidth;
+    // What a GPU reads at, `bench` tells: it needs maps there.
+    let bandwidth = match &backend {
+        Backend::Cpu { threads, .. } => {
+            Some(read_bandwidth(*threads, usize::from(args.sample) << 20)?)
+        }
+        #[cfg(feature = "cuda")]
+        Backend::Cuda(_) => None,
+    };
+    let floor = bandwidth.map(|bandwidth| map_bytes as f64 / bandwidth);
     let (variant, workspace) = (plan.variant(), plan.workspace_bytes());
     let (device, threads) = (backend.device(), backend.threads());
     if args.json {
@@ -102,18 +111,24 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         bytes(map_bytes),
         bytes(output_bytes)
     ));
-    report::line(format_args!(
-        "floor      {:.3} ms to read the maps once from memory, at {:.1} GB/s (measured just now)",
-        1e3 * floor,
-        bandwidth / 1e9
-    ));
+    if let (Some(floor), Some(bandwidth)) = (floor, bandwidth) {
+        report::line(format_args!(
+            "floor      {:.3} ms to read the maps once from memory, at {:.1} GB/s (measured just now)",
+            1e3 * floor,
+            bandwidth / 1e9
+        ));
+    }
+    #[cfg(feature = "cuda")]
+    if let Plan::Cuda(plan) = &plan {
+        report::line(format_args!("launches   {}", plan.schedule()));
+    }
     Ok(())
 }
 
 /// Bytes per second at which this machine reads memory: the best of a few reads.
-fn read_bandwidth(backend: &Backend, sample_bytes: usize) -> Result<f64> {
+fn read_bandwidth(threads: NonZeroUsize, sample_bytes: usize) -> Result<f64> {
     let place = "reading memory";
-    let read = HostRead::new(backend.threads()).map_err(Error::rollout(place))?;
+    let read = HostRead::new(threads).map_err(Error::rollout(place))?;
     let sample = vec![1.0f32; sample_bytes / 4];
     let times = (0..3).map(|_| read.time(&[HostLayer::F32(&sample)], sample_bytes));
     let best = times.min().unwrap_or_default();

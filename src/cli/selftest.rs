@@ -19,7 +19,7 @@ use crate::options::{DeviceArg, PrecisionArg};
 use crate::report;
 use crate::verify::{self, half_budget};
 
-/// Run every kernel of the GPU's architecture on random maps, alone and grouped, and compare with the f64 reference.
+/// Run every kernel that the GPU can run on random maps, alone and grouped, and compare with the f64 reference.
 ///
 /// Exit status 1 where a kernel fails or exceeds its error budget.
 #[derive(Args, Debug)]
@@ -36,6 +36,11 @@ pub struct SelftestArgs {
 /// Absolute error allowed on entries of at most 1, except where operands are rounded to f16.
 const BUDGET: f64 = 1e-6;
 
+/// Tokens of the problems, unless the variant asks for others; and of those whose rows are divided among blocks, on
+/// devices that have clusters among one of them.
+const TOKENS: usize = 61;
+const DIVIDED_TOKENS: usize = 125;
+
 /// Runs the subcommand.
 pub fn run(args: &SelftestArgs) -> Result<()> {
     let device = |error: attention_rollout::Error| Error::Device {
@@ -43,13 +48,12 @@ pub fn run(args: &SelftestArgs) -> Result<()> {
         reason: error.to_string(),
     };
     let gpus = Gpus::open(args.device, PrecisionArg::F32).map_err(device)?;
-    let arch = cuda::limits(gpus.context()).map_err(device)?.arch;
+    let limits = cuda::limits(gpus.context()).map_err(device)?;
     let (mut total, mut failed) = (0, 0);
     let variants = Variant::all().into_iter();
     for (entry, variant) in variants.flat_map(|variant| Entry::ALL.map(|entry| (entry, variant))) {
-        let (major, minor) = variant.compute_capability();
         let symbol = entry.symbol(&variant);
-        if !symbol.contains(&args.only) || arch < 10 * major + minor {
+        if !symbol.contains(&args.only) || !variant.runs_on(&limits) {
             continue;
         }
         total += 1;
@@ -79,17 +83,21 @@ pub fn run(args: &SelftestArgs) -> Result<()> {
     }
 }
 
-/// The largest absolute error of `variant` over problems that it takes part in, one alone or two as a group, NaN where it
-/// left NaN, and the most it may be.
+/// The largest absolute error of `variant` over problems that it takes part in, one by one or two as a group, NaN where
+/// it left NaN, and the most it may be.
 fn max_error(
     gpus: &Gpus,
     entry: Entry,
     variant: &Variant,
 ) -> Result<(f64, f64), Box<dyn std::error::Error>> {
-    let problems = match entry {
-        Entry::Alone => vec![problem(variant, 3)?],
-        Entry::Grouped => vec![problem(variant, 3)?, problem(variant, 2)?],
-    };
+    let mut problems = vec![problem(variant, 3, TOKENS)?];
+    match (entry, variant) {
+        (Entry::Alone, Variant::RolloutRows { .. }) => {
+            problems.push(problem(variant, 3, DIVIDED_TOKENS)?);
+        }
+        (Entry::Alone, _) => {}
+        (Entry::Grouped, _) => problems.push(problem(variant, 2, TOKENS)?),
+    }
     let random = |problem: &Problem| Inputs::random(problem.shape(), problem.dtype(), false, 1);
     let inputs: Vec<Inputs> = problems.iter().map(random).collect();
     let context = gpus.context();
@@ -112,8 +120,10 @@ fn max_error(
         .collect::<Result<Vec<_>, DriverError>>()?;
     match entry {
         Entry::Alone => {
-            let mut plan = Plan::new(context, &problems[0], gpus.options())?;
-            plan.run(&stream, &layers[0], &mut outs[0])?;
+            for ((problem, layers), out) in problems.iter().zip(&layers).zip(&mut outs) {
+                let mut plan = Plan::new(context, problem, gpus.options())?;
+                plan.run(&stream, layers, out)?;
+            }
         }
         Entry::Grouped => {
             let mut plan = GroupPlan::new(context, &problems, gpus.options())?;
@@ -146,13 +156,13 @@ fn max_error(
 }
 
 /// A problem that `variant` can take part in.
-fn problem(variant: &Variant, layers: usize) -> attention_rollout::Result<Problem> {
+fn problem(variant: &Variant, layers: usize, tokens: usize) -> attention_rollout::Result<Problem> {
     let mut config = RolloutConfig::default();
     let mut shape = Shape {
         layers,
         batch: 2,
         heads: 3,
-        tokens: 61,
+        tokens,
     };
     let mut dtype = DType::F32;
     let discard = |on: bool| {

@@ -1,6 +1,7 @@
 //! How a `rollout_chain` variant divides an item among blocks and warps, and the shared memory that takes: what
 //! `kernels/rollout_chain.cu` is compiled with.
 
+use super::limits::DeviceLimits;
 use super::variant::Arithmetic;
 use crate::dtype::DType;
 
@@ -64,6 +65,12 @@ impl ChainTile {
             warps,
             shared_bytes: 2 * slab + scales + state + ring,
         }
+    }
+
+    /// Whether a device can launch it.
+    pub fn fits(&self, limits: &DeviceLimits) -> bool {
+        (self.cluster == 1 || limits.clusters)
+            && self.shared_bytes as usize <= limits.shared_bytes_per_block
     }
 
     /// Threads of a block.

@@ -266,8 +266,7 @@ impl<'a> Workload<'a> {
                 let tile = self.chain_tile(arithmetic, tokens);
                 arithmetic != Arithmetic::F32
                     && self.limits.arch >= 80
-                    && (tile.cluster == 1 || self.limits.clusters)
-                    && tile.shared_bytes as usize <= self.limits.shared_bytes_per_block
+                    && tile.fits(self.limits)
                     && self.batch * f64::from(tile.cluster) <= f64::from(i32::MAX)
             }
             Pipeline::Product { arithmetic } => {

@@ -7,6 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::chain::ChainTile;
+use super::limits::DeviceLimits;
 use crate::config::HeadFusion;
 use crate::dtype::DType;
 
@@ -291,7 +292,7 @@ impl Variant {
     }
 
     /// Least compute capability, `(major, minor)`.
-    pub const fn compute_capability(&self) -> (u32, u32) {
+    pub fn compute_capability(&self) -> (u32, u32) {
         match self {
             Variant::RolloutChain { .. } if self.cluster() > 1 => (9, 0),
             Variant::RolloutChain { .. } => (8, 0),
@@ -304,16 +305,26 @@ impl Variant {
         }
     }
 
-    /// Blocks that are launched as a cluster; 1: none.
-    pub const fn cluster(&self) -> u32 {
+    /// Blocks that are compiled to be a cluster; 1: none.
+    pub fn cluster(&self) -> u32 {
+        self.chain_tile().map_or(1, |tile| tile.cluster)
+    }
+
+    /// Whether a device has what the kernel needs.
+    pub fn runs_on(&self, limits: &DeviceLimits) -> bool {
+        let (major, minor) = self.compute_capability();
+        limits.arch >= 10 * major + minor && self.chain_tile().is_none_or(|tile| tile.fits(limits))
+    }
+
+    fn chain_tile(&self) -> Option<ChainTile> {
         match *self {
             Variant::RolloutChain {
                 dtype,
                 arithmetic,
                 tokens,
                 ..
-            } => ChainTile::new(dtype, arithmetic, tokens).cluster,
-            _ => 1,
+            } => Some(ChainTile::new(dtype, arithmetic, tokens)),
+            _ => None,
         }
     }
 

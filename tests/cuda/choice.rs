@@ -73,6 +73,32 @@ fn a_single_item_is_divided_over_the_device() {
 }
 
 #[test]
+fn a_batch_that_leaves_room_is_divided_among_clusters_where_there_are_any() {
+    // The second as in the self-test.
+    for problem in [
+        problem(12, 64, 12, 197, rows()),
+        problem(3, 2, 3, 125, rows()),
+    ] {
+        let schedule = chosen(&problem, &DeviceLimits::H200);
+        assert!(
+            schedule.to_string().contains(" in clusters of "),
+            "{schedule}"
+        );
+        assert_eq!(
+            (schedule.launches(), schedule.workspace_bytes()),
+            (1, 0),
+            "{schedule}"
+        );
+        let without = DeviceLimits {
+            clusters: false,
+            ..DeviceLimits::H200
+        };
+        let schedule = chosen(&problem, &without).to_string();
+        assert!(!schedule.contains("clusters"), "{schedule}");
+    }
+}
+
+#[test]
 fn short_windows_of_a_large_batch_are_chained_in_one_launch() {
     let schedule = chosen(
         &problem(12, 1024, 12, 97, Output::Matrix),

@@ -225,8 +225,10 @@ fn bulk_rules() {
 
 #[test]
 fn copies_stay_between_the_blocks_they_may_join() {
-    pair("cp.async.ca.shared.global [%r11], [%in], 4;")
-        .faults(IllegalOperand, "cp.async to another");
+    pair(&format!(
+        "{SYNC} cp.async.ca.shared.global [%r11], [%in], 4;"
+    ))
+    .faults(IllegalOperand, "cp.async to another");
     let copy = "fence.proxy.async; cp.async.bulk.global.shared::cta.bulk_group [%out], [%r11], 16;";
     pair(&format!(
         "st.shared.u32 [%r2], 0; {SYNC} setp.eq.u32 %p0, %tid, 0; @%p0 {copy}"
