@@ -103,7 +103,20 @@ impl Mutant {
 
 fn main() {
     let arguments = Arguments::from_args();
-    let mut trials = Vec::new();
+    let mut trials = vec![Trial::test(
+        "every fault has its place in the sources",
+        || {
+            let wrong = |mutant: Mutant| {
+                let error = mutant.sources().err()?;
+                Some(format!("{}: {}: {error}", mutant.file, mutant.name))
+            };
+            let wrong: Vec<String> = mutants().into_iter().filter_map(wrong).collect();
+            if wrong.is_empty() {
+                return Ok(());
+            }
+            Err(wrong.join("\n").into())
+        },
+    )];
     if let Some(nvrtc) = nvrtcs().into_iter().next() {
         for (number, mutant) in mutants().into_iter().enumerate() {
             let nvrtc = nvrtc.clone();
