@@ -112,7 +112,7 @@ impl Builder<'_> {
         }
     }
 
-    /// The matrix, one block per item.
+    /// The matrix, one block or one cluster of blocks per item.
     pub(super) fn chain(
         &mut self,
         items: &Range<usize>,
