@@ -89,8 +89,7 @@ struct SLAB_ARITHMETIC_tf32x3 {
 
   DEVICE void multiply(float (&sum)[TILES][4], const float (&p)[2][4], u32 columns, u32 column_part) const {
     const u32 g = threadIdx.x % WARP / 4, q = threadIdx.x % 4;
-    // Grouped, the registers do not hold what unrolling lets the compiler load ahead.
-#pragma unroll(GROUPED ? 1 : 2)
+#pragma unroll
     for (u32 half = 0; half < 2; ++half) {
       u32 left[2][4];
 #pragma unroll

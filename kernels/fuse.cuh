@@ -82,18 +82,19 @@ struct FusedRows {
 
   // Columns [first, end) of one row of all heads; at most 31 granules, or 32 where the rows are aligned.
   struct Segment {
-    u64 begin;    // of head 0
+    u64 begin;  // of head 0
     u32 columns;
-    bool wide;    // all granules lie in the memory of the layer
+    bool begins_inside, ends_inside;  // whether the first granule, and the last one, lie in the memory of the layer
+
+    DEVICE bool wide() const { return begins_inside && ends_inside; }
   };
 
   DEVICE Segment segment(u32 row, u32 first, u32 end) const {
     const u64 begin = origin + row * stride_row + first * Element::BYTES;
     const u32 columns = end > first ? end - first : 0;
     const u64 last_end = begin + (maps.heads - 1) * stride_head + columns * Element::BYTES;
-    const bool wide = (begin & ~u64(GRANULE_BYTES - 1)) >= memory_begin &&
-                      ((last_end + GRANULE_BYTES - 1) & ~u64(GRANULE_BYTES - 1)) <= memory_end;
-    return {begin, columns, wide};
+    return {begin, columns, (begin & ~u64(GRANULE_BYTES - 1)) >= memory_begin,
+            ((last_end + GRANULE_BYTES - 1) & ~u64(GRANULE_BYTES - 1)) <= memory_end};
   }
 
   // Where the first column of a head lies in its granule.
@@ -101,16 +102,18 @@ struct FusedRows {
     return (u32(segment.begin) + head * u32(stride_head)) % GRANULE_BYTES;
   }
 
-  // This lane's granule of a wide segment, and whether it holds any of its columns.
+  // This lane's granule of a segment, how many of its bytes lie before the segment's end, and whether any do.
   DEVICE u64 granule_address(const Segment &segment, u32 head) const {
     return ((segment.begin + head * stride_head) & ~u64(GRANULE_BYTES - 1)) + threadIdx.x % WARP * GRANULE_BYTES;
   }
-  DEVICE bool granule_wanted(const Segment &segment, u32 head) const {
-    return head < maps.heads &&
-           threadIdx.x % WARP * GRANULE_BYTES < offset(segment, head) + segment.columns * Element::BYTES;
+  DEVICE u32 granule_bytes(const Segment &segment, u32 head) const {
+    const u32 begin = threadIdx.x % WARP * GRANULE_BYTES;
+    const u32 end = offset(segment, head) + segment.columns * Element::BYTES;
+    return head < maps.heads && begin < end ? min_u32(end - begin, GRANULE_BYTES) : 0;
   }
+  DEVICE bool granule_wanted(const Segment &segment, u32 head) const { return granule_bytes(segment, head) > 0; }
 
-  // Adds one head, from the granules of a wide segment, to the fused entries.
+  // Adds one head, from the granules of a segment, to the fused entries.
   DEVICE void add(float (&fused)[COLUMNS], const Segment &segment, u32 head, const Granule &granule) const {
     float value[COLUMNS];
     Element::widen(shift_down(granule, offset(segment, head)), value);
@@ -135,7 +138,7 @@ struct FusedRows {
   // The fused entries of a segment. All lanes take part.
   DEVICE void fuse(float (&fused)[COLUMNS], const Segment &segment) const {
     start(fused);
-    if (segment.wide) {
+    if (segment.wide()) {
 #pragma unroll 1
       for (u32 head = 0; head < maps.heads && segment.columns; head += HEADS_IN_FLIGHT) {
         Granule granule[HEADS_IN_FLIGHT];

@@ -52,9 +52,10 @@ DEVICE Granule load_shared_granule(u32 address, bool wanted) {
   return g;
 }
 
-// Starts a copy of 16 bytes to shared memory, where `wanted`; both addresses are multiples of 16. sm_80.
-DEVICE void copy_granule_async(u32 to, u64 from, bool wanted) {
-  if (wanted) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+// Starts a copy of the first `bytes` of a granule, none where 0, to shared memory; the rest of the 16 bytes there becomes
+// 0. Both addresses are multiples of 16. sm_80.
+DEVICE void copy_granule_async(u32 to, u64 from, u32 bytes) {
+  if (bytes) asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
 // Closes a group of this thread's copies; waits until at most PENDING groups are on their way.

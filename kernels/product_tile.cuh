@@ -7,6 +7,7 @@
 // f32 multiply-add, 4x4 sums per thread. Stores of left entries meet in a bank two at a time.
 struct ARITHMETIC_f32 {
   static constexpr u32 STEP = 16, PITCH = TILE + 4;
+  static constexpr u32 BLOCKS = 3;  // of 256 threads, on one multiprocessor
   struct Stage {
     float left[STEP][PITCH];  // transposed
     float right[STEP][PITCH];
@@ -47,6 +48,7 @@ struct ARITHMETIC_f32 {
 
 // What the tensor-core arithmetics share: four warps of 32 x 32 sums, as 2 x 4 tiles of 16 x 8.
 struct WarpTiles {
+  static constexpr u32 BLOCKS = 4;  // on one multiprocessor
   float sum[2][4][4] = {};
   DEVICE static u32 warp_row() { return threadIdx.x / WARP / 2 * 32; }
   DEVICE static u32 warp_column() { return threadIdx.x / WARP % 2 * 32; }

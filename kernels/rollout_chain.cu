@@ -115,11 +115,11 @@ struct Ring {
     if (ahead.layer) {
       const Rows rows(maps, ahead.layer - 1, item, window.start);
       const Rows::Segment s = segment(rows, ahead.row(), ahead.segment);
-      if (s.wide && s.columns) {
+      if (s.begins_inside && s.columns) {
 #pragma unroll
         for (u32 k = 0; k < HEADS_IN_FLIGHT; ++k) {
           copy_granule_async(slot(filled, k), rows.granule_address(s, ahead.head + k),
-                             rows.granule_wanted(s, ahead.head + k));
+                             rows.granule_bytes(s, ahead.head + k));
         }
       }
       ahead.next_unit(maps.heads, segments, window.len, slabs);
@@ -134,8 +134,8 @@ struct Ring {
 #pragma unroll 1
     for (u32 head = 0; head < maps.heads; head += HEADS_IN_FLIGHT) {
       wait_copies<RING - 2>();
-      if (s.wide && s.columns) {
-#pragma unroll(GROUPED ? 1 : HEADS_IN_FLIGHT)
+      if (s.begins_inside && s.columns) {
+#pragma unroll
         for (u32 k = 0; k < HEADS_IN_FLIGHT; ++k) {
           if (head + k < maps.heads) {
             const Granule granule = load_shared_granule(slot(drained, k), rows.granule_wanted(s, head + k));
@@ -146,7 +146,7 @@ struct Ring {
       drained = drained + 1 == RING ? 0 : drained + 1;
       fill();
     }
-    if (!s.wide) rows.add_narrow(fused, s);
+    if (!s.begins_inside) rows.add_narrow(fused, s);
     rows.finish(fused, s);
   }
 };
@@ -261,15 +261,18 @@ DEVICE void rollout_chain(const RolloutChainParams &params, const Place &place) 
     const float attention = maps.layer[layer].attention * Slab::FINISH, identity = maps.layer[layer].identity;
 #pragma unroll
     for (u32 t = 0; t < TILES; ++t) {
-      float old[4];
+      float old[4], weight[2] = {identity, identity};
       state.entries(old, t);
-#pragma unroll
-      for (u32 e = 0; e < 4; ++e) {
-        const u32 column = tile_column(t, part) + first_tile_column + e % 2;
-        float weight = identity;
-        if constexpr (NORMALIZE) weight *= column < window.len ? shared.scales[layer % 2][column] : 0.0f;
-        sum[t][e] = attention * sum[t][e] + weight * old[e];
+      if constexpr (NORMALIZE) {
+        const u32 column = tile_column(t, part) + first_tile_column;
+        if (column < window.len) {  // beyond, the old P is 0
+          const float2 scale = *reinterpret_cast<const float2 *>(&shared.scales[layer % 2][column]);
+          weight[0] *= scale.x;
+          weight[1] *= scale.y;
+        }
       }
+#pragma unroll
+      for (u32 e = 0; e < 4; ++e) sum[t][e] = attention * sum[t][e] + weight[e % 2] * old[e];
     }
   }
 

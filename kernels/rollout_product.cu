@@ -120,4 +120,4 @@ DEVICE void rollout_product(const RolloutProductParams &params, const Place &pla
   });
 }
 
-ENTRY(RolloutProductParams, rollout_product, __launch_bounds__(BLOCK_THREADS))
+ENTRY(RolloutProductParams, rollout_product, __launch_bounds__(BLOCK_THREADS, Tile::BLOCKS))

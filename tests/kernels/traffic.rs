@@ -76,21 +76,22 @@ fn causal(mut limit: Limit) -> Limit {
 }
 
 /// Every element of the maps is read once, in granules: no byte of DRAM more than the floor and the ends of rows, and
-/// few more asked for where rows are long. Nothing but the output is written. Where rows are short, the granules in
-/// which one ends and the next begins weigh more.
+/// at most a twentieth more asked for: the granules in which one row ends and the next begins. Nothing but the output is
+/// written. Of causal maps the triangle is the floor; there `rollout_rows` asks for more where rows are short and N odd.
 pub fn check(lab: &Lab) -> Result<(), String> {
     for limit in [
         rows(64, DType::F16, 1.0),
         rows(128, DType::F32, 1.0),
         rows(197, DType::F16, 1.05),
         rows(331, DType::F16, 1.05),
-        causal(rows(331, DType::F16, 1.1)),
+        causal(rows(331, DType::F16, 1.07)),
+        causal(rows(512, DType::F16, 1.02)),
         chain(64, Arithmetic::F16x3, 1.0, 0.0),
-        chain(127, Arithmetic::F16x3, 1.06, 0.0),
-        chain(197, Arithmetic::F16x3, 1.08, 0.005),
+        chain(127, Arithmetic::F16x3, 1.05, 0.0),
+        chain(197, Arithmetic::F16x3, 1.05, 0.005),
         chain(256, Arithmetic::F16x3, 1.0, 0.005),
-        chain(197, Arithmetic::Tf32x3, 1.08, 0.005),
-        causal(chain(197, Arithmetic::F16x3, 1.15, 0.005)),
+        chain(197, Arithmetic::Tf32x3, 1.05, 0.005),
+        causal(chain(197, Arithmetic::F16x3, 1.05, 0.005)),
     ] {
         let problem = limit.case.problem();
         let floor = problem.map_bytes() as f64;
@@ -113,7 +114,7 @@ pub fn check(lab: &Lab) -> Result<(), String> {
         );
         // The one row of the last layer, and the first and last rows, end within a granule; so does each causal row. No
         // granule is without an element that is needed, and none is larger than a sector of DRAM.
-        let most_distinct = if problem.config().causal { 1.08 } else { 1.01 };
+        let most_distinct = if problem.config().causal { 1.05 } else { 1.01 };
         let output_bytes = 4 * problem.output_len() as u64;
         if !(1.0..=most_distinct).contains(&distinct)
             || !(1.0..=limit.asked).contains(&asked)
