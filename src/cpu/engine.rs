@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::cpu::map::Job;
 use crate::cpu::prepared::{Form, Prepared, Workspace};
-use crate::cpu::product::{self, ProductScratch, ProductShared};
+use crate::cpu::product::{self, ProductShared};
 use crate::cpu::rows::{self, RowsScratch, RowsShared};
 use crate::cpu::team::{Member, Shared, Team};
 use crate::error::Result;
@@ -160,8 +160,8 @@ impl<'a> Turn<'a> {
         match self.prepared.choice.form {
             Form::Rows => self.rows(job),
             Form::Product => {
-                let (mut scratch, shared) = self.product_memory();
-                product::item(job, member, item, &mut scratch, shared);
+                let (keys, shared) = self.product_memory();
+                product::item(job, member, item, keys, shared);
             }
         }
     }
@@ -195,25 +195,19 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// Memory for product form: the member's own, and what those who compute the item share.
-    pub fn product_memory(self) -> (ProductScratch<'a>, ProductShared<'a>) {
+    /// Memory for product form: the member's own keys to select from, and what those who compute the item share.
+    pub fn product_memory(self) -> (&'a mut [u32], ProductShared<'a>) {
         let sizes = &self.prepared.sizes;
-        let mut memory = Cut(&mut self.workspace.floats);
-        let scratch = ProductScratch {
-            ahat: memory.take(sizes.fused),
-            keys: &mut self.workspace.keys[..sizes.keys],
+        let shared = self
+            .shared
+            .unwrap_or_else(|| Shared::new(&mut self.workspace.floats));
+        let spare = sizes.ahat..sizes.ahat + sizes.spare;
+        let shared = ProductShared {
+            ahat: shared.slice(0..sizes.ahat),
+            map: shared.slice(spare.end..spare.end + sizes.map),
+            spare: shared.slice(spare),
         };
-        let shared = match self.shared {
-            None => ProductShared {
-                spare: Shared::new(memory.take(sizes.spare)),
-                map: Shared::new(memory.take(sizes.map)),
-            },
-            Some(shared) => ProductShared {
-                spare: shared.slice(0..sizes.spare),
-                map: shared.slice(sizes.spare..sizes.spare + sizes.map),
-            },
-        };
-        (scratch, shared)
+        (&mut self.workspace.keys[..sizes.keys], shared)
     }
 }
 

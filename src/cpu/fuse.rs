@@ -98,11 +98,12 @@ impl<'a> MapRows<'a> {
         }
     }
 
-    /// Writes the fused rows into `fused`, `[rows, len]`.
-    pub fn fuse(mut self, simd: Simd, fused: &mut [f32]) {
+    /// Writes the fused rows, times `weight`, into `fused`, `[rows, len]`.
+    pub fn fuse(mut self, simd: Simd, weight: f32, fused: &mut [f32]) {
         let to = Store {
             fused,
             stride: self.len,
+            weight,
         };
         if self.causal_from.is_none() && self.row_stride == self.len {
             // Adjoining rows are one.

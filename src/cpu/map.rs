@@ -62,15 +62,19 @@ impl<'a> FusedMap<'a> {
         self.discard.is_some()
     }
 
-    /// Writes the rows `rows` into `fused`, `[rows, len]`.
-    pub fn rows(&self, rows: Range<usize>, fused: &mut [f32]) {
+    /// Writes the rows `rows`, times `weight`, into `weighted`, `[rows, len]`.
+    pub fn rows(&self, rows: Range<usize>, weight: f32, weighted: &mut [f32]) {
+        let Some((whole, cutoff)) = &self.discard else {
+            self.maps.rows(rows).fuse(self.simd, weight, weighted);
+            return;
+        };
         let len = self.maps.len();
-        match &self.discard {
-            None => self.maps.rows(rows).fuse(self.simd, fused),
-            Some((whole, cutoff)) => match cutoff {
-                Some(cutoff) => cutoff.keep(self.simd, rows, whole, fused),
-                None => fused.copy_from_slice(&whole[rows.start * len..rows.end * len]),
-            },
+        match cutoff {
+            Some(cutoff) => cutoff.keep(self.simd, rows, whole, weighted),
+            None => weighted.copy_from_slice(&whole[rows.start * len..rows.end * len]),
+        }
+        if weight != 1.0 {
+            weighted.iter_mut().for_each(|entry| *entry *= weight);
         }
     }
 }

@@ -88,7 +88,7 @@ impl fmt::Display for Form {
 pub(crate) struct Sizes {
     /// Each member's: relevance, part and next (row form).
     pub relevance: usize,
-    /// Each member's: a chunk of fused rows, or the rows of `Ahat`.
+    /// Each member's: a chunk of fused rows (row form).
     pub fused: usize,
     /// Each member's: weights of a block, and the sums of its rows (row form).
     pub weights: usize,
@@ -96,6 +96,8 @@ pub(crate) struct Sizes {
     pub map: usize,
     /// Each member's: keys to select from.
     pub keys: usize,
+    /// Each member's, and once more for the team: `Ahat` of one layer (product form).
+    pub ahat: usize,
     /// Each member's, and once more for the team: rollouts that are not outputs (product form).
     pub spare: usize,
     /// The team's: parts of the new relevance (row form).
@@ -134,6 +136,7 @@ impl Sizes {
                     weights: checked("workspace", &[start_rows + 1, deepest])?,
                     map,
                     keys,
+                    ahat: 0,
                     spare: 0,
                     parts: lens()
                         .map(|len| {
@@ -146,7 +149,7 @@ impl Sizes {
                 })
             }
             Form::Product => Ok(Sizes {
-                fused: square,
+                ahat: square,
                 map,
                 keys,
                 spare: checked(
@@ -221,7 +224,7 @@ impl Workspace {
         };
         Ok(Workspace {
             floats: zeroed(most(|s| {
-                3 * s.relevance + s.fused + s.weights + s.map + s.spare
+                3 * s.relevance + s.fused + s.weights + s.ahat + s.spare + s.map
             }))?,
             keys: zeroed(most(|s| s.keys))?,
         })
@@ -231,7 +234,7 @@ impl Workspace {
     pub fn for_team(problems: &[Prepared], members: usize) -> Result<Self> {
         let shared = |p: &Prepared| {
             if p.choice.share_rest && members > 1 {
-                p.sizes.parts + p.sizes.map + p.sizes.spare
+                p.sizes.parts + p.sizes.ahat + p.sizes.spare + p.sizes.map
             } else {
                 0
             }

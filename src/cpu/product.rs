@@ -1,4 +1,6 @@
 //! Product form: `R <- Ahat_l R`, from the first layer to the last. The first rollout is `Ahat_1` itself.
+//!
+//! Members that share an item make rows of `Ahat` each, and columns of `R`, which never need each other.
 
 use std::ops::Range;
 
@@ -9,54 +11,92 @@ use crate::cpu::map::{FusedMap, Job, row_sums};
 use crate::cpu::rows;
 use crate::cpu::simd::{Kernel, Lanes, Simd};
 use crate::cpu::team::{Member, Shared};
+use crate::layout::Window;
 use crate::problem::Problem;
 
 /// Rows multiplied at a time where the maps are causal: what lies right of the block's diagonal is left out.
 const CAUSAL_BLOCK_ROWS: usize = 64;
 
-/// What one member needs to compute items in product form. All lengths are those of the largest item.
-pub(crate) struct ProductScratch<'a> {
-    /// Rows of `Ahat`, `[tokens, tokens]`.
-    pub ahat: &'a mut [f32],
-    /// Keys to select from, as many where something is discarded, else empty.
-    pub keys: &'a mut [u32],
-}
-
-/// What the members that compute one item write together.
+/// What the members that compute one item write together. All lengths are those of the largest item.
 #[derive(Clone, Copy)]
 pub(crate) struct ProductShared<'a> {
+    /// `Ahat` of one layer, `[tokens, tokens]`.
+    pub ahat: Shared<'a>,
     /// [`spares`] matrices `[tokens, tokens]` for rollouts that are not outputs.
     pub spare: Shared<'a>,
     /// The fused map `[tokens, tokens]` where something is discarded, else empty.
     pub map: Shared<'a>,
 }
 
-/// A matrix over an item's valid tokens inside a larger buffer.
-#[derive(Clone, Copy)]
-pub(crate) struct Place<'a> {
-    pub buffer: Shared<'a>,
-    /// Index of the element (0, 0).
-    pub first: usize,
+/// The columns of an item's rollout that one member makes, `[valid tokens, columns]`.
+#[derive(Clone)]
+pub(crate) struct Panel<'a> {
+    buffer: Shared<'a>,
+    /// Index of the first row's first element.
+    first: usize,
     /// Elements from row to row.
-    pub stride: usize,
+    stride: usize,
+    /// Which columns of the rollout these are.
+    columns: Range<usize>,
 }
 
-impl Place<'_> {
-    fn rows(&self, rows: Range<usize>, len: usize) -> Range<usize> {
-        let first = self.first + rows.start * self.stride;
-        match rows.len() {
-            0 => first..first,
-            count => first..first + (count - 1) * self.stride + len,
+impl<'a> Panel<'a> {
+    /// The columns `columns` of a matrix whose element (0, 0) is `buffer[first]`.
+    pub fn of_matrix(
+        buffer: Shared<'a>,
+        first: usize,
+        stride: usize,
+        columns: Range<usize>,
+    ) -> Self {
+        Panel {
+            buffer,
+            first: first + columns.start,
+            stride,
+            columns,
         }
+    }
+
+    /// Where the first `columns` columns of `rows` lie, neither of them none.
+    fn range(&self, rows: &Range<usize>, columns: usize) -> Range<usize> {
+        self.first + rows.start * self.stride..self.first + (rows.end - 1) * self.stride + columns
+    }
+
+    /// The first `columns` columns of the first `rows` rows, neither of them none, to read.
+    ///
+    /// # Safety
+    /// No member writes what lies between until the view is gone or a barrier has been passed.
+    unsafe fn matrix(&self, rows: usize, columns: usize) -> Matrix<'a> {
+        // SAFETY: as the caller vouches.
+        let data = unsafe { self.buffer.get(self.range(&(0..rows), columns)) };
+        Matrix::new(data, self.stride, rows, columns)
+    }
+
+    /// The first `columns` columns of `rows`, neither of them none, to write.
+    ///
+    /// # Safety
+    /// No other member reads or writes them until the view is gone and a barrier has been passed.
+    unsafe fn matrix_mut(&self, rows: Range<usize>, columns: usize) -> MatrixMut<'a> {
+        let data = self.buffer.slice(self.range(&rows, columns));
+        // SAFETY: as the caller vouches.
+        unsafe { MatrixMut::of_shared(data, self.stride, rows.len(), columns) }
+    }
+
+    /// One row, to write.
+    ///
+    /// # Safety
+    /// As of [`matrix_mut`](Panel::matrix_mut).
+    unsafe fn row(&self, row: usize) -> &'a mut [f32] {
+        let first = self.first + row * self.stride;
+        // SAFETY: as the caller vouches.
+        unsafe { self.buffer.get_mut(first..first + self.columns.len()) }
     }
 }
 
-/// Matrices besides the output that product form keeps a rollout in.
+/// Matrices besides the output that product form keeps rollouts in: this one and the next.
 pub(crate) fn spares(output: &Output) -> usize {
     match output {
         Output::Cumulative => 0,
-        Output::Matrix => 1,
-        Output::Rows(_) => 2,
+        Output::Matrix | Output::Rows(_) => 2,
     }
 }
 
@@ -65,7 +105,7 @@ pub(crate) fn item(
     job: Job<'_>,
     member: Member<'_>,
     item: usize,
-    scratch: &mut ProductScratch<'_>,
+    keys: &mut [u32],
     shared: ProductShared<'_>,
 ) {
     let Job {
@@ -77,22 +117,22 @@ pub(crate) fn item(
     let len = window.len;
     let output = &problem.config().output;
     let steps = problem.layers().len();
-    let place = |step: usize| {
-        let spare = |index: usize| Place {
+    let panel = |step: usize| {
+        let columns = member.part(len);
+        let spare = |index: usize| Panel {
             buffer: shared.spare,
-            first: index * len * len,
-            stride: len,
+            first: (index * len + columns.start) * len,
+            stride: columns.len(),
+            columns: columns.clone(),
         };
-        let slab = |index: usize| Place {
-            buffer: out,
-            first: index * square + window.start * (tokens + 1),
-            stride: tokens,
+        let slab = |index: usize| {
+            let first = index * square + window.start * (tokens + 1);
+            Panel::of_matrix(out, first, tokens, columns.clone())
         };
         match output {
             Output::Cumulative => slab(step * problem.shape().batch + item),
-            Output::Matrix if (steps - 1 - step).is_multiple_of(2) => slab(item),
-            Output::Matrix => spare(0),
-            Output::Rows(_) => spare(step % 2),
+            Output::Matrix if step + 1 == steps => slab(item),
+            Output::Matrix | Output::Rows(_) => spare(step % 2),
         }
     };
     if member.index == 0 && len < tokens {
@@ -113,171 +153,169 @@ pub(crate) fn item(
     }
     for (at, layer) in problem.layers().enumerate() {
         let maps = job.maps(layer, item);
-        let before = (at > 0).then(|| place(at - 1));
-        step(simd, member, maps, scratch, shared.map, before, place(at));
+        let before = (at > 0).then(|| panel(at - 1));
+        step(simd, member, maps, keys, shared, before, panel(at));
     }
-    if let Output::Rows(_) = output
-        && member.index == 0
-    {
-        let out_len = problem.start_rows() * tokens;
-        let (rollout, spare) = (place(steps - 1), place(steps));
-        // SAFETY: all members have passed the last step's barrier, and only member 0 goes on; the two places are
-        // different matrices.
-        let (rollout, out, spare) = unsafe {
-            (
-                rollout.buffer.get(rollout.rows(0..len, len)),
-                out.get_mut(item * out_len..(item + 1) * out_len),
-                spare.buffer.get_mut(spare.rows(0..len, len)),
-            )
-        };
-        start_rows(
-            problem,
-            item,
-            Matrix::new(rollout, len, len, len),
-            spare,
-            out,
-        );
+    if let Output::Rows(_) = output {
+        // SAFETY: every member makes columns of its own, of its own panel.
+        unsafe { start_rows(problem, member, item, shared, panel(steps - 1), out) };
     }
     // The next item reuses what this one has shared.
     member.wait();
 }
 
-/// Writes the start rows of `item` times its rollout `[len, len]` into the item's window of `out`, `[start rows,
-/// tokens]`. `start` holds at least `len` weights.
-pub(crate) fn start_rows(
+/// Writes the start rows of `item` times its rollout into the item's window of `out`, `[batch, start rows, tokens]`, in
+/// the columns of `rollout`.
+///
+/// # Safety
+/// The last step is over, and no other member makes these columns.
+pub(crate) unsafe fn start_rows(
     problem: &Problem,
+    member: Member<'_>,
     item: usize,
-    rollout: Matrix<'_>,
-    start: &mut [f32],
-    out: &mut [f32],
+    shared: ProductShared<'_>,
+    rollout: Panel<'_>,
+    out: Shared<'_>,
 ) {
-    let window = problem.windows()[item];
-    let start = &mut start[..window.len];
-    for (row, out) in out.chunks_exact_mut(problem.shape().tokens).enumerate() {
-        problem.start_weights(item, row, start);
-        let out = &mut out[window.start..window.end()];
-        gemm::multiply(
-            MatrixMut::new(out, window.len, 1, window.len),
-            false,
-            Matrix::new(start, window.len, 1, window.len),
-            rollout,
-        );
+    let Window { start, len } = problem.windows()[item];
+    let (tokens, start_rows) = (problem.shape().tokens, problem.start_rows());
+    let columns = rollout.columns.clone();
+    if columns.is_empty() {
+        return;
+    }
+    // SAFETY: as the caller vouches; `Ahat` is not needed any more, and this member has rows of its own in it.
+    let (rollout, weights) = unsafe {
+        (
+            rollout.matrix(len, columns.len()),
+            shared
+                .ahat
+                .slice(member.part(len).start * len..len * len)
+                .get_mut(0..len),
+        )
+    };
+    for row in 0..start_rows {
+        problem.start_weights(item, row, weights);
+        let first = (item * start_rows + row) * tokens + start;
+        let out = Panel::of_matrix(out, first, tokens, columns.clone());
+        // SAFETY: as the caller vouches.
+        let out = unsafe { out.matrix_mut(0..1, columns.len()) };
+        gemm::multiply(out, false, Matrix::new(weights, len, 1, len), rollout);
     }
 }
 
-/// One layer of one item: `to = Ahat before`, or `to = Ahat` where nothing came before. Ends with a barrier.
+/// One layer of one item: `to = Ahat before`, or `to = Ahat` where nothing came before. Ends with a barrier. `keys` are
+/// to select from, where something is discarded.
 pub(crate) fn step(
     simd: Simd,
     member: Member<'_>,
     maps: ItemMaps<'_>,
-    scratch: &mut ProductScratch<'_>,
-    map: Shared<'_>,
-    before: Option<Place<'_>>,
-    to: Place<'_>,
+    keys: &mut [u32],
+    shared: ProductShared<'_>,
+    before: Option<Panel<'_>>,
+    to: Panel<'_>,
 ) {
     let len = maps.len();
+    let config = maps.problem.config();
     let own = member.part(len);
     let mut whole = None;
-    if maps.problem.config().discard.is_some() {
+    if config.discard.is_some() {
         // SAFETY: every member writes rows of its own, and all have passed the last step's barrier.
-        let rows = unsafe { map.get_mut(own.start * len..own.end * len) };
-        maps.rows(own.clone()).fuse(simd, rows);
+        let rows = unsafe { shared.map.get_mut(own.start * len..own.end * len) };
+        maps.rows(own.clone()).fuse(simd, 1.0, rows);
         member.wait();
         // SAFETY: nobody writes the map before the barrier at the end of this step.
-        whole = Some(unsafe { map.get(0..len * len) });
+        whole = Some(unsafe { shared.map.get(0..len * len) });
     }
-    let fused_map = FusedMap::new(simd, maps, whole, scratch.keys);
-    let ahat = &mut scratch.ahat[..own.len() * len];
+    let fused_map = FusedMap::new(simd, maps, whole, keys);
+    let weight = maps.problem.residual(maps.layer).attention;
+    // SAFETY: every member writes rows of its own, and all have passed the last step's barrier.
+    let ahat = unsafe { shared.ahat.get_mut(own.start * len..own.end * len) };
     // In blocks that stay in the first-level cache until they are finished.
     let block_rows = rows::chunk_rows(1, len);
     for (block, ahat) in ahat.chunks_mut(block_rows * len).enumerate() {
         let first = own.start + block * block_rows;
         let block = first..first + ahat.len() / len;
-        fused_map.rows(block.clone(), ahat);
+        fused_map.rows(block.clone(), weight, ahat);
         add_residual(&fused_map, block, ahat);
     }
-    // SAFETY: every member writes rows of its own, and nobody reads them before the barrier below.
-    let to_rows = unsafe { to.buffer.get_mut(to.rows(own.clone(), len)) };
-    match before {
-        None => {
-            for (row, ahat) in to_rows.chunks_mut(to.stride).zip(ahat.chunks_exact(len)) {
-                row[..len].copy_from_slice(ahat);
-            }
-        }
-        Some(before) => {
-            // SAFETY: written in the last step, before its barrier; this step writes another matrix.
-            let right = unsafe { before.buffer.get(before.rows(0..len, len)) };
-            let block = if maps.problem.config().causal {
-                CAUSAL_BLOCK_ROWS
-            } else {
-                own.len().max(1)
-            };
-            for first in own.clone().step_by(block) {
-                let count = block.min(own.end - first);
-                let depth = if maps.problem.config().causal {
-                    first + count
-                } else {
-                    len
-                };
-                let at = first - own.start;
-                let to_rows = &mut to_rows[at * to.stride..];
-                for row in to_rows.chunks_mut(to.stride).take(count) {
-                    row[depth..len].fill(0.0);
+    member.wait();
+    // SAFETY: nobody writes `Ahat` before the barrier at the end of this step, and every member reads and writes panels of
+    // its own.
+    unsafe {
+        let ahat = shared.ahat.get(0..len * len);
+        match before {
+            None => {
+                for (i, row) in ahat.chunks_exact(len).enumerate() {
+                    to.row(i).copy_from_slice(&row[to.columns.clone()]);
                 }
-                gemm::multiply(
-                    MatrixMut::new(to_rows, to.stride, count, depth),
-                    false,
-                    Matrix::new(&ahat[at * len..], len, count, depth),
-                    Matrix::new(right, before.stride, depth, depth),
-                );
             }
+            Some(before) => multiply(ahat, len, before, to, config.causal),
         }
     }
     member.wait();
 }
 
-/// Makes rows of `Ahat` of fused rows: `a * fused + b * I`, divided by their sums where rows are normalised.
-fn add_residual(map: &FusedMap<'_>, rows: Range<usize>, ahat: &mut [f32]) {
-    let problem = map.maps.problem;
-    let residual = problem.residual(map.maps.layer);
-    for (i, row) in rows.zip(ahat.chunks_exact_mut(map.maps.len())) {
-        let mut divisor = 1.0;
-        if problem.config().normalize_rows {
-            let mut sum = [0.0];
-            row_sums(map.simd, row, row.len(), &mut sum);
-            divisor = residual.attention * sum[0] + residual.identity;
+/// `to = ahat before`, where `ahat` is `[len, len]`.
+///
+/// # Safety
+/// Nobody writes `before`, nor reads or writes `to`, until this returns and a barrier has been passed.
+unsafe fn multiply(ahat: &[f32], len: usize, before: Panel<'_>, to: Panel<'_>, causal: bool) {
+    let block = if causal { CAUSAL_BLOCK_ROWS } else { len };
+    for first in (0..len).step_by(block) {
+        let rows = first..len.min(first + block);
+        // Right of the diagonal both factors are 0.
+        let depth = if causal { rows.end } else { len };
+        let columns = depth.clamp(to.columns.start, to.columns.end) - to.columns.start;
+        for i in rows.clone() {
+            // SAFETY: as the caller vouches.
+            let row = unsafe { to.row(i) };
+            row[columns..].fill(0.0);
         }
-        if divisor == 0.0 {
-            row.fill(0.0);
-            continue;
+        if columns > 0 {
+            // SAFETY: as the caller vouches.
+            let (to, right) = unsafe {
+                (
+                    to.matrix_mut(rows.clone(), columns),
+                    before.matrix(depth, columns),
+                )
+            };
+            let left = Matrix::new(&ahat[first * len..], len, rows.len(), depth);
+            gemm::multiply(to, false, left, right);
         }
-        map.simd.dispatch(Scale {
-            row,
-            factor: residual.attention,
-            divisor,
-        });
-        row[i] += residual.identity / divisor;
     }
 }
 
-/// `row * factor / divisor`.
-struct Scale<'a> {
+/// Makes rows of `Ahat` of fused rows times the attention weight: `+ identity I`, divided by their sums where rows are
+/// normalised.
+fn add_residual(map: &FusedMap<'_>, rows: Range<usize>, ahat: &mut [f32]) {
+    let problem = map.maps.problem;
+    let identity = problem.residual(map.maps.layer).identity;
+    for (i, row) in rows.zip(ahat.chunks_exact_mut(map.maps.len())) {
+        row[i] += identity;
+        if problem.config().normalize_rows {
+            let mut sum = [0.0];
+            row_sums(map.simd, row, row.len(), &mut sum);
+            match sum[0] {
+                0.0 => row.fill(0.0),
+                sum => map.simd.dispatch(Divide { row, divisor: sum }),
+            }
+        }
+    }
+}
+
+/// `row / divisor`.
+struct Divide<'a> {
     row: &'a mut [f32],
-    factor: f32,
     divisor: f32,
 }
 
-impl Kernel for Scale<'_> {
+impl Kernel for Divide<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self, _lanes: L) {
-        if self.divisor == 1.0 {
-            self.row.iter_mut().for_each(|entry| *entry *= self.factor);
-        } else {
-            self.row
-                .iter_mut()
-                .for_each(|entry| *entry = *entry * self.factor / self.divisor);
+        for entry in self.row {
+            *entry /= self.divisor;
         }
     }
 }

@@ -94,7 +94,8 @@ pub(crate) fn item(job: Job<'_>, item: usize, scratch: &mut RowsScratch<'_>, out
         let maps = job.maps(layer, item);
         let mut map = None;
         if problem.config().discard.is_some() {
-            maps.rows(0..len).fuse(simd, &mut scratch.map[..len * len]);
+            maps.rows(0..len)
+                .fuse(simd, 1.0, &mut scratch.map[..len * len]);
             map = Some(&scratch.map[..len * len]);
         }
         let fused_map = FusedMap::new(simd, maps, map, scratch.keys);
@@ -149,7 +150,7 @@ pub(crate) fn item_by_team(
             let own = member.part(len);
             // SAFETY: every member writes rows of its own, and all have passed the last layer's barrier.
             let own_rows = unsafe { map.get_mut(own.start * len..own.end * len) };
-            maps.rows(own).fuse(simd, own_rows);
+            maps.rows(own).fuse(simd, 1.0, own_rows);
             member.wait();
             // SAFETY: nobody writes the map before the barrier at the end of this layer.
             whole = Some(unsafe { map.get(0..len * len) });
@@ -286,7 +287,7 @@ impl FusedMap<'_> {
             let chunk = first..run.end.min(first + chunk_rows);
             let depth = chunk.len();
             let fused = &mut fused[..depth * len];
-            self.rows(chunk.clone(), fused);
+            self.rows(chunk.clone(), 1.0, fused);
             let (sums, weights) = weights.split_at_mut(depth);
             let weights = &mut weights[..start_rows * depth];
             let sums = normalize.then(|| {

@@ -6,9 +6,8 @@ use crate::config::{Output, Residual, ResidualWeights, RolloutConfig};
 use crate::cpu::Options;
 use crate::cpu::engine::Engine;
 use crate::cpu::fuse::ItemMaps;
-use crate::cpu::gemm::Matrix;
 use crate::cpu::prepared::{Choice, Form, Prepared, zeroed};
-use crate::cpu::product::{self, Place};
+use crate::cpu::product::{self, Panel};
 use crate::cpu::team::{Shared, Team};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -141,10 +140,9 @@ impl Stream {
             let prepared = turn.prepared();
             let (member, item) = (turn.member, turn.item);
             let window = prepared.problem.windows()[item];
-            let place = |step: usize| Place {
-                buffer: kept,
-                first: (step % slabs * batch + item) * square + window.start * (tokens + 1),
-                stride: tokens,
+            let panel = |step: usize| {
+                let first = (step % slabs * batch + item) * square + window.start * (tokens + 1);
+                Panel::of_matrix(kept, first, tokens, member.part(window.len))
             };
             let maps = ItemMaps {
                 problem: &prepared.problem,
@@ -152,19 +150,11 @@ impl Stream {
                 layer,
                 item,
             };
-            let before = multiply.then(|| place(pushed - 1));
-            let (mut scratch, shared) = turn.product_memory();
+            let before = multiply.then(|| panel(pushed - 1));
+            let (keys, shared) = turn.product_memory();
             let simd = prepared.choice.simd;
             if window.len > 0 {
-                product::step(
-                    simd,
-                    member,
-                    maps,
-                    &mut scratch,
-                    shared.map,
-                    before,
-                    place(pushed),
-                );
+                product::step(simd, member, maps, keys, shared, before, panel(pushed));
             }
         });
         self.pushed += 1;
@@ -211,27 +201,21 @@ impl Stream {
                 }
                 Output::Rows(_) => {
                     let slab = (expected - 1) % 2 * batch * square;
-                    let kept = &kept[slab..];
+                    let kept = Shared::new(&mut kept[slab..]);
+                    out.fill(0.0);
                     let out = Shared::new(out);
                     self.engine.run(Prepared::items, |turn| {
-                        if turn.member.index == 0 {
-                            let problem = &turn.prepared().problem;
-                            let item = turn.item;
-                            let window = problem.windows()[item];
-                            let len = problem.start_rows() * tokens;
-                            // SAFETY: this item is computed by this member alone.
-                            let out = unsafe { out.get_mut(item * len..(item + 1) * len) };
-                            out.fill(0.0);
-                            if window.len == 0 {
-                                return;
-                            }
-                            let first = item * square + window.start * (tokens + 1);
-                            let rollout =
-                                Matrix::new(&kept[first..], tokens, window.len, window.len);
-                            let (scratch, _) = turn.product_memory();
-                            let start = &mut scratch.ahat[..window.len];
-                            product::start_rows(problem, item, rollout, start, out);
-                        }
+                        let problem = &turn.prepared().problem;
+                        let (member, item) = (turn.member, turn.item);
+                        let window = problem.windows()[item];
+                        let first = item * square + window.start * (tokens + 1);
+                        let columns = member.part(window.len);
+                        let rollout = Panel::of_matrix(kept, first, tokens, columns);
+                        let (_, shared) = turn.product_memory();
+                        // SAFETY: the last push is over, and every member makes columns of its own.
+                        unsafe { product::start_rows(problem, member, item, shared, rollout, out) };
+                        // The next item reuses what this one has shared.
+                        member.wait();
                     });
                 }
             },

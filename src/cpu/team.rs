@@ -177,6 +177,16 @@ impl<'a> Shared<'a> {
         }
     }
 
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The first element.
+    pub fn as_mut_ptr(&self) -> *mut f32 {
+        self.data
+    }
+
     /// The part `range`, still shared.
     ///
     /// # Panics

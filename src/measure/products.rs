@@ -9,12 +9,12 @@ use super::thread_pool;
 use crate::error::Result;
 use crate::problem::Problem;
 
-/// The `layers - 1` products of `[batch, tokens, tokens]`, the operands in f32 and in cache as far as they fit.
+/// The `layers - 1` products of `[batch, tokens, tokens]`, the operands in f32 and in cache as far as they fit. As in a
+/// rollout, every layer is a factor of its own.
 pub struct Products {
     pool: rayon::ThreadPool,
     tokens: usize,
-    steps: usize,
-    /// The left factor of each item.
+    /// The left factors of each item, one after the other.
     left: Vec<Vec<f32>>,
     panels: Vec<Panel>,
 }
@@ -52,8 +52,7 @@ impl Products {
         Ok(Products {
             pool: thread_pool(threads)?,
             tokens,
-            steps: problem.layers().len() - 1,
-            left: vec![vec![entry; tokens * tokens]; batch],
+            left: vec![vec![entry; (problem.layers().len() - 1) * tokens * tokens]; batch],
             panels: (0..batch)
                 .flat_map(|item| (0..parts).map(move |part| panel(item, part)))
                 .collect(),
@@ -65,13 +64,12 @@ impl Products {
         let Products {
             pool,
             tokens,
-            steps,
             left,
             panels,
         } = self;
         let compute = |panel: &mut Panel| {
-            for _ in 0..*steps {
-                panel.multiply(&left[panel.item], *tokens);
+            for left in left[panel.item].chunks_exact(*tokens * *tokens) {
+                panel.multiply(left, *tokens);
             }
         };
         let start = Instant::now();

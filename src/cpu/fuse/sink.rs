@@ -23,10 +23,11 @@ pub(super) trait Sink {
     fn absent(&mut self, row: usize, column: usize);
 }
 
-/// Writes fused rows.
+/// Writes fused rows, times a weight.
 pub(super) struct Store<'a> {
     pub fused: &'a mut [f32],
     pub stride: usize,
+    pub weight: f32,
 }
 
 impl Sink for Store<'_> {
@@ -42,7 +43,8 @@ impl Sink for Store<'_> {
         for (r, fused) in fused.iter().enumerate() {
             let to = &mut self.fused[(row + r) * self.stride + column..][..V * L::LANES];
             for (v, &fused) in fused.iter().enumerate() {
-                lanes.store(fused, &mut to[v * L::LANES..]);
+                let weighted = lanes.mul(fused, lanes.splat(self.weight));
+                lanes.store(weighted, &mut to[v * L::LANES..]);
             }
         }
     }

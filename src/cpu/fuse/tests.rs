@@ -111,17 +111,22 @@ fn for_each(check: impl Fn(Simd, &Maps, MapRows<'_>, &[f32])) {
 }
 
 #[test]
-fn fused_to_the_bit_on_every_instruction_set() {
-    for_each(|simd, maps, rows, want| {
-        let mut got = vec![f32::NAN; want.len()];
-        rows.fuse(simd, &mut got);
-        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-        assert_eq!(
-            bits(&got),
-            bits(want),
-            "{simd}, {} columns, {rows:?}",
-            maps.len
-        );
+fn fused_and_weighted_to_the_bit_on_every_instruction_set() {
+    for_each(|simd, maps, rows, fused| {
+        for weight in [1.0, 0.3] {
+            let mut got = vec![f32::NAN; fused.len()];
+            rows.fuse(simd, weight, &mut got);
+            let got: Vec<u32> = got.iter().map(|value| value.to_bits()).collect();
+            let want: Vec<u32> = fused
+                .iter()
+                .map(|value| (value * weight).to_bits())
+                .collect();
+            assert_eq!(
+                got, want,
+                "{simd}, {} columns, weight {weight}, {rows:?}",
+                maps.len
+            );
+        }
     });
 }
 
