@@ -16,7 +16,7 @@ mod tests;
 use std::ops::Range;
 
 use crate::config::HeadFusion;
-use crate::cpu::fuse::fusion::{Fusion, Max, Mean, Min, Weighted};
+use crate::cpu::fuse::fusion::{Extreme, Fusion, Mean, Weighted};
 use crate::cpu::fuse::sink::{Accumulate, Sink, Store};
 use crate::cpu::simd::{Kernel, Lanes, One, Simd};
 use crate::dtype::Element;
@@ -166,13 +166,13 @@ impl<S: Sink> Pass<'_, S> {
                 self.rows::<L, T, _, 2, 4>(lanes, maps, Weighted { weights });
             }
             // Whatever fuses several heads leaves one as it is.
-            _ if self.from.heads == 1 => self.rows::<L, T, _, 4, 2>(lanes, maps, Max),
+            _ if self.from.heads == 1 => self.rows::<L, T, _, 4, 2>(lanes, maps, Extreme::<true>),
             HeadFusion::Mean => {
                 let scale = 1.0 / self.from.heads as f32;
                 self.rows::<L, T, _, 2, 4>(lanes, maps, Mean { scale });
             }
-            HeadFusion::Max => self.rows::<L, T, _, 2, 4>(lanes, maps, Max),
-            HeadFusion::Min => self.rows::<L, T, _, 2, 4>(lanes, maps, Min),
+            HeadFusion::Max => self.rows::<L, T, _, 2, 4>(lanes, maps, Extreme::<true>),
+            HeadFusion::Min => self.rows::<L, T, _, 2, 4>(lanes, maps, Extreme::<false>),
         }
     }
 

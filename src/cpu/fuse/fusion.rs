@@ -4,11 +4,17 @@ use crate::cpu::simd::Lanes;
 
 /// How entries of the heads, in order, become one.
 pub(super) trait Fusion: Copy {
-    fn first<L: Lanes>(self, lanes: L, value: L::Vector) -> L::Vector;
+    #[inline(always)]
+    fn first<L: Lanes>(self, _lanes: L, value: L::Vector) -> L::Vector {
+        value
+    }
 
     fn next<L: Lanes>(self, lanes: L, kept: L::Vector, value: L::Vector, head: usize) -> L::Vector;
 
-    fn last<L: Lanes>(self, lanes: L, kept: L::Vector) -> L::Vector;
+    #[inline(always)]
+    fn last<L: Lanes>(self, _lanes: L, kept: L::Vector) -> L::Vector {
+        kept
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -17,11 +23,6 @@ pub(super) struct Mean {
 }
 
 impl Fusion for Mean {
-    #[inline(always)]
-    fn first<L: Lanes>(self, _lanes: L, value: L::Vector) -> L::Vector {
-        value
-    }
-
     #[inline(always)]
     fn next<L: Lanes>(
         self,
@@ -39,15 +40,11 @@ impl Fusion for Mean {
     }
 }
 
+/// The largest entry, or the smallest.
 #[derive(Clone, Copy)]
-pub(super) struct Max;
+pub(super) struct Extreme<const LARGEST: bool>;
 
-impl Fusion for Max {
-    #[inline(always)]
-    fn first<L: Lanes>(self, _lanes: L, value: L::Vector) -> L::Vector {
-        value
-    }
-
+impl<const LARGEST: bool> Fusion for Extreme<LARGEST> {
     #[inline(always)]
     fn next<L: Lanes>(
         self,
@@ -56,38 +53,11 @@ impl Fusion for Max {
         value: L::Vector,
         _head: usize,
     ) -> L::Vector {
-        lanes.max(kept, value)
-    }
-
-    #[inline(always)]
-    fn last<L: Lanes>(self, _lanes: L, kept: L::Vector) -> L::Vector {
-        kept
-    }
-}
-
-#[derive(Clone, Copy)]
-pub(super) struct Min;
-
-impl Fusion for Min {
-    #[inline(always)]
-    fn first<L: Lanes>(self, _lanes: L, value: L::Vector) -> L::Vector {
-        value
-    }
-
-    #[inline(always)]
-    fn next<L: Lanes>(
-        self,
-        lanes: L,
-        kept: L::Vector,
-        value: L::Vector,
-        _head: usize,
-    ) -> L::Vector {
-        lanes.min(kept, value)
-    }
-
-    #[inline(always)]
-    fn last<L: Lanes>(self, _lanes: L, kept: L::Vector) -> L::Vector {
-        kept
+        if LARGEST {
+            lanes.max(kept, value)
+        } else {
+            lanes.min(kept, value)
+        }
     }
 }
 
@@ -105,10 +75,5 @@ impl Fusion for Weighted<'_> {
     #[inline(always)]
     fn next<L: Lanes>(self, lanes: L, kept: L::Vector, value: L::Vector, head: usize) -> L::Vector {
         lanes.add(kept, lanes.mul(value, lanes.splat(self.weights[head])))
-    }
-
-    #[inline(always)]
-    fn last<L: Lanes>(self, _lanes: L, kept: L::Vector) -> L::Vector {
-        kept
     }
 }
