@@ -245,11 +245,9 @@ fn step<L: Lanes>(
     let from_low = lanes.at_most(lanes.splat(low), vector);
     *below += (up_to_high & !from_low).count_ones();
     let inside = up_to_high & from_low;
-    // Most vectors hold nothing of the bracket.
-    if inside != 0 {
-        lanes.compress(vector, inside, &mut into[*collected..]);
-        *collected += inside.count_ones() as usize;
-    }
+    // Without a branch: whether a vector holds anything of the bracket cannot be predicted.
+    lanes.compress(vector, inside, &mut into[*collected..]);
+    *collected += inside.count_ones() as usize;
 }
 
 /// Copies rows without what is discarded.
