@@ -4,8 +4,8 @@
     python3 benches/table.py benches/results/<machine>/<date>.csv ...
 """
 
+import argparse
 import pathlib
-import sys
 
 from results import OURS, OURS_GRAPH, READ, Results
 
@@ -105,8 +105,9 @@ def section(results, path):
 
 
 def main():
-    paths = [pathlib.Path(path).resolve() for path in sys.argv[1:]]
-    everything = [(Results(path), path) for path in paths]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("csv", nargs="+", type=lambda path: pathlib.Path(path).resolve())
+    everything = [(Results(path), path) for path in parser.parse_args().csv]
     lines = ["", INTRODUCTION, ""]
     if any(results.gpu() for results, _ in everything):
         lines += [ON_GPU, ""]
