@@ -152,10 +152,7 @@ impl Sizes {
                 ahat: square,
                 map,
                 keys,
-                spare: checked(
-                    "workspace",
-                    &[product::spares(&problem.config().output), square],
-                )?,
+                spare: checked("workspace", &[product::spares(problem), square])?,
                 ..Sizes::default()
             }),
         }

@@ -92,12 +92,15 @@ impl<'a> Panel<'a> {
     }
 }
 
-/// Matrices besides the output that product form keeps rollouts in: this one and the next.
-pub(crate) fn spares(output: &Output) -> usize {
-    match output {
+/// Matrices besides the output that product form keeps rollouts in: this one and the next, as far as there are any.
+pub(crate) fn spares(problem: &Problem) -> usize {
+    let steps = problem.layers().len();
+    let kept = match problem.config().output {
         Output::Cumulative => 0,
-        Output::Matrix | Output::Rows(_) => 2,
-    }
+        Output::Matrix => steps - 1,
+        Output::Rows(_) => steps,
+    };
+    kept.min(2)
 }
 
 /// The output of `item`, by one member or by the whole team.
