@@ -91,6 +91,18 @@ pub const ENTRIES: &[Entry] = &[
         },
     },
     Entry {
+        // Most of the output lies outside the windows, in three pieces.
+        name: "product_fill",
+        kernels: &["zero_fill"],
+        short: true,
+        run: |lab| {
+            Case::new([2, 2, 1, 70])
+                .matrix()
+                .windows(&[(0, 3), (65, 5)])
+                .check(lab, Path::Product(Arithmetic::F32, Form::Matrix))
+        },
+    },
+    Entry {
         // The first step writes the output itself, into its window and nowhere else.
         name: "product_one_layer",
         kernels: &["rollout_first"],
