@@ -198,56 +198,41 @@ impl Kernel for Collect<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) -> (usize, usize) {
-        let (mut below, mut collected) = (0, 0);
+        let (mut up_to_high, mut collected) = (0, 0);
         let values: &mut [f32] = bytemuck::cast_slice_mut(self.into);
+        let bounds = (self.low, self.high);
         for row in self.map.chunks_exact(self.len).skip(self.first) {
             let vectors = row[self.first..].chunks_exact(L::LANES);
             for value in vectors.remainder().chunks_exact(1) {
-                step(
-                    One,
-                    value,
-                    (self.low, self.high),
-                    &mut below,
-                    values,
-                    &mut collected,
-                );
+                up_to_high += step(One, value, bounds, values, &mut collected);
             }
             for vector in vectors {
-                step(
-                    lanes,
-                    vector,
-                    (self.low, self.high),
-                    &mut below,
-                    values,
-                    &mut collected,
-                );
+                up_to_high += step(lanes, vector, bounds, values, &mut collected);
             }
         }
         for collected in &mut self.into[..collected] {
             *collected = key(f32::from_bits(*collected));
         }
-        (below as usize, collected)
+        (up_to_high as usize - collected, collected)
     }
 }
 
-/// One vector of [`Collect`].
+/// One vector of [`Collect`]; returns how many values are at most `high`.
 #[inline(always)]
 fn step<L: Lanes>(
     lanes: L,
     values: &[f32],
     (low, high): (f32, f32),
-    below: &mut u32,
     into: &mut [f32],
     collected: &mut usize,
-) {
+) -> u32 {
     let vector = lanes.load(values);
     let up_to_high = lanes.at_most(vector, lanes.splat(high));
-    let from_low = lanes.at_most(lanes.splat(low), vector);
-    *below += (up_to_high & !from_low).count_ones();
-    let inside = up_to_high & from_low;
+    let inside = up_to_high & lanes.at_most(lanes.splat(low), vector);
     // Without a branch: whether a vector holds anything of the bracket cannot be predicted.
     lanes.compress(vector, inside, &mut into[*collected..]);
     *collected += inside.count_ones() as usize;
+    up_to_high.count_ones()
 }
 
 /// Copies rows without what is discarded.
