@@ -3,7 +3,7 @@
 //!
 //! A kernel takes about a second, and there are hundreds, seven architectures and two versions. So the kernels of a file
 //! are dealt out: each is compiled once, by one version for one architecture, and each of these pairs gets its share of
-//! every file. `ROLLOUT_COMPILE=all` compiles everything for everything, for about an hour on two cores. What was
+//! every file. `ROLLOUT_COMPILE=all` compiles everything for everything, in less than an hour on two cores. What was
 //! compiled once is kept in `kernels/` of the target directory, so that only changed kernels cost time.
 
 #[path = "common/nvrtc.rs"]
