@@ -95,7 +95,7 @@ fn runs_allocate_nothing_of_their_own() {
         let (taken, _) = allocations(|| stream.push_layer(layers[0]).unwrap());
         assert_eq!(taken, 0, "push");
     }
-    // The GEMM crate packs its operands into buffers of its own: per product, never more than a few.
+    // The GEMM crate notes in a few bytes of its own which operands it has packed: none.
     let generated = case(Output::Matrix, true).generate();
     let layers = generated.layers();
     let mut out = vec![0.0; generated.problem.output_len()];
@@ -107,7 +107,9 @@ fn runs_allocate_nothing_of_their_own() {
         taken <= 3 * products,
         "{taken} allocations in {products} products"
     );
-    assert!(largest <= 8 * 33 * 40 * 4, "{largest} bytes");
+    if cfg!(target_arch = "x86_64") {
+        assert!(largest < 33 * 33 * 4, "{largest} bytes");
+    }
     // Last, since threads that end may allocate.
     let generated = case(Output::default(), true).generate();
     let layers = generated.layers();

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::cpu::map::Job;
-use crate::cpu::prepared::{Form, Prepared, Workspace};
+use crate::cpu::memory::Workspace;
+use crate::cpu::panels::Rollouts;
+use crate::cpu::prepared::{Form, Prepared};
 use crate::cpu::product::{self, ProductShared};
 use crate::cpu::rows::{self, RowsScratch, RowsShared};
 use crate::cpu::team::{Member, Shared, Team};
@@ -201,11 +203,12 @@ impl<'a> Turn<'a> {
         let shared = self
             .shared
             .unwrap_or_else(|| Shared::new(&mut self.workspace.floats));
-        let spare = sizes.ahat..sizes.ahat + sizes.spare;
+        // Rollouts fill whole cache lines, so that `Ahat` begins on one as they do.
+        let (spare, ahat) = (0..sizes.spare, sizes.spare..sizes.spare + sizes.ahat);
         let shared = ProductShared {
-            ahat: shared.slice(0..sizes.ahat),
-            map: shared.slice(spare.end..spare.end + sizes.map),
-            spare: shared.slice(spare),
+            map: shared.slice(ahat.end..ahat.end + sizes.map),
+            ahat: shared.slice(ahat),
+            rollouts: Rollouts::new(shared.slice(spare), product::spares(&self.prepared.problem)),
         };
         (&mut self.workspace.keys[..sizes.keys], shared)
     }

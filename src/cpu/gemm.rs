@@ -1,8 +1,8 @@
 //! Checked matrix views over the GEMM crate, single-threaded: the team is the parallelism.
 
-use std::marker::PhantomData;
-
-use crate::cpu::team::Shared;
+/// Rows of the left factor for which the GEMM crate reads the right one where it lies. Of more it packs the right one
+/// first, which pays where that lies badly.
+pub(crate) const UNPACKED_ROWS: usize = 48;
 
 /// A row-major matrix to read.
 #[derive(Clone, Copy)]
@@ -15,12 +15,10 @@ pub(crate) struct Matrix<'a> {
 
 /// A row-major matrix to write.
 pub(crate) struct MatrixMut<'a> {
-    /// The first entry; nobody else reads or writes the entries for `'a`.
-    data: *mut f32,
+    data: &'a mut [f32],
     stride: usize,
     rows: usize,
     columns: usize,
-    lifetime: PhantomData<&'a mut [f32]>,
 }
 
 fn check(len: usize, stride: usize, rows: usize, columns: usize) {
@@ -50,25 +48,12 @@ impl<'a> MatrixMut<'a> {
     /// # Panics
     /// Where `data` is too short.
     pub fn new(data: &'a mut [f32], stride: usize, rows: usize, columns: usize) -> Self {
-        // SAFETY: `data` is borrowed mutably for as long as the view lives.
-        unsafe { Self::of_shared(Shared::new(data), stride, rows, columns) }
-    }
-
-    /// The same of a slice of which others may write other entries.
-    ///
-    /// # Safety
-    /// Nobody else reads or writes the entries of the view until it is gone and a barrier has been passed.
-    ///
-    /// # Panics
-    /// Where `data` is too short.
-    pub unsafe fn of_shared(data: Shared<'a>, stride: usize, rows: usize, columns: usize) -> Self {
         check(data.len(), stride, rows, columns);
         MatrixMut {
-            data: data.as_mut_ptr(),
+            data,
             stride,
             rows,
             columns,
-            lifetime: PhantomData,
         }
     }
 }
@@ -80,14 +65,14 @@ impl<'a> MatrixMut<'a> {
 pub(crate) fn multiply(to: MatrixMut<'_>, add: bool, left: Matrix<'_>, right: Matrix<'_>) {
     assert_eq!(left.columns, right.rows);
     assert_eq!((to.rows, to.columns), (left.rows, right.columns));
-    // SAFETY: the views were checked to hold their extents, and the entries of `to` are its own, so nothing aliases them.
-    // Strides are below `isize::MAX` since they index slices.
+    // SAFETY: the views were checked to hold their extents, and `to` is borrowed mutably, so nothing aliases it. Strides
+    // are below `isize::MAX` since they index slices.
     unsafe {
         gemm::gemm(
             to.rows,
             to.columns,
             left.columns,
-            to.data,
+            to.data.as_mut_ptr(),
             1,
             to.stride as isize,
             add,

@@ -6,6 +6,8 @@ mod fuse;
 mod gemm;
 mod group;
 mod map;
+mod memory;
+mod panels;
 mod plan;
 mod prepared;
 mod product;

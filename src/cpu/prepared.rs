@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use crate::config::Output;
 use crate::cpu::simd::Simd;
-use crate::cpu::{discard, product, rows};
-use crate::error::{Error, Result};
+use crate::cpu::{discard, panels, product, rows};
+use crate::error::Result;
 use crate::layout::product as checked;
 use crate::problem::Problem;
 
@@ -113,7 +113,7 @@ impl Sizes {
             None => (0, 0),
         };
         let start_rows = problem.start_rows();
-        match form {
+        Ok(match form {
             Form::Rows => {
                 let relevance = checked("workspace", &[start_rows, tokens])?;
                 let lens = || {
@@ -127,7 +127,7 @@ impl Sizes {
                     .map(|len| rows::block_rows(problem, len))
                     .max()
                     .unwrap_or(0);
-                Ok(Sizes {
+                Sizes {
                     relevance,
                     fused: lens()
                         .map(|len| rows::chunk_rows(start_rows, len) * len)
@@ -146,16 +146,19 @@ impl Sizes {
                             )
                         })
                         .try_fold(0, |most, parts| parts.map(|parts| most.max(parts)))?,
-                })
+                }
             }
-            Form::Product => Ok(Sizes {
+            Form::Product => Sizes {
                 ahat: square,
                 map,
                 keys,
-                spare: checked("workspace", &[product::spares(problem), square])?,
+                spare: checked(
+                    "workspace",
+                    &[product::spares(problem), panels::elements(tokens)?],
+                )?,
                 ..Sizes::default()
-            }),
-        }
+            },
+        })
     }
 }
 
@@ -204,59 +207,4 @@ impl Prepared {
             0
         }
     }
-}
-
-/// The memory of one member, or the memory that the team shares.
-#[derive(Default)]
-pub(crate) struct Workspace {
-    pub floats: Vec<f32>,
-    pub keys: Vec<u32>,
-}
-
-impl Workspace {
-    /// Memory for one member, large enough for each of `problems`.
-    pub fn for_member(problems: &[Prepared]) -> Result<Self> {
-        let most = |sizes: fn(&Sizes) -> usize| {
-            problems.iter().map(|p| sizes(&p.sizes)).max().unwrap_or(0)
-        };
-        Ok(Workspace {
-            floats: zeroed(most(|s| {
-                3 * s.relevance + s.fused + s.weights + s.ahat + s.spare + s.map
-            }))?,
-            keys: zeroed(most(|s| s.keys))?,
-        })
-    }
-
-    /// Memory that the team shares, large enough for each of `problems`.
-    pub fn for_team(problems: &[Prepared], members: usize) -> Result<Self> {
-        let shared = |p: &Prepared| {
-            if p.choice.share_rest && members > 1 {
-                p.sizes.parts + p.sizes.ahat + p.sizes.spare + p.sizes.map
-            } else {
-                0
-            }
-        };
-        Ok(Workspace {
-            floats: zeroed(problems.iter().map(shared).max().unwrap_or(0))?,
-            keys: Vec::new(),
-        })
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        size_of_val(&self.floats[..]) + size_of_val(&self.keys[..])
-    }
-}
-
-/// `len` zeros, or [`Error::HostMemory`].
-pub(crate) fn zeroed<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
-    let mut memory = Vec::new();
-    memory
-        .try_reserve_exact(len)
-        .map_err(|_| Error::HostMemory {
-            what: "the workspace",
-            required: len.saturating_mul(size_of::<T>()),
-        })?;
-    memory.resize(len, T::default());
-    Ok(memory)
 }

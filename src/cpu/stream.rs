@@ -6,8 +6,10 @@ use crate::config::{Output, Residual, ResidualWeights, RolloutConfig};
 use crate::cpu::Options;
 use crate::cpu::engine::Engine;
 use crate::cpu::fuse::ItemMaps;
-use crate::cpu::prepared::{Choice, Form, Prepared, zeroed};
-use crate::cpu::product::{self, Panel};
+use crate::cpu::memory::Floats;
+use crate::cpu::panels::{self, Rollouts, Slab};
+use crate::cpu::prepared::{Choice, Form, Prepared};
+use crate::cpu::product::{self, Step};
 use crate::cpu::team::{Shared, Team};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -18,7 +20,7 @@ use crate::problem::Problem;
 /// A rollout that takes one layer at a time.
 ///
 /// In row form it keeps `Ahat` of every layer, `layers * batch * tokens^2` floats, and is done in one pass over them; in
-/// product form it keeps two rollouts, `2 * batch * tokens^2` floats (all of them for [`Output::Cumulative`]), at the
+/// product form it keeps two rollouts, `2 * batch * tokens^2` floats (and the output for [`Output::Cumulative`]), at the
 /// price of a matrix product per layer. [`Choice`] decides; without one, row form where the output are a few rows.
 pub struct Stream {
     engine: Engine,
@@ -31,9 +33,23 @@ pub struct Stream {
 /// What is kept of the layers pushed.
 enum State {
     /// `Ahat` of every layer `[layers, batch, tokens, tokens]`, and the engine that multiplies start rows by them.
-    Layers(Vec<f32>, Box<Engine>),
-    /// Rollouts `[layers or 2, batch, tokens, tokens]`.
-    Rollouts(Vec<f32>),
+    Layers(Floats, Box<Engine>),
+    Rollouts {
+        /// The last rollout of each item and the one before, in panels, `[2 or 1, batch, elements]`.
+        rollouts: Floats,
+        /// The output `[layers, batch, tokens, tokens]` where every rollout is wanted, else empty.
+        slabs: Floats,
+    },
+}
+
+/// The same, to be written by all members.
+#[derive(Clone, Copy)]
+enum Kept<'a> {
+    Layers(Shared<'a>),
+    Rollouts {
+        rollouts: Rollouts<'a>,
+        slabs: Option<Shared<'a>>,
+    },
 }
 
 impl Stream {
@@ -61,12 +77,19 @@ impl Stream {
                 let kept = kept_problem(problem)?;
                 let prepared = Prepared::new(&kept, Choice { form, ..choice }, team.members())?;
                 let engine = Engine::new(Arc::clone(&team), vec![prepared])?;
-                State::Layers(zeroed(slabs(layers)?)?, Box::new(engine))
+                State::Layers(Floats::zeroed(slabs(layers)?)?, Box::new(engine))
             }
-            Form::Product => State::Rollouts(zeroed(slabs(match problem.config().output {
-                Output::Cumulative => layers,
-                Output::Matrix | Output::Rows(_) => layers.min(2),
-            })?)?),
+            Form::Product => {
+                let kept = [product::spares(problem), batch, panels::elements(tokens)?];
+                let slabs = match problem.config().output {
+                    Output::Cumulative => slabs(layers)?,
+                    Output::Matrix | Output::Rows(_) => 0,
+                };
+                State::Rollouts {
+                    rollouts: Floats::zeroed(checked("the state of a stream", &kept)?)?,
+                    slabs: Floats::zeroed(slabs)?,
+                }
+            }
         };
         // Every layer becomes an `Ahat`, as in product form.
         let step = Choice {
@@ -93,7 +116,7 @@ impl Stream {
     pub fn form(&self) -> Form {
         match self.state {
             State::Layers(..) => Form::Rows,
-            State::Rollouts(_) => Form::Product,
+            State::Rollouts { .. } => Form::Product,
         }
     }
 
@@ -106,7 +129,9 @@ impl Stream {
     pub fn state_bytes(&self) -> usize {
         let kept = match &self.state {
             State::Layers(kept, engine) => size_of_val(&kept[..]) + engine.workspace_bytes(),
-            State::Rollouts(kept) => size_of_val(&kept[..]),
+            State::Rollouts { rollouts, slabs } => {
+                size_of_val(&rollouts[..]) + size_of_val(&slabs[..])
+            }
         };
         kept + self.engine.workspace_bytes()
     }
@@ -128,33 +153,46 @@ impl Stream {
         let layer = self.problem.layers().start + self.pushed;
         self.problem.check_layer(layer, &maps)?;
         let Shape { batch, tokens, .. } = *self.problem.shape();
-        let square = tokens * tokens;
-        let (kept, multiply) = match &mut self.state {
-            State::Layers(kept, _) => (kept, false),
-            State::Rollouts(kept) => (kept, self.pushed > 0),
-        };
-        let slabs = (kept.len() / (batch * square).max(1)).max(1);
-        let kept = Shared::new(kept);
         let pushed = self.pushed;
+        let cumulative = self.problem.config().output == Output::Cumulative;
+        let kept = match &mut self.state {
+            State::Layers(layers, _) => Kept::Layers(Shared::new(layers)),
+            State::Rollouts { rollouts, slabs } => Kept::Rollouts {
+                rollouts: Rollouts::new(
+                    Shared::new(rollouts),
+                    product::spares(&self.problem) * batch,
+                ),
+                slabs: cumulative.then(|| Shared::new(slabs)),
+            },
+        };
         self.engine.run(Prepared::items, |turn| {
             let prepared = turn.prepared();
-            let (member, item) = (turn.member, turn.item);
+            let (member, item, simd) = (turn.member, turn.item, prepared.choice.simd);
             let window = prepared.problem.windows()[item];
-            let panel = |step: usize| {
-                let first = (step % slabs * batch + item) * square + window.start * (tokens + 1);
-                Panel::of_matrix(kept, first, tokens, member.part(window.len))
-            };
+            if window.len == 0 {
+                return;
+            }
             let maps = ItemMaps {
                 problem: &prepared.problem,
                 maps,
                 layer,
                 item,
             };
-            let before = multiply.then(|| panel(pushed - 1));
             let (keys, shared) = turn.product_memory();
-            let simd = prepared.choice.simd;
-            if window.len > 0 {
-                product::step(simd, member, maps, keys, shared, before, panel(pushed));
+            let slab = |slabs| Slab::of_matrix(slabs, pushed * batch + item, tokens, window);
+            match kept {
+                Kept::Layers(layers) => {
+                    product::layer(simd, member, maps, keys, shared, slab(layers));
+                }
+                Kept::Rollouts { rollouts, slabs } => {
+                    let rollout = |step: usize| rollouts.rollout(step % 2 * batch + item);
+                    let step = Step {
+                        before: (pushed > 0).then(|| rollout(pushed - 1)),
+                        to: rollout(pushed),
+                        slab: slabs.map(slab),
+                    };
+                    product::step(simd, member, maps, keys, shared, step);
+                }
             }
         });
         self.pushed += 1;
@@ -183,42 +221,37 @@ impl Stream {
             });
         }
         let Shape { batch, tokens, .. } = *self.problem.shape();
-        let square = tokens * tokens;
         match &mut self.state {
             State::Layers(kept, engine) => {
-                let layers: Vec<_> = match batch * square {
+                let layers: Vec<_> = match batch * tokens * tokens {
                     0 => vec![HostLayer::F32(&[]); expected],
                     slab => kept.chunks_exact(slab).map(HostLayer::from).collect(),
                 };
                 let out = Shared::new(out);
-                engine.run(Prepared::items, |turn| turn.rollout(&layers, out));
+                engine.run(Prepared::items, |turn| {
+                    turn.rollout(&layers[..expected], out);
+                });
             }
-            State::Rollouts(kept) => match self.problem.config().output {
-                Output::Cumulative => out.copy_from_slice(kept),
-                Output::Matrix => {
-                    let slab = (expected - 1) % 2 * batch * square;
-                    out.copy_from_slice(&kept[slab..][..batch * square]);
-                }
-                Output::Rows(_) => {
-                    let slab = (expected - 1) % 2 * batch * square;
-                    let kept = Shared::new(&mut kept[slab..]);
-                    out.fill(0.0);
-                    let out = Shared::new(out);
-                    self.engine.run(Prepared::items, |turn| {
-                        let problem = &turn.prepared().problem;
-                        let (member, item) = (turn.member, turn.item);
-                        let window = problem.windows()[item];
-                        let first = item * square + window.start * (tokens + 1);
-                        let columns = member.part(window.len);
-                        let rollout = Panel::of_matrix(kept, first, tokens, columns);
+            State::Rollouts { slabs, .. } if self.problem.config().output == Output::Cumulative => {
+                out.copy_from_slice(&slabs[..len]);
+            }
+            State::Rollouts { rollouts, .. } => {
+                let rollouts = Shared::new(rollouts);
+                let rollouts = Rollouts::new(rollouts, product::spares(&self.problem) * batch);
+                out.fill(0.0);
+                let out = Shared::new(out);
+                self.engine.run(Prepared::items, |turn| {
+                    let problem = &turn.prepared().problem;
+                    let (member, item) = (turn.member, turn.item);
+                    let rollout = rollouts.rollout((expected - 1) % 2 * batch + item);
+                    if problem.config().output == Output::Matrix {
+                        product::matrix(problem, member, item, rollout, out);
+                    } else {
                         let (_, shared) = turn.product_memory();
-                        // SAFETY: the last push is over, and every member makes columns of its own.
-                        unsafe { product::start_rows(problem, member, item, shared, rollout, out) };
-                        // The next item reuses what this one has shared.
-                        member.wait();
-                    });
-                }
-            },
+                        product::start_rows(problem, member, item, shared, rollout, out);
+                    }
+                });
+            }
         }
         self.pushed = 0;
         Ok(())

@@ -96,9 +96,14 @@ impl Member<'_> {
         }
     }
 
+    /// How many compute together.
+    pub fn members(&self) -> usize {
+        self.barrier.map_or(1, |barrier| barrier.members)
+    }
+
     /// This member's part of `0..count`, cut into ranges of as equal length as can be.
     pub fn part(&self, count: usize) -> Range<usize> {
-        let members = self.barrier.map_or(1, |barrier| barrier.members);
+        let members = self.members();
         count * self.index / members..count * (self.index + 1) / members
     }
 }
@@ -180,11 +185,6 @@ impl<'a> Shared<'a> {
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.len
-    }
-
-    /// The first element.
-    pub fn as_mut_ptr(&self) -> *mut f32 {
-        self.data
     }
 
     /// The part `range`, still shared.
