@@ -1,19 +1,26 @@
 //! Discard by selection: the k-th smallest entry of a fused map, found without sorting the map.
 //!
 //! A sample brackets the k-th smallest; one pass counts what lies below the bracket and collects what lies in it
-//! (a few per cent); the collected entries are selected from. Where the bracket misses, everything is collected.
+//! (about a tenth); the collected entries are selected from. Where the bracket misses, everything is collected.
 
 use std::ops::Range;
 
 use crate::config::{Discard, DiscardScope};
+use crate::cpu::fuse::FusedEntries;
 use crate::cpu::simd::{Kernel, Lanes, MOST_LANES, One, Simd};
 use crate::problem::Problem;
 
 /// Maps with fewer entries in scope are selected from whole.
 const SAMPLED: usize = 1024;
 
-/// Keys that selecting from a map `[len, len]` needs room for.
-pub(crate) fn keys(len: usize) -> usize {
+/// The bounds of all values but NaN.
+const EVERYTHING: (f32, f32) = (f32::NEG_INFINITY, f32::INFINITY);
+
+/// How far ahead a map is prefetched, in elements: it may lie where it was made, in a cache, or still in memory.
+const PREFETCH: usize = 2048;
+
+/// Floats that selecting from a map `[len, len]` needs room for.
+pub(crate) fn scratch(len: usize) -> usize {
     len * len + MOST_LANES
 }
 
@@ -41,6 +48,9 @@ fn key(value: f32) -> u32 {
 /// The key of NaN.
 const NAN_KEY: u32 = u32::MAX;
 
+/// The key that -0 would have, were it less than 0; none has it.
+const MINUS_ZERO_KEY: u32 = 0x7fff_ffff;
+
 /// The value that has this key, NaN where none has.
 fn value(key: u32) -> f32 {
     f32::from_bits(if key >> 31 == 1 {
@@ -51,18 +61,18 @@ fn value(key: u32) -> f32 {
 }
 
 impl Cutoff {
-    /// Selects the cutoff of `item` from its whole fused map `[len, len]`; `None` where nothing is discarded.
+    /// Selects the cutoff of `item` from its whole fused map; `None` where nothing is discarded.
     ///
-    /// `scratch` holds at least [`keys`]`(len)` keys.
+    /// `scratch` holds at least [`scratch`]`(len)` floats.
     pub fn select(
         simd: Simd,
         problem: &Problem,
         item: usize,
-        fused: &[f32],
-        scratch: &mut [u32],
+        map: FusedEntries<'_>,
+        scratch: &mut [f32],
     ) -> Option<Cutoff> {
         let Discard { scope, .. } = problem.config().discard?;
-        let len = problem.windows()[item].len;
+        let len = map.len;
         let count = problem.discard_count(item);
         if count == 0 {
             return None;
@@ -72,31 +82,32 @@ impl Cutoff {
             DiscardScope::Patches { special_tokens } => special_tokens,
         };
         let side = len - first;
-        let rows = || (first..len).map(|i| &fused[i * len..][first..len]);
-        let (mut below, mut collected) = (0, 0);
+        let rows = || (first..len).map(|i| &map.row(i)[first..]);
+        let (mut below, mut collected, mut bounds) = (0, 0, EVERYTHING);
         if side * side > SAMPLED {
             let sample = sample(side, rows, scratch);
-            let (low, high) = bracket(sample, count, side * side);
+            bounds = bracket(simd, sample, count, side * side);
             (below, collected) = simd.dispatch(Collect {
-                map: fused,
-                len,
+                map,
                 first,
-                low,
-                high,
+                bounds,
                 into: scratch,
             });
         }
         if below >= count || below + collected < count {
-            (below, collected) = (0, side * side);
-            for (keys, row) in scratch.chunks_mut(side).zip(rows()) {
-                keys.iter_mut().zip(row).for_each(|(k, &v)| *k = key(v));
+            (below, collected, bounds) = (0, side * side, EVERYTHING);
+            for (values, row) in scratch.chunks_mut(side).zip(rows()) {
+                values[..side].copy_from_slice(row);
             }
         }
-        let candidates = &mut scratch[..collected];
-        let (_, &mut key, _) = candidates.select_nth_unstable(count - below - 1);
-        let below = below + candidates.iter().filter(|&&k| k < key).count();
-        let equal = candidates.iter().filter(|&&k| k == key).count();
-        let ties = count - below;
+        let values = &scratch[..collected];
+        let select = Select {
+            values,
+            rank: count - below - 1,
+            bounds,
+        };
+        let Selected { key, less, equal } = simd.dispatch(select);
+        let ties = count - below - less;
         let last_tie = if ties == equal {
             (len, 0)
         } else {
@@ -110,8 +121,42 @@ impl Cutoff {
         })
     }
 
-    /// Copies the rows `rows` of the map `whole`, `[len, len]`, into `fused`, and leaves out what is discarded.
-    pub fn keep(&self, simd: Simd, rows: Range<usize>, whole: &[f32], fused: &mut [f32]) {
+    /// The least key that is kept everywhere in scope is that of a value more than this.
+    fn below(&self) -> f32 {
+        match self.key {
+            NAN_KEY => f32::INFINITY,
+            // Nothing is below the least value. Where this is -0, zeroing zeros changes nothing.
+            key => value(key - 1),
+        }
+    }
+
+    /// What is kept of the rows `rows`, for a few ranges of them.
+    pub fn kept(&self, rows: Range<usize>) -> impl Iterator<Item = (Range<usize>, Kept)> {
+        let up_to = match self.key {
+            NAN_KEY => Kept::Some,
+            key => Kept::MoreThan(value(key), self.first),
+        };
+        // Rows with entries of their own are the first, where one is spared, and that of the last tie.
+        let first = self.first.max(usize::from(self.keep_first));
+        let (tie, after) = match self.last_tie.0 {
+            tie if tie < first => (first, first),
+            tie => (tie, tie.saturating_add(1)),
+        };
+        let ranges = [
+            (0..self.first, Kept::All),
+            (self.first..first, Kept::Some),
+            (first..tie, up_to),
+            (tie..after, Kept::Some),
+            (after..usize::MAX, Kept::MoreThan(self.below(), self.first)),
+        ];
+        ranges
+            .into_iter()
+            .map(move |(range, kept)| (range.start.max(rows.start)..range.end.min(rows.end), kept))
+            .filter(|(rows, _)| !rows.is_empty())
+    }
+
+    /// Copies the rows `rows` of the map `whole` into `fused`, `[rows, len]`, and leaves out what is discarded.
+    pub fn keep(&self, simd: Simd, rows: Range<usize>, whole: FusedEntries<'_>, fused: &mut [f32]) {
         simd.dispatch(Keep {
             cutoff: self,
             rows,
@@ -121,46 +166,171 @@ impl Cutoff {
     }
 }
 
-/// Draws about `total^(2/3)` keys of the `total` in scope, evenly spread, into the front of `scratch`: the larger the
-/// sample, the fewer entries the bracket holds, and so many take the least time together.
+/// What is kept of some rows.
+#[derive(Clone, Copy)]
+pub(crate) enum Kept {
+    /// Everything.
+    All,
+    /// From a column on what is more than a value, and everything before it.
+    MoreThan(f32, usize),
+    /// What has to be asked for entry by entry.
+    Some,
+}
+
+/// Draws about `total^(2/3) / 3` values of the `total` in scope, evenly spread, into the front of `scratch`: the larger
+/// the sample, the fewer entries the bracket holds, and so many take the least time together.
 fn sample<'a, 's, I: Iterator<Item = &'a [f32]>>(
     side: usize,
     rows: impl Fn() -> I,
-    scratch: &'s mut [u32],
-) -> &'s mut [u32] {
+    scratch: &'s mut [f32],
+) -> &'s [f32] {
     // An odd step walks over all columns of maps of any side.
-    let step = ((side * side) as f64).cbrt() as usize | 1;
+    let step = (3.0 * ((side * side) as f64).cbrt()) as usize | 1;
     let mut drawn = 0;
     let mut skip = 0;
     for row in rows() {
         let mut at = skip;
         while at < row.len() {
-            scratch[drawn] = key(row[at]);
+            scratch[drawn] = row[at];
             drawn += 1;
             at += step;
         }
         skip = at - row.len();
     }
-    &mut scratch[..drawn]
+    &scratch[..drawn]
 }
 
 /// Values between which the `count`-th smallest of `total` very likely lies, both included.
-fn bracket(sample: &mut [u32], count: usize, total: usize) -> (f32, f32) {
+fn bracket(simd: Simd, sample: &[f32], count: usize, total: usize) -> (f32, f32) {
     let drawn = sample.len() as f64;
     let share = count as f64 / total as f64;
     // Three standard deviations of the rank of a random sample.
     let margin = 3.0 * (drawn * share * (1.0 - share)).sqrt() + 2.0;
-    let ranks = (share * drawn - margin, (share * drawn + margin) as usize);
-    let (mut low, mut rest, mut skipped) = (f32::NEG_INFINITY, sample, 0);
-    if ranks.0 >= 0.0 {
-        let (_, &mut key, above) = rest.select_nth_unstable(ranks.0 as usize);
-        (low, rest, skipped) = (value(key), above, ranks.0 as usize + 1);
-    }
-    let high = match ranks.1 - skipped {
-        rank if rank < rest.len() => value(*rest.select_nth_unstable(rank).1),
-        _ => f32::INFINITY,
+    let at = |rank: f64, beyond: f32| {
+        let rank = rank as usize;
+        let select = Select {
+            values: sample,
+            rank,
+            bounds: EVERYTHING,
+        };
+        match rank < sample.len() {
+            true => value(simd.dispatch(select).key),
+            false => beyond,
+        }
     };
-    (low, high)
+    let low = match share * drawn - margin {
+        rank if rank >= 0.0 => at(rank, f32::INFINITY),
+        _ => f32::NEG_INFINITY,
+    };
+    (low, at(share * drawn + margin, f32::INFINITY))
+}
+
+/// Finds the key of a rank, 0 for the least, by narrowing the range it lies in until that holds few values: counting
+/// takes far less time than moving.
+struct Select<'a> {
+    values: &'a [f32],
+    rank: usize,
+    /// The least and the largest that a value may be, but for NaN.
+    bounds: (f32, f32),
+}
+
+/// The key of a rank.
+struct Selected {
+    key: u32,
+    /// Values that are less.
+    less: usize,
+    /// Values that are the same.
+    equal: usize,
+}
+
+/// So many values are sorted.
+const FEW: usize = 32;
+
+impl Kernel for Select<'_> {
+    type Output = Selected;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) -> Selected {
+        let Select {
+            values,
+            rank,
+            bounds,
+        } = self;
+        let numbers = up_to(lanes, values, bounds.1);
+        if numbers <= rank {
+            return Selected {
+                key: NAN_KEY,
+                less: numbers,
+                equal: values.len() - numbers,
+            };
+        }
+        // The key is one of the `inside` from `low` to `high`; `less` are less.
+        let (mut low, mut high) = (key(bounds.0), key(bounds.1));
+        let (mut less, mut inside) = (0, numbers);
+        let mut guess = false;
+        while low < high && inside > FEW {
+            // In the middle, or, every other time, where the key would lie were they evenly spread.
+            let share = match guess {
+                true => ((rank - less) as f64 + 0.5) / inside as f64,
+                false => 0.5,
+            };
+            guess = !guess;
+            let at = match low + (f64::from(high - 1 - low) * share) as u32 {
+                MINUS_ZERO_KEY => MINUS_ZERO_KEY - 1,
+                at => at,
+            };
+            let up_to = up_to(lanes, values, value(at));
+            if up_to > rank {
+                (high, inside) = (at, up_to - less);
+            } else {
+                (less, inside) = (up_to, inside + less - up_to);
+                low = key(value(at + 1));
+            }
+        }
+        if low == high {
+            return Selected {
+                key: low,
+                less,
+                equal: inside,
+            };
+        }
+        let (mut few, mut found) = ([0.0; FEW + MOST_LANES], 0);
+        let bounds = (value(low), value(high));
+        let vectors = values.chunks_exact(L::LANES);
+        for value in vectors.remainder().chunks_exact(1) {
+            step(One, value, bounds, &mut few, &mut found);
+        }
+        for vector in vectors {
+            step(lanes, vector, bounds, &mut few, &mut found);
+        }
+        let mut few = few.map(key);
+        let few = &mut few[..found];
+        few.sort_unstable();
+        let key = few[rank - less];
+        let first = few.partition_point(|&other| other < key);
+        let end = few.partition_point(|&other| other <= key);
+        Selected {
+            key,
+            less: less + first,
+            equal: end - first,
+        }
+    }
+}
+
+/// How many values are at most `most`.
+#[inline(always)]
+fn up_to<L: Lanes>(lanes: L, values: &[f32], most: f32) -> usize {
+    let vectors = values.chunks_exact(L::LANES);
+    let mut count = 0;
+    for &value in vectors.remainder() {
+        count += u32::from(value <= most);
+    }
+    for vector in vectors {
+        count += lanes
+            .at_most(lanes.load(vector), lanes.splat(most))
+            .count_ones();
+    }
+    count as usize
 }
 
 /// Row and column of the `ties`-th key equal to `wanted`, in row-major order.
@@ -182,15 +352,14 @@ fn nth_tie<'a>(rows: impl Iterator<Item = &'a [f32]>, wanted: u32, ties: usize) 
     unreachable!("fewer ties than were counted")
 }
 
-/// Counts the values in scope below `low` and writes the keys of those from `low` to `high`, both included.
+/// Counts the values in scope below the bounds and writes those within them, both included.
 struct Collect<'a> {
-    /// `[len, len]`, in scope from row and column `first` on.
-    map: &'a [f32],
-    len: usize,
+    map: FusedEntries<'a>,
+    /// The first row and column in scope.
     first: usize,
-    low: f32,
-    high: f32,
-    into: &'a mut [u32],
+    /// What is collected.
+    bounds: (f32, f32),
+    into: &'a mut [f32],
 }
 
 impl Kernel for Collect<'_> {
@@ -199,19 +368,26 @@ impl Kernel for Collect<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) -> (usize, usize) {
         let (mut up_to_high, mut collected) = (0, 0);
-        let values: &mut [f32] = bytemuck::cast_slice_mut(self.into);
-        let bounds = (self.low, self.high);
-        for row in self.map.chunks_exact(self.len).skip(self.first) {
-            let vectors = row[self.first..].chunks_exact(L::LANES);
+        let bounds = self.bounds;
+        let FusedEntries {
+            entries,
+            stride,
+            len,
+        } = self.map;
+        // Where everything is in scope, and there are no gaps, all rows are one.
+        let (rows, columns) = match self.first {
+            0 if stride == len => (0..1, 0..len * len),
+            first => (first..len, first..len),
+        };
+        for row in rows {
+            let vectors = entries[row * stride..][columns.clone()].chunks_exact(L::LANES);
             for value in vectors.remainder().chunks_exact(1) {
-                up_to_high += step(One, value, bounds, values, &mut collected);
+                up_to_high += step(One, value, bounds, self.into, &mut collected);
             }
             for vector in vectors {
-                up_to_high += step(lanes, vector, bounds, values, &mut collected);
+                lanes.prefetch(vector.as_ptr().wrapping_add(PREFETCH));
+                up_to_high += step(lanes, vector, bounds, self.into, &mut collected);
             }
-        }
-        for collected in &mut self.into[..collected] {
-            *collected = key(f32::from_bits(*collected));
         }
         (up_to_high as usize - collected, collected)
     }
@@ -239,8 +415,7 @@ fn step<L: Lanes>(
 struct Keep<'a> {
     cutoff: &'a Cutoff,
     rows: Range<usize>,
-    /// `[len, len]`.
-    whole: &'a [f32],
+    whole: FusedEntries<'a>,
     /// `[rows, len]`.
     fused: &'a mut [f32],
 }
@@ -256,15 +431,10 @@ impl Kernel for Keep<'_> {
             last_tie,
             ..
         } = *self.cutoff;
-        let len = self.fused.len() / self.rows.len();
-        let below = match key {
-            NAN_KEY => f32::INFINITY,
-            // Nothing is below the least value. Where this is -0, zeroing zeros changes nothing.
-            _ => value(key - 1),
-        };
-        let rows = self.whole.chunks_exact(len).enumerate();
-        let rows = rows.skip(self.rows.start).take(self.rows.len());
-        for ((i, row), fused) in rows.zip(self.fused.chunks_exact_mut(len)) {
+        let len = self.whole.len;
+        let below = self.cutoff.below();
+        for (i, fused) in self.rows.zip(self.fused.chunks_exact_mut(len)) {
+            let row = self.whole.row(i);
             let outside = if i < first { len } else { first };
             let ties = match i.cmp(&last_tie.0) {
                 std::cmp::Ordering::Less => len,
@@ -341,6 +511,47 @@ mod tests {
         kept
     }
 
+    /// The same as [`Cutoff::kept`] describes it, from two halves of the rows.
+    fn by_kept(simd: Simd, problem: &Problem, map: FusedEntries<'_>) -> Vec<f32> {
+        let len = map.len;
+        let mut scratch = vec![0.0; scratch(len)];
+        let Some(cutoff) = Cutoff::select(simd, problem, 0, map, &mut scratch) else {
+            return map.entries.to_vec();
+        };
+        let mut got = Vec::new();
+        let halves = [0..len / 2, len / 2..len];
+        for (rows, kept) in halves.into_iter().flat_map(|half| cutoff.kept(half)) {
+            assert_eq!(rows.start * len, got.len(), "rows in order, none left out");
+            for i in rows {
+                let row = map.row(i).iter().enumerate();
+                match kept {
+                    Kept::All => got.extend(map.row(i)),
+                    Kept::MoreThan(least, column) => got.extend(row.map(|(j, &entry)| {
+                        if j < column {
+                            entry
+                        } else {
+                            One.zero_at_most(entry, least)
+                        }
+                    })),
+                    Kept::Some => {
+                        got.resize(got.len() + len, f32::NAN);
+                        let at = got.len() - len;
+                        cutoff.keep(simd, i..i + 1, map, &mut got[at..]);
+                    }
+                }
+            }
+        }
+        got
+    }
+
+    fn check(got: &[f32], want: &[f32], what: &str) {
+        assert_eq!(got.len(), want.len(), "{what}");
+        for (at, (got, want)) in got.iter().zip(want).enumerate() {
+            let same = got == want || got.is_nan() && want.is_nan();
+            assert!(same, "{what}: {got} for {want} at {at}");
+        }
+    }
+
     #[test]
     fn discards_what_sorting_discards_on_every_instruction_set() {
         let scopes = [
@@ -378,20 +589,20 @@ mod tests {
                 };
                 let want = sorted(&problem, first, &fused);
                 for simd in Simd::available() {
-                    let mut scratch = vec![0; keys(len)];
+                    let mut scratch = vec![0.0; scratch(len)];
                     let mut got = fused.clone();
-                    if let Some(cutoff) = Cutoff::select(simd, &problem, 0, &fused, &mut scratch) {
+                    let map = FusedEntries::new(&fused, len);
+                    if let Some(cutoff) = Cutoff::select(simd, &problem, 0, map, &mut scratch) {
                         let (top, bottom) = got.split_at_mut(len / 2 * len);
-                        cutoff.keep(simd, 0..len / 2, &fused, top);
-                        cutoff.keep(simd, len / 2..len, &fused, bottom);
+                        cutoff.keep(simd, 0..len / 2, map, top);
+                        cutoff.keep(simd, len / 2..len, map, bottom);
                     }
-                    for (at, (got, want)) in got.iter().zip(&want).enumerate() {
-                        let same = got == want || got.is_nan() && want.is_nan();
-                        assert!(
-                            same,
-                            "{simd}, {scope:?}, {ratio}: {got} for {want} at {at} of {len}^2"
-                        );
-                    }
+                    check(&got, &want, &format!("{simd}, {scope:?}, {ratio}, keep"));
+                    check(
+                        &by_kept(simd, &problem, map),
+                        &want,
+                        &format!("{simd}, {scope:?}, {ratio}, kept"),
+                    );
                 }
             }
         }

@@ -162,8 +162,8 @@ impl<'a> Turn<'a> {
         match self.prepared.choice.form {
             Form::Rows => self.rows(job),
             Form::Product => {
-                let (keys, shared) = self.product_memory();
-                product::item(job, member, item, keys, shared);
+                let (candidates, shared) = self.product_memory();
+                product::item(job, member, item, candidates, shared);
             }
         }
     }
@@ -178,7 +178,7 @@ impl<'a> Turn<'a> {
             fused: memory.take(sizes.fused),
             weights: memory.take(sizes.weights),
             map: memory.take(sizes.map),
-            keys: &mut self.workspace.keys[..sizes.keys],
+            candidates: &mut self.workspace.candidates[..sizes.candidates],
         };
         match self.shared {
             None => {
@@ -197,8 +197,8 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// Memory for product form: the member's own keys to select from, and what those who compute the item share.
-    pub fn product_memory(self) -> (&'a mut [u32], ProductShared<'a>) {
+    /// Memory for product form: the member's own candidates to select from, and what those who compute the item share.
+    pub fn product_memory(self) -> (&'a mut [f32], ProductShared<'a>) {
         let sizes = &self.prepared.sizes;
         let shared = self
             .shared
@@ -210,7 +210,7 @@ impl<'a> Turn<'a> {
             ahat: shared.slice(ahat),
             rollouts: Rollouts::new(shared.slice(spare), product::spares(&self.prepared.problem)),
         };
-        (&mut self.workspace.keys[..sizes.keys], shared)
+        (&mut self.workspace.candidates[..sizes.candidates], shared)
     }
 }
 

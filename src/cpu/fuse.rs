@@ -16,8 +16,10 @@ mod tests;
 use std::ops::Range;
 
 use crate::config::HeadFusion;
-use crate::cpu::fuse::fusion::{Extreme, Fusion, Mean, Weighted};
-use crate::cpu::fuse::sink::{Accumulate, Sink, Store};
+pub(crate) use crate::cpu::fuse::sink::Accumulate;
+
+use crate::cpu::fuse::fusion::{Extreme, Fusion, Mean, MoreThan, Weighted};
+use crate::cpu::fuse::sink::{Sink, Store};
 use crate::cpu::simd::{Kernel, Lanes, One, Simd};
 use crate::dtype::Element;
 use crate::input::HostLayer;
@@ -59,8 +61,68 @@ impl<'a> ItemMaps<'a> {
             heads: self.problem.shape().heads,
             fusion: &self.problem.config().head_fusion,
             causal_from: self.problem.config().causal.then_some(rows.start),
+            more_than: f32::NAN,
             rows: rows.len(),
             len: window.len,
+        }
+    }
+
+    /// The fused map, where it lies among the maps: there is but one head, in f32, and nothing in it is absent.
+    pub fn fused(&self) -> Option<FusedEntries<'a>> {
+        let rows = self.rows(0..self.len());
+        let as_it_is = rows.heads == 1
+            && rows.causal_from.is_none()
+            && !matches!(rows.fusion, HeadFusion::Weighted(_));
+        match rows.maps {
+            HostLayer::F32(maps) if as_it_is => Some(FusedEntries {
+                entries: &maps[rows.first..],
+                stride: rows.row_stride,
+                len: rows.len,
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// Rows of a fused map, `len` entries each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FusedEntries<'a> {
+    pub entries: &'a [f32],
+    /// Elements from row to row.
+    pub stride: usize,
+    pub len: usize,
+}
+
+impl<'a> FusedEntries<'a> {
+    /// Rows without gaps, `[rows, len]`.
+    pub fn new(entries: &'a [f32], len: usize) -> Self {
+        FusedEntries {
+            entries,
+            stride: len,
+            len,
+        }
+    }
+
+    /// A row.
+    #[inline(always)]
+    pub fn row(&self, row: usize) -> &'a [f32] {
+        &self.entries[row * self.stride..][..self.len]
+    }
+
+    /// The columns `columns` of the rows `rows`.
+    pub fn part(&self, rows: Range<usize>, columns: Range<usize>) -> MapRows<'a> {
+        MapRows {
+            maps: HostLayer::F32(self.entries),
+            first: rows.start * self.stride + columns.start,
+            head_stride: 0,
+            row_stride: self.stride,
+            heads: 1,
+            // Of one head, the largest entry is the entry.
+            fusion: &HeadFusion::Max,
+            causal_from: None,
+            more_than: f32::NAN,
+            rows: rows.len(),
+            len: columns.len(),
         }
     }
 }
@@ -77,24 +139,18 @@ pub(crate) struct MapRows<'a> {
     fusion: &'a HeadFusion,
     /// The first row's index where the maps are causal: entries right of the diagonal are 0 and are not read.
     causal_from: Option<usize>,
+    /// Of one head, entries up to this are taken as 0; NaN where none is.
+    more_than: f32,
     rows: usize,
     len: usize,
 }
 
-impl<'a> MapRows<'a> {
-    /// Rows `[rows, len]` that are fused already.
-    pub fn of_fused(fused: &'a [f32], len: usize) -> Self {
+impl MapRows<'_> {
+    /// The entries that are more than `least`, of one head; 0 for the others.
+    pub fn more_than(self, least: f32) -> Self {
         MapRows {
-            maps: HostLayer::F32(fused),
-            first: 0,
-            head_stride: 0,
-            row_stride: len,
-            heads: 1,
-            // Of one head, the largest entry is the entry.
-            fusion: &HeadFusion::Max,
-            causal_from: None,
-            rows: fused.len() / len,
-            len,
+            more_than: least,
+            ..self
         }
     }
 
@@ -117,15 +173,8 @@ impl<'a> MapRows<'a> {
         });
     }
 
-    /// `part += weights * fused`, with `weights` `[start rows, rows]` and `part` `[start rows, len]`, row after row.
-    pub fn accumulate(self, simd: Simd, weights: &[f32], part: &mut [f32]) {
-        let to = Accumulate {
-            weights,
-            rows: self.rows,
-            start_rows: weights.len() / self.rows,
-            part,
-            stride: self.len,
-        };
+    /// Adds the fused rows, times their weights, to sums, row after row.
+    pub fn accumulate(self, simd: Simd, to: Accumulate<'_>) {
         let side_by_side = self.heads < HEADS_PER_SUM * to.start_rows;
         simd.for_rows(self.len).dispatch(Pass {
             from: self,
@@ -166,7 +215,10 @@ impl<S: Sink> Pass<'_, S> {
                 self.rows::<L, T, _, 2, 4>(lanes, maps, Weighted { weights });
             }
             // Whatever fuses several heads leaves one as it is.
-            _ if self.from.heads == 1 => self.rows::<L, T, _, 4, 2>(lanes, maps, Extreme::<true>),
+            _ if self.from.heads == 1 => {
+                let least = MoreThan(self.from.more_than);
+                self.rows::<L, T, _, 4, 2>(lanes, maps, least);
+            }
             HeadFusion::Mean => {
                 let scale = 1.0 / self.from.heads as f32;
                 self.rows::<L, T, _, 2, 4>(lanes, maps, Mean { scale });

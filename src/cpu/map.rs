@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use crate::cpu::discard::Cutoff;
-use crate::cpu::fuse::ItemMaps;
+use crate::cpu::discard::{Cutoff, Kept};
+use crate::cpu::fuse::{Accumulate, FusedEntries, ItemMaps, MapRows};
 use crate::cpu::simd::{Kernel, Lanes, MOST_LANES, Simd};
-use crate::cpu::team::Shared;
+use crate::cpu::team::{Member, Shared};
 use crate::input::HostLayer;
 use crate::problem::Problem;
 
@@ -37,18 +37,21 @@ pub(crate) struct FusedMap<'a> {
     pub simd: Simd,
     pub maps: ItemMaps<'a>,
     /// The whole map and what to zero in it, where something is discarded.
-    discard: Option<(&'a [f32], Option<Cutoff>)>,
+    discard: Option<(FusedEntries<'a>, Option<Cutoff>)>,
 }
 
 impl<'a> FusedMap<'a> {
-    /// `whole` is the whole fused map `[len, len]` where something is discarded, else `None`; `keys` holds
-    /// [`discard::keys`] to select from.
-    pub fn new(simd: Simd, maps: ItemMaps<'a>, whole: Option<&'a [f32]>, keys: &mut [u32]) -> Self {
+    /// `whole` is the whole fused map where something is discarded, else `None`; `candidates` holds [`discard::scratch`] to select
+    /// from.
+    pub fn new(
+        simd: Simd,
+        maps: ItemMaps<'a>,
+        whole: Option<FusedEntries<'a>>,
+        candidates: &mut [f32],
+    ) -> Self {
         let select = |map| {
-            (
-                map,
-                Cutoff::select(simd, maps.problem, maps.item, map, keys),
-            )
+            let cutoff = Cutoff::select(simd, maps.problem, maps.item, map, candidates);
+            (map, cutoff)
         };
         FusedMap {
             simd,
@@ -57,26 +60,94 @@ impl<'a> FusedMap<'a> {
         }
     }
 
-    /// Something may be discarded.
-    pub fn discards(&self) -> bool {
-        self.discard.is_some()
-    }
-
     /// Writes the rows `rows`, times `weight`, into `weighted`, `[rows, len]`.
     pub fn rows(&self, rows: Range<usize>, weight: f32, weighted: &mut [f32]) {
         let Some((whole, cutoff)) = &self.discard else {
             self.maps.rows(rows).fuse(self.simd, weight, weighted);
             return;
         };
-        let len = self.maps.len();
-        match cutoff {
-            Some(cutoff) => cutoff.keep(self.simd, rows, whole, weighted),
-            None => weighted.copy_from_slice(&whole[rows.start * len..rows.end * len]),
-        }
+        let Some(cutoff) = cutoff else {
+            let rows = whole.part(rows, 0..whole.len);
+            rows.fuse(self.simd, weight, weighted);
+            return;
+        };
+        cutoff.keep(self.simd, rows, *whole, weighted);
         if weight != 1.0 {
             weighted.iter_mut().for_each(|entry| *entry *= weight);
         }
     }
+
+    /// Adds the rows `rows` times `weights`, `[start rows, rows]`, to `part`, `[start rows, len]`. `row` has room for one.
+    pub fn accumulate(
+        &self,
+        rows: Range<usize>,
+        start_rows: usize,
+        weights: &[f32],
+        row: &mut [f32],
+        part: &mut [f32],
+    ) {
+        let len = self.maps.len();
+        let weights_stride = rows.len();
+        let mut add = |entries: MapRows<'_>, first: usize, column: usize| {
+            let to = Accumulate {
+                start_rows,
+                weights: &weights[first - rows.start..],
+                weights_stride,
+                part: &mut part[column..],
+                part_stride: len,
+            };
+            entries.accumulate(self.simd, to);
+        };
+        match &self.discard {
+            None => add(self.maps.rows(rows.clone()), rows.start, 0),
+            Some((whole, None)) => add(whole.part(rows.clone(), 0..len), rows.start, 0),
+            Some((whole, Some(cutoff))) => {
+                for (rows, kept) in cutoff.kept(rows.clone()) {
+                    match kept {
+                        Kept::All => add(whole.part(rows.clone(), 0..len), rows.start, 0),
+                        Kept::MoreThan(least, column) => {
+                            let inside = whole.part(rows.clone(), column..len);
+                            add(inside.more_than(least), rows.start, column);
+                            if column > 0 {
+                                add(whole.part(rows.clone(), 0..column), rows.start, 0);
+                            }
+                        }
+                        Kept::Some => {
+                            let row = &mut row[..len];
+                            cutoff.keep(self.simd, rows.clone(), *whole, row);
+                            let row = FusedEntries::new(row, len);
+                            add(row.part(0..1, 0..len), rows.start, 0);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The whole fused map, where something is discarded: in `map`, `[len, len]`, of which each member makes a part, or where
+/// it lies. Waits at a barrier where it has to be made.
+///
+/// # Safety
+/// Nobody else reads or writes `map` before this, since the last barrier, nor writes it after, before the next.
+pub(crate) unsafe fn whole_by_team<'a>(
+    simd: Simd,
+    member: Member<'_>,
+    maps: ItemMaps<'a>,
+    map: Shared<'a>,
+) -> Option<FusedEntries<'a>> {
+    maps.problem.config().discard?;
+    if let Some(fused) = maps.fused() {
+        return Some(fused);
+    }
+    let len = maps.len();
+    let own = member.part(len);
+    // SAFETY: every member writes rows of its own; for the rest the caller vouches.
+    let rows = unsafe { map.get_mut(own.start * len..own.end * len) };
+    maps.rows(own).fuse(simd, 1.0, rows);
+    member.wait();
+    // SAFETY: as the caller vouches.
+    Some(FusedEntries::new(unsafe { map.get(0..len * len) }, len))
 }
 
 /// Writes the sums of the rows `fused`, `[rows, len]`, into `sums`.

@@ -45,7 +45,7 @@ impl DerefMut for Floats {
 #[derive(Default)]
 pub(crate) struct Workspace {
     pub floats: Floats,
-    pub keys: Vec<u32>,
+    pub candidates: Floats,
 }
 
 impl Workspace {
@@ -58,7 +58,7 @@ impl Workspace {
             floats: Floats::zeroed(most(|s| {
                 3 * s.relevance + s.fused + s.weights + s.ahat + s.spare + s.map
             }))?,
-            keys: zeroed(most(|s| s.keys))?,
+            candidates: Floats::zeroed(most(|s| s.candidates))?,
         })
     }
 
@@ -73,13 +73,13 @@ impl Workspace {
         };
         Ok(Workspace {
             floats: Floats::zeroed(problems.iter().map(shared).max().unwrap_or(0))?,
-            keys: Vec::new(),
+            candidates: Floats::default(),
         })
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        size_of_val(&self.floats[..]) + size_of_val(&self.keys[..])
+        size_of_val(&self.floats[..]) + size_of_val(&self.candidates[..])
     }
 }
 

@@ -94,8 +94,8 @@ pub(crate) struct Sizes {
     pub weights: usize,
     /// Each member's, and once more for the team: a fused map to discard from.
     pub map: usize,
-    /// Each member's: keys to select from.
-    pub keys: usize,
+    /// Each member's: candidates to select from.
+    pub candidates: usize,
     /// Each member's, and once more for the team: `Ahat` of one layer (product form).
     pub ahat: usize,
     /// Each member's, and once more for the team: rollouts that are not outputs (product form).
@@ -108,8 +108,8 @@ impl Sizes {
     fn of(problem: &Problem, form: Form) -> Result<Self> {
         let tokens = problem.windows().iter().map(|w| w.len).max().unwrap_or(0);
         let square = checked("workspace", &[tokens, tokens])?;
-        let (map, keys) = match problem.config().discard {
-            Some(_) => (square, discard::keys(tokens)),
+        let (map, candidates) = match problem.config().discard {
+            Some(_) => (square, discard::scratch(tokens)),
             None => (0, 0),
         };
         let start_rows = problem.start_rows();
@@ -135,7 +135,7 @@ impl Sizes {
                         .unwrap_or(0),
                     weights: checked("workspace", &[start_rows + 1, deepest])?,
                     map,
-                    keys,
+                    candidates,
                     ahat: 0,
                     spare: 0,
                     parts: lens()
@@ -151,7 +151,7 @@ impl Sizes {
             Form::Product => Sizes {
                 ahat: square,
                 map,
-                keys,
+                candidates,
                 spare: checked(
                     "workspace",
                     &[product::spares(problem), panels::elements(tokens)?],

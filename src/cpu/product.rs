@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use crate::config::Output;
 use crate::cpu::fuse::ItemMaps;
-use crate::cpu::map::{FusedMap, Job, row_sums};
+use crate::cpu::map::{FusedMap, Job, row_sums, whole_by_team};
 use crate::cpu::panels::{Panels, Rollout, Rollouts, Slab};
 use crate::cpu::rows;
 use crate::cpu::simd::{Kernel, Lanes, Simd};
@@ -34,7 +34,7 @@ pub(crate) fn item(
     job: Job<'_>,
     member: Member<'_>,
     item: usize,
-    keys: &mut [u32],
+    candidates: &mut [f32],
     shared: ProductShared<'_>,
 ) {
     let Job { problem, out, .. } = job;
@@ -76,7 +76,7 @@ pub(crate) fn item(
             job.simd,
             member,
             job.maps(layer, item),
-            keys,
+            candidates,
             shared,
             rollouts,
         );
@@ -94,32 +94,40 @@ pub(crate) struct Step<'a> {
     pub slab: Option<Slab<'a>>,
 }
 
-/// One layer of one item: `to = Ahat before`, or `to = Ahat` where nothing came before. Ends with a barrier. `keys` are
+/// One layer of one item: `to = Ahat before`, or `to = Ahat` where nothing came before. Ends with a barrier. `candidates` are
 /// to select from, where something is discarded.
 pub(crate) fn step(
     simd: Simd,
     member: Member<'_>,
     maps: ItemMaps<'_>,
-    keys: &mut [u32],
+    candidates: &mut [f32],
     shared: ProductShared<'_>,
     Step { before, to, slab }: Step<'_>,
 ) {
     let len = maps.len();
     let panels = Panels::new(len, maps.problem.config().causal, member.members());
     let Some(before) = before else {
-        make_rows(simd, member, maps, keys, shared, false, |first, rows| {
-            // SAFETY: every member makes rows of its own.
-            unsafe {
-                panels.copy_rows(first, rows, to);
-                if let Some(slab) = slab {
-                    slab.copy_rows(first, rows, len);
+        make_rows(
+            simd,
+            member,
+            maps,
+            candidates,
+            shared,
+            false,
+            |first, rows| {
+                // SAFETY: every member makes rows of its own.
+                unsafe {
+                    panels.copy_rows(first, rows, to);
+                    if let Some(slab) = slab {
+                        slab.copy_rows(first, rows, len);
+                    }
                 }
-            }
-        });
+            },
+        );
         member.wait();
         return;
     };
-    make_rows(simd, member, maps, keys, shared, true, |_, _| ());
+    make_rows(simd, member, maps, candidates, shared, true, |_, _| ());
     member.wait();
     // SAFETY: nobody writes `Ahat` before the barrier at the end of this step.
     let ahat = unsafe { shared.ahat.get(0..len * len) };
@@ -140,15 +148,23 @@ pub(crate) fn layer(
     simd: Simd,
     member: Member<'_>,
     maps: ItemMaps<'_>,
-    keys: &mut [u32],
+    candidates: &mut [f32],
     shared: ProductShared<'_>,
     slab: Slab<'_>,
 ) {
     let len = maps.len();
-    make_rows(simd, member, maps, keys, shared, false, |first, rows| {
-        // SAFETY: every member makes rows of its own.
-        unsafe { slab.copy_rows(first, rows, len) };
-    });
+    make_rows(
+        simd,
+        member,
+        maps,
+        candidates,
+        shared,
+        false,
+        |first, rows| {
+            // SAFETY: every member makes rows of its own.
+            unsafe { slab.copy_rows(first, rows, len) };
+        },
+    );
     member.wait();
 }
 
@@ -158,23 +174,16 @@ fn make_rows(
     simd: Simd,
     member: Member<'_>,
     maps: ItemMaps<'_>,
-    keys: &mut [u32],
+    candidates: &mut [f32],
     shared: ProductShared<'_>,
     keep: bool,
     mut take: impl FnMut(usize, &[f32]),
 ) {
     let len = maps.len();
     let own = member.part(len);
-    let mut whole = None;
-    if maps.problem.config().discard.is_some() {
-        // SAFETY: every member writes rows of its own, and all have passed the last step's barrier.
-        let rows = unsafe { shared.map.get_mut(own.start * len..own.end * len) };
-        maps.rows(own.clone()).fuse(simd, 1.0, rows);
-        member.wait();
-        // SAFETY: nobody writes the map before the barrier at the end of this step.
-        whole = Some(unsafe { shared.map.get(0..len * len) });
-    }
-    let fused_map = FusedMap::new(simd, maps, whole, keys);
+    // SAFETY: all have passed the last step's barrier, and there is one at the end of this step.
+    let whole = unsafe { whole_by_team(simd, member, maps, shared.map) };
+    let fused_map = FusedMap::new(simd, maps, whole, candidates);
     let weight = maps.problem.residual(maps.layer).attention;
     // SAFETY: every member writes rows of its own, and all have passed the last step's barrier.
     let ahat = unsafe { shared.ahat.get_mut(own.start * len..own.end * len) };

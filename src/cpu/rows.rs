@@ -8,9 +8,9 @@
 
 use std::ops::Range;
 
-use crate::cpu::fuse::MapRows;
+use crate::cpu::fuse::{Accumulate, FusedEntries};
 use crate::cpu::gemm::{self, Matrix, MatrixMut};
-use crate::cpu::map::{FusedMap, Job, row_sums};
+use crate::cpu::map::{FusedMap, Job, row_sums, whole_by_team};
 use crate::cpu::team::{Member, Shared};
 use crate::problem::Problem;
 
@@ -68,7 +68,7 @@ pub(crate) struct RowsScratch<'a> {
     /// The whole fused map `[tokens, tokens]` where something is discarded, else empty.
     pub map: &'a mut [f32],
     /// Keys to select from, as many.
-    pub keys: &'a mut [u32],
+    pub candidates: &'a mut [f32],
 }
 
 /// What the members that compute one item write together.
@@ -92,13 +92,14 @@ pub(crate) fn item(job: Job<'_>, item: usize, scratch: &mut RowsScratch<'_>, out
     start(problem, item, scratch);
     for layer in problem.layers().rev() {
         let maps = job.maps(layer, item);
-        let mut map = None;
-        if problem.config().discard.is_some() {
-            maps.rows(0..len)
-                .fuse(simd, 1.0, &mut scratch.map[..len * len]);
-            map = Some(&scratch.map[..len * len]);
-        }
-        let fused_map = FusedMap::new(simd, maps, map, scratch.keys);
+        let whole = problem.config().discard.map(|_| {
+            maps.fused().unwrap_or_else(|| {
+                let map = &mut scratch.map[..len * len];
+                maps.rows(0..len).fuse(simd, 1.0, map);
+                FusedEntries::new(map, len)
+            })
+        });
+        let fused_map = FusedMap::new(simd, maps, whole, scratch.candidates);
         let next = &mut scratch.next[..rows * len];
         next.fill(0.0);
         for block_rows in blocks(problem, len) {
@@ -145,17 +146,9 @@ pub(crate) fn item_by_team(
     start(problem, item, scratch);
     for (step, layer) in problem.layers().rev().enumerate() {
         let maps = job.maps(layer, item);
-        let mut whole = None;
-        if problem.config().discard.is_some() {
-            let own = member.part(len);
-            // SAFETY: every member writes rows of its own, and all have passed the last layer's barrier.
-            let own_rows = unsafe { map.get_mut(own.start * len..own.end * len) };
-            maps.rows(own).fuse(simd, 1.0, own_rows);
-            member.wait();
-            // SAFETY: nobody writes the map before the barrier at the end of this layer.
-            whole = Some(unsafe { map.get(0..len * len) });
-        }
-        let fused_map = FusedMap::new(simd, maps, whole, scratch.keys);
+        // SAFETY: all have passed the last layer's barrier, and there is one at the end of this layer.
+        let whole = unsafe { whole_by_team(simd, member, maps, map) };
+        let fused_map = FusedMap::new(simd, maps, whole, scratch.candidates);
         // Two sets of parts: members may be one layer apart.
         let set = step % 2 * blocks_len * rows * len;
         let own = member.part(blocks_len);
@@ -276,10 +269,10 @@ impl FusedMap<'_> {
         let len = self.maps.len();
         let start_rows = relevance.len() / len;
         let normalize = problem.config().normalize_rows;
-        if start_rows <= GEMM_START_ROWS && !normalize && !self.discards() {
+        if start_rows <= GEMM_START_ROWS && !normalize {
             let weights = &mut weights[..start_rows * run.len()];
             self.weigh(run.clone(), relevance, None, weights, part);
-            self.maps.rows(run).accumulate(self.simd, weights, part);
+            self.accumulate(run, start_rows, weights, fused, part);
             return;
         }
         let chunk_rows = chunk_rows(start_rows, len);
@@ -307,7 +300,15 @@ impl FusedMap<'_> {
                     Matrix::new(fused, len, depth, columns),
                 );
             } else {
-                MapRows::of_fused(fused, len).accumulate(self.simd, weights, part);
+                let to = Accumulate {
+                    start_rows,
+                    weights,
+                    weights_stride: depth,
+                    part,
+                    part_stride: len,
+                };
+                let rows = FusedEntries::new(fused, len);
+                rows.part(0..depth, 0..len).accumulate(self.simd, to);
             }
         }
     }

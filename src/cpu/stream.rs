@@ -178,11 +178,11 @@ impl Stream {
                 layer,
                 item,
             };
-            let (keys, shared) = turn.product_memory();
+            let (candidates, shared) = turn.product_memory();
             let slab = |slabs| Slab::of_matrix(slabs, pushed * batch + item, tokens, window);
             match kept {
                 Kept::Layers(layers) => {
-                    product::layer(simd, member, maps, keys, shared, slab(layers));
+                    product::layer(simd, member, maps, candidates, shared, slab(layers));
                 }
                 Kept::Rollouts { rollouts, slabs } => {
                     let rollout = |step: usize| rollouts.rollout(step % 2 * batch + item);
@@ -191,7 +191,7 @@ impl Stream {
                         to: rollout(pushed),
                         slab: slabs.map(slab),
                     };
-                    product::step(simd, member, maps, keys, shared, step);
+                    product::step(simd, member, maps, candidates, shared, step);
                 }
             }
         });

@@ -61,6 +61,28 @@ impl<const LARGEST: bool> Fusion for Extreme<LARGEST> {
     }
 }
 
+/// The entries of one head, 0 for those up to this; all of them where this is NaN.
+#[derive(Clone, Copy)]
+pub(super) struct MoreThan(pub f32);
+
+impl Fusion for MoreThan {
+    #[inline(always)]
+    fn first<L: Lanes>(self, lanes: L, value: L::Vector) -> L::Vector {
+        lanes.zero_at_most(value, lanes.splat(self.0))
+    }
+
+    #[inline(always)]
+    fn next<L: Lanes>(
+        self,
+        _lanes: L,
+        _kept: L::Vector,
+        _value: L::Vector,
+        _head: usize,
+    ) -> L::Vector {
+        unreachable!("there is one head")
+    }
+}
+
 #[derive(Clone, Copy)]
 pub(super) struct Weighted<'a> {
     pub weights: &'a [f32],

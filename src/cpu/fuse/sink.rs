@@ -56,14 +56,16 @@ impl Sink for Store<'_> {
 }
 
 /// Adds weighted fused rows to sums.
-pub(super) struct Accumulate<'a> {
-    /// `[start rows, rows]`.
-    pub weights: &'a [f32],
-    pub rows: usize,
-    /// `[start rows, stride]`.
-    pub part: &'a mut [f32],
+pub(crate) struct Accumulate<'a> {
     pub start_rows: usize,
-    pub stride: usize,
+    /// What each row is multiplied by, for one start row after the other.
+    pub weights: &'a [f32],
+    /// Elements from the weights for one start row to those for the next.
+    pub weights_stride: usize,
+    /// The sums, for one start row after the other.
+    pub part: &'a mut [f32],
+    /// Elements from the sums for one start row to those for the next.
+    pub part_stride: usize,
 }
 
 impl Sink for Accumulate<'_> {
@@ -77,8 +79,8 @@ impl Sink for Accumulate<'_> {
         fused: &[[L::Vector; V]; R],
     ) {
         for m in 0..self.start_rows {
-            let weights = &self.weights[m * self.rows + row..][..R];
-            let part = &mut self.part[m * self.stride + column..][..V * L::LANES];
+            let weights = &self.weights[m * self.weights_stride + row..][..R];
+            let part = &mut self.part[m * self.part_stride + column..][..V * L::LANES];
             for v in 0..V {
                 let part = &mut part[v * L::LANES..];
                 let before = lanes.load(part);

@@ -52,6 +52,7 @@ impl Maps {
             heads,
             fusion,
             causal_from: self.causal_from,
+            more_than: f32::NAN,
             rows: ROWS,
             len: self.len,
         }
@@ -138,7 +139,14 @@ fn accumulated_as_fused_on_every_instruction_set() {
             let weights: Vec<f32> = (0..start_rows * ROWS).map(|at| 0.1 + at as f32).collect();
             let before: Vec<f32> = (0..start_rows * len).map(|at| at as f32 / 8.0).collect();
             let mut part = before.clone();
-            rows.accumulate(simd, &weights, &mut part);
+            let to = Accumulate {
+                start_rows,
+                weights: &weights,
+                weights_stride: ROWS,
+                part: &mut part,
+                part_stride: len,
+            };
+            rows.accumulate(simd, to);
             for (at, (&got, &before)) in part.iter().zip(&before).enumerate() {
                 let (m, column) = (at / len, at % len);
                 let terms = (0..ROWS).map(|row| {
