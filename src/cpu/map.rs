@@ -112,11 +112,12 @@ impl<'a> FusedMap<'a> {
                                 add(whole.part(rows.clone(), 0..column), rows.start, 0);
                             }
                         }
-                        Kept::Some => {
-                            let row = &mut row[..len];
-                            cutoff.keep(self.simd, rows.clone(), *whole, row);
-                            let row = FusedEntries::new(row, len);
-                            add(row.part(0..1, 0..len), rows.start, 0);
+                        Kept::ByEntry => {
+                            for i in rows {
+                                let row = &mut row[..len];
+                                cutoff.keep(self.simd, i..i + 1, *whole, row);
+                                add(FusedEntries::new(row, len).part(0..1, 0..len), i, 0);
+                            }
                         }
                     }
                 }
