@@ -67,6 +67,11 @@ impl<'a> ItemMaps<'a> {
         }
     }
 
+    /// Asks for the first entries of the rows `rows`, as far ahead as a pass over them would, to be prefetched.
+    pub fn prefetch(&self, simd: Simd, rows: Range<usize>) {
+        simd.dispatch(Prefetch(self.rows(rows)));
+    }
+
     /// The fused map, where it lies among the maps: there is but one head, in f32, and nothing in it is absent.
     pub fn fused(&self) -> Option<FusedEntries<'a>> {
         let rows = self.rows(0..self.len());
@@ -181,6 +186,30 @@ impl MapRows<'_> {
             to,
             side_by_side,
         });
+    }
+}
+
+/// Prefetches the beginning of each head.
+struct Prefetch<'a>(MapRows<'a>);
+
+impl Kernel for Prefetch<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let rows = self.0;
+        let (maps, size) = match rows.maps {
+            HostLayer::F32(maps) => (maps.as_ptr().cast::<u8>(), 4),
+            HostLayer::F16(maps) => (maps.as_ptr().cast(), 2),
+            HostLayer::Bf16(maps) => (maps.as_ptr().cast(), 2),
+        };
+        let bytes = (rows.rows * rows.row_stride * size).min(PREFETCH_BYTES / rows.heads);
+        for head in 0..rows.heads {
+            let first = maps.wrapping_add((rows.first + head * rows.head_stride) * size);
+            for at in (0..bytes).step_by(64) {
+                lanes.prefetch(first.wrapping_add(at));
+            }
+        }
     }
 }
 

@@ -14,8 +14,8 @@ use crate::problem::Problem;
 /// they save.
 const SHARED_ITEM_BYTES: usize = 1 << 20;
 
-/// Maps a member takes on at a time: enough that taking them costs nothing.
-const CLAIM_BYTES: usize = 256 << 10;
+/// Maps a member takes on at a time: enough that taking them costs nothing, and that it mostly reads on where it was.
+const CLAIM_BYTES: usize = 1 << 20;
 
 /// The order of evaluation. Both give the same result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

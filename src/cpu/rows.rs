@@ -100,6 +100,17 @@ pub(crate) fn item(job: Job<'_>, item: usize, scratch: &mut RowsScratch<'_>, out
             })
         });
         let fused_map = FusedMap::new(simd, maps, whole, scratch.candidates);
+        // What is read next: all of the layer before, or the first row wanted of the next item.
+        match layer.checked_sub(1) {
+            Some(before) if problem.layers().contains(&before) => {
+                job.maps(before, item).prefetch(simd, 0..len);
+            }
+            _ if item + 1 < problem.shape().batch => {
+                let last = problem.layers().end - 1;
+                job.maps(last, item + 1).prefetch(simd, 0..1);
+            }
+            _ => {}
+        }
         let next = &mut scratch.next[..rows * len];
         next.fill(0.0);
         for block_rows in blocks(problem, len) {
@@ -237,8 +248,20 @@ impl FusedMap<'_> {
     ) -> bool {
         let len = self.maps.len();
         let start_rows = relevance.len() / len;
-        let carries = |i: usize| (0..start_rows).any(|m| relevance[m * len + i] != 0.0);
         part.fill(0.0);
+        let carry = |weights: &[f32]| {
+            weights
+                .iter()
+                .fold(true, |all, &weight| all & (weight != 0.0))
+        };
+        if relevance
+            .chunks_exact(len)
+            .any(|weights| carry(&weights[rows.clone()]))
+        {
+            self.run(rows, relevance, fused, weights, part);
+            return true;
+        }
+        let carries = |i: usize| (0..start_rows).any(|m| relevance[m * len + i] != 0.0);
         let mut any = false;
         let mut at = rows.start;
         while at < rows.end {
