@@ -41,8 +41,8 @@ pub(crate) struct FusedMap<'a> {
 }
 
 impl<'a> FusedMap<'a> {
-    /// `whole` is the whole fused map where something is discarded, else `None`; `candidates` holds [`discard::scratch`] to select
-    /// from.
+    /// `whole` is the whole fused map where something is discarded, else `None`; `candidates` has room for
+    /// [`discard::scratch`] floats.
     pub fn new(
         simd: Simd,
         maps: ItemMaps<'a>,
@@ -98,27 +98,26 @@ impl<'a> FusedMap<'a> {
             };
             entries.accumulate(self.simd, to);
         };
-        match &self.discard {
-            None => add(self.maps.rows(rows.clone()), rows.start, 0),
-            Some((whole, None)) => add(whole.part(rows.clone(), 0..len), rows.start, 0),
-            Some((whole, Some(cutoff))) => {
-                for (rows, kept) in cutoff.kept(rows.clone()) {
-                    match kept {
-                        Kept::All => add(whole.part(rows.clone(), 0..len), rows.start, 0),
-                        Kept::MoreThan(least, column) => {
-                            let inside = whole.part(rows.clone(), column..len);
-                            add(inside.more_than(least), rows.start, column);
-                            if column > 0 {
-                                add(whole.part(rows.clone(), 0..column), rows.start, 0);
-                            }
-                        }
-                        Kept::ByEntry => {
-                            for i in rows {
-                                let row = &mut row[..len];
-                                cutoff.keep(self.simd, i..i + 1, *whole, row);
-                                add(FusedEntries::new(row, len).part(0..1, 0..len), i, 0);
-                            }
-                        }
+        let (whole, cutoff) = match &self.discard {
+            None => return add(self.maps.rows(rows.clone()), rows.start, 0),
+            Some((whole, None)) => return add(whole.part(rows.clone(), 0..len), rows.start, 0),
+            Some((whole, Some(cutoff))) => (*whole, cutoff),
+        };
+        for (rows, kept) in cutoff.kept(rows.clone()) {
+            match kept {
+                Kept::All => add(whole.part(rows.clone(), 0..len), rows.start, 0),
+                Kept::MoreThan(least, column) => {
+                    let inside = whole.part(rows.clone(), column..len);
+                    add(inside.more_than(least), rows.start, column);
+                    if column > 0 {
+                        add(whole.part(rows.clone(), 0..column), rows.start, 0);
+                    }
+                }
+                Kept::ByEntry => {
+                    for i in rows {
+                        let row = &mut row[..len];
+                        cutoff.keep(self.simd, i..i + 1, whole, row);
+                        add(FusedEntries::new(row, len).part(0..1, 0..len), i, 0);
                     }
                 }
             }

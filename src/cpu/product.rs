@@ -72,14 +72,14 @@ pub(crate) fn item(
             to: rollout(at),
             slab: slab.map(|index| Slab::of_matrix(out, index, tokens, window)),
         };
-        step(
-            job.simd,
+        let layer = Layer {
+            simd: job.simd,
             member,
-            job.maps(layer, item),
+            maps: job.maps(layer, item),
             candidates,
             shared,
-            rollouts,
-        );
+        };
+        layer.step(rollouts);
     }
     if let Output::Rows(_) = output {
         start_rows(problem, member, item, shared, rollout(steps - 1), out);
@@ -94,27 +94,23 @@ pub(crate) struct Step<'a> {
     pub slab: Option<Slab<'a>>,
 }
 
-/// One layer of one item: `to = Ahat before`, or `to = Ahat` where nothing came before. Ends with a barrier. `candidates` are
-/// to select from, where something is discarded.
-pub(crate) fn step(
-    simd: Simd,
-    member: Member<'_>,
-    maps: ItemMaps<'_>,
-    candidates: &mut [f32],
-    shared: ProductShared<'_>,
-    Step { before, to, slab }: Step<'_>,
-) {
-    let len = maps.len();
-    let panels = Panels::new(len, maps.problem.config().causal, member.members());
-    let Some(before) = before else {
-        make_rows(
-            simd,
-            member,
-            maps,
-            candidates,
-            shared,
-            false,
-            |first, rows| {
+/// One layer of one item, and what it is computed with.
+pub(crate) struct Layer<'a> {
+    pub simd: Simd,
+    pub member: Member<'a>,
+    pub maps: ItemMaps<'a>,
+    /// Room to select from, where something is discarded.
+    pub candidates: &'a mut [f32],
+    pub shared: ProductShared<'a>,
+}
+
+impl Layer<'_> {
+    /// `to = Ahat before`, or `to = Ahat` where nothing came before. Ends with a barrier.
+    pub fn step(self, Step { before, to, slab }: Step<'_>) {
+        let (member, shared, len) = (self.member, self.shared, self.maps.len());
+        let panels = Panels::new(len, self.maps.problem.config().causal, member.members());
+        let Some(before) = before else {
+            self.make_rows(false, |first, rows| {
                 // SAFETY: every member makes rows of its own.
                 unsafe {
                     panels.copy_rows(first, rows, to);
@@ -122,80 +118,63 @@ pub(crate) fn step(
                         slab.copy_rows(first, rows, len);
                     }
                 }
-            },
-        );
+            });
+            return member.wait();
+        };
+        self.make_rows(true, |_, _| ());
         member.wait();
-        return;
-    };
-    make_rows(simd, member, maps, candidates, shared, true, |_, _| ());
-    member.wait();
-    // SAFETY: nobody writes `Ahat` before the barrier at the end of this step.
-    let ahat = unsafe { shared.ahat.get(0..len * len) };
-    for tile in panels.tiles(member) {
-        // SAFETY: every member writes tiles of its own; `before` was written before the last barrier.
-        unsafe {
-            tile.multiply(ahat, before, to);
-            if let Some(slab) = slab {
-                tile.write(to, slab);
+        // SAFETY: nobody writes `Ahat` before the barrier at the end of this step.
+        let ahat = unsafe { shared.ahat.get(0..len * len) };
+        for tile in panels.tiles(member) {
+            // SAFETY: every member writes tiles of its own; `before` was written before the last barrier.
+            unsafe {
+                tile.multiply(ahat, before, to);
+                if let Some(slab) = slab {
+                    tile.write(to, slab);
+                }
             }
         }
+        member.wait();
     }
-    member.wait();
-}
 
-/// One layer of one item by itself: writes `Ahat` into `slab`. Ends with a barrier.
-pub(crate) fn layer(
-    simd: Simd,
-    member: Member<'_>,
-    maps: ItemMaps<'_>,
-    candidates: &mut [f32],
-    shared: ProductShared<'_>,
-    slab: Slab<'_>,
-) {
-    let len = maps.len();
-    make_rows(
-        simd,
-        member,
-        maps,
-        candidates,
-        shared,
-        false,
-        |first, rows| {
-            // SAFETY: every member makes rows of its own.
-            unsafe { slab.copy_rows(first, rows, len) };
-        },
-    );
-    member.wait();
-}
+    /// Writes `Ahat` by itself into `slab`. Ends with a barrier.
+    pub fn write(self, slab: Slab<'_>) {
+        let (member, len) = (self.member, self.maps.len());
+        // SAFETY: every member makes rows of its own.
+        self.make_rows(false, |first, rows| unsafe {
+            slab.copy_rows(first, rows, len);
+        });
+        member.wait();
+    }
 
-/// Makes the rows of `Ahat` that fall to this member, a few at a time, and shows them to `take`, `[rows, len]` from row
-/// `first` on. With `keep` they stay in `shared`, `[len, len]`; else each few take the place of the last.
-fn make_rows(
-    simd: Simd,
-    member: Member<'_>,
-    maps: ItemMaps<'_>,
-    candidates: &mut [f32],
-    shared: ProductShared<'_>,
-    keep: bool,
-    mut take: impl FnMut(usize, &[f32]),
-) {
-    let len = maps.len();
-    let own = member.part(len);
-    // SAFETY: all have passed the last step's barrier, and there is one at the end of this step.
-    let whole = unsafe { whole_by_team(simd, member, maps, shared.map) };
-    let fused_map = FusedMap::new(simd, maps, whole, candidates);
-    let weight = maps.problem.residual(maps.layer).attention;
-    // SAFETY: every member writes rows of its own, and all have passed the last step's barrier.
-    let ahat = unsafe { shared.ahat.get_mut(own.start * len..own.end * len) };
-    // So few that they stay in the first-level cache until they are finished.
-    let few = rows::chunk_rows(1, len);
-    for first in own.clone().step_by(few) {
-        let rows = first..own.end.min(first + few);
-        let at = if keep { first - own.start } else { 0 };
-        let made = &mut ahat[at * len..(at + rows.len()) * len];
-        fused_map.rows(rows.clone(), weight, made);
-        add_residual(&fused_map, rows, made);
-        take(first, made);
+    /// Makes the rows of `Ahat` that fall to this member, a few at a time, and shows them to `take`, `[rows, len]` from
+    /// row `first` on. With `keep` they stay in what is shared, `[len, len]`; else each few take the place of the last.
+    fn make_rows(self, keep: bool, mut take: impl FnMut(usize, &[f32])) {
+        let Layer {
+            simd,
+            member,
+            maps,
+            candidates,
+            shared,
+        } = self;
+        let len = maps.len();
+        // SAFETY: all have passed the last step's barrier, and there is one at the end of this step.
+        let whole = unsafe { whole_by_team(simd, member, maps, shared.map) };
+        let fused_map = FusedMap::new(simd, maps, whole, candidates);
+        let weight = maps.problem.residual(maps.layer).attention;
+        let own = member.part(len);
+        // SAFETY: every member writes rows of its own, and all have passed the last step's barrier.
+        let ahat = unsafe { shared.ahat.get_mut(own.start * len..own.end * len) };
+        // So few that they stay in the first-level cache until they are finished.
+        let few = rows::chunk_rows(1, len);
+        for first in own.clone().step_by(few) {
+            let rows = first..own.end.min(first + few);
+            let at = if keep { first - own.start } else { 0 };
+            let made = &mut ahat[at * len..(at + rows.len()) * len];
+            fused_map.rows(rows.clone(), weight, made);
+            add_residual(&fused_map, rows, made);
+            take(first, made);
+        }
     }
 }
 

@@ -67,7 +67,7 @@ pub(crate) struct RowsScratch<'a> {
     pub weights: &'a mut [f32],
     /// The whole fused map `[tokens, tokens]` where something is discarded, else empty.
     pub map: &'a mut [f32],
-    /// Keys to select from, as many.
+    /// Candidates to select from.
     pub candidates: &'a mut [f32],
 }
 
@@ -249,15 +249,10 @@ impl FusedMap<'_> {
         let len = self.maps.len();
         let start_rows = relevance.len() / len;
         part.fill(0.0);
-        let carry = |weights: &[f32]| {
-            weights
-                .iter()
-                .fold(true, |all, &weight| all & (weight != 0.0))
-        };
-        if relevance
-            .chunks_exact(len)
-            .any(|weights| carry(&weights[rows.clone()]))
-        {
+        // Without a branch, so that many are seen at once.
+        let all_carry = |weights: &[f32]| weights.iter().fold(true, |all, &w| all & (w != 0.0));
+        let mut starts = relevance.chunks_exact(len);
+        if starts.any(|weights| all_carry(&weights[rows.clone()])) {
             self.run(rows, relevance, fused, weights, part);
             return true;
         }

@@ -9,7 +9,7 @@ use crate::cpu::fuse::ItemMaps;
 use crate::cpu::memory::Floats;
 use crate::cpu::panels::{self, Rollouts, Slab};
 use crate::cpu::prepared::{Choice, Form, Prepared};
-use crate::cpu::product::{self, Step};
+use crate::cpu::product::{self, Layer, Step};
 use crate::cpu::team::{Shared, Team};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -179,19 +179,23 @@ impl Stream {
                 item,
             };
             let (candidates, shared) = turn.product_memory();
+            let layer = Layer {
+                simd,
+                member,
+                maps,
+                candidates,
+                shared,
+            };
             let slab = |slabs| Slab::of_matrix(slabs, pushed * batch + item, tokens, window);
             match kept {
-                Kept::Layers(layers) => {
-                    product::layer(simd, member, maps, candidates, shared, slab(layers));
-                }
+                Kept::Layers(layers) => layer.write(slab(layers)),
                 Kept::Rollouts { rollouts, slabs } => {
                     let rollout = |step: usize| rollouts.rollout(step % 2 * batch + item);
-                    let step = Step {
+                    layer.step(Step {
                         before: (pushed > 0).then(|| rollout(pushed - 1)),
                         to: rollout(pushed),
                         slab: slabs.map(slab),
-                    };
-                    product::step(simd, member, maps, candidates, shared, step);
+                    });
                 }
             }
         });
