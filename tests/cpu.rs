@@ -8,7 +8,9 @@ use std::num::NonZeroUsize;
 use attention_rollout::cpu::{
     Choice, Form, Group, GroupMember, Options, Plan, Progress, Simd, Stream,
 };
-use attention_rollout::{HostLayer, Output, Problem, StartRows, reference};
+use attention_rollout::{
+    DType, HostLayer, Output, Problem, RolloutConfig, Shape, StartRows, reference,
+};
 use common::compare::{Budget, check_close};
 use common::generate::{Case, Generated, case, case_in};
 use proptest::prelude::*;
@@ -251,5 +253,42 @@ fn plans_print_what_they_decided() {
         "f32",
     ] {
         assert!(printed.contains(part), "{part}: {printed}");
+    }
+}
+
+#[test]
+fn rows_without_weight_are_not_read() {
+    let shape = Shape {
+        layers: 2,
+        batch: 3,
+        heads: 2,
+        tokens: 37,
+    };
+    let (start, square) = (5, shape.tokens * shape.tokens);
+    let config = RolloutConfig {
+        output: Output::Rows(StartRows::Rows(vec![start])),
+        ..RolloutConfig::default()
+    };
+    let problem = Problem::new(shape, DType::F32, config).unwrap();
+    let uniform = vec![1.0 / shape.tokens as f32; shape.batch * shape.heads * square];
+    let mut last = uniform.clone();
+    for (at, entry) in last.iter_mut().enumerate() {
+        if at % square / shape.tokens != start {
+            *entry = f32::NAN;
+        }
+    }
+    let layers = [HostLayer::from(&uniform[..]), HostLayer::from(&last[..])];
+    for (count, simd) in [1, 2]
+        .into_iter()
+        .flat_map(|count| Simd::available().map(move |simd| (count, simd)))
+    {
+        let choice = Choice {
+            form: Form::Rows,
+            simd,
+            share_rest: true,
+        };
+        let got = run(&problem, &layers, count, choice);
+        let numbers = got.iter().all(|entry| entry.is_finite());
+        assert!(numbers, "{simd}, {count} threads: {got:?}");
     }
 }

@@ -289,3 +289,46 @@ impl<'a> Slab<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::team::Team;
+    use std::num::NonZeroUsize;
+    use std::sync::Mutex;
+
+    #[test]
+    fn tiles_cover_the_matrix_once_and_share_the_work() {
+        for (len, causal) in [1, 16, 17, 128, 197, 577]
+            .into_iter()
+            .flat_map(|len| [(len, false), (len, true)])
+        {
+            for members in [1, 2, 3, 8] {
+                let made = Mutex::new((vec![0; len * len], Vec::new(), 0));
+                Team::new(NonZeroUsize::new(members))
+                    .unwrap()
+                    .run(|member| {
+                        let tiles: Vec<_> =
+                            Panels::new(len, causal, members).tiles(member).collect();
+                        let mut made = made.lock().unwrap();
+                        made.1.push(tiles.iter().map(Tile::work).sum::<usize>());
+                        for tile in &tiles {
+                            made.2 = made.2.max(tile.work());
+                            for i in tile.rows.clone() {
+                                for j in tile.panel.columns.clone() {
+                                    made.0[i * len + j] += 1;
+                                }
+                            }
+                        }
+                    });
+                let (times, work, largest) = made.into_inner().unwrap();
+                assert!(times.iter().all(|&times| times == 1), "{len}, {members}");
+                let most = work.iter().sum::<usize>() / members + largest;
+                assert!(
+                    work.iter().all(|&work| work <= most),
+                    "{len}, {members} members: {work:?}"
+                );
+            }
+        }
+    }
+}
