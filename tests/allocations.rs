@@ -7,7 +7,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use attention_rollout::cpu::{Group, GroupMember, Options, Plan, Stream};
+use attention_rollout::cpu::{GroupItem, GroupPlan, Options, Plan, StreamingPlan};
 use attention_rollout::{Discard, DiscardScope, Output, RolloutConfig, Shape};
 use common::generate::Case;
 
@@ -86,12 +86,13 @@ fn runs_allocate_nothing_of_their_own() {
         let mut plan = Plan::new(&generated.problem, &threads(1)).unwrap();
         let (taken, largest) = allocations(|| plan.run(&layers, &mut out).unwrap());
         assert_eq!(taken, 0, "up to {largest} bytes");
-        let mut group = Group::new(std::slice::from_ref(&generated.problem), &threads(1)).unwrap();
-        let mut members = [GroupMember::new(&layers, &mut out)];
+        let mut group =
+            GroupPlan::new(std::slice::from_ref(&generated.problem), &threads(1)).unwrap();
+        let mut members = [GroupItem::new(&layers, &mut out)];
         group.run(&mut members).unwrap();
         let (taken, _) = allocations(|| group.run(&mut members).unwrap());
         assert_eq!(taken, 0, "group");
-        let mut stream = Stream::new(&generated.problem, &threads(1)).unwrap();
+        let mut stream = StreamingPlan::new(&generated.problem, &threads(1)).unwrap();
         let (taken, _) = allocations(|| stream.push_layer(layers[0]).unwrap());
         assert_eq!(taken, 0, "push");
     }

@@ -6,7 +6,7 @@ mod common;
 use std::num::NonZeroUsize;
 
 use attention_rollout::cpu::{
-    Choice, Form, Group, GroupMember, Options, Plan, Progress, Simd, Stream,
+    Choice, Form, GroupItem, GroupPlan, Options, Plan, Progress, Simd, StreamingPlan,
 };
 use attention_rollout::{
     DType, HostLayer, Output, Problem, RolloutConfig, Shape, StartRows, reference,
@@ -106,7 +106,7 @@ proptest! {
         let generated = case.generate();
         let (problem, layers) = (&generated.problem, generated.layers());
         for choice in choices(problem, share_rest) {
-            let mut stream = Stream::with_choice(problem, &threads(count), choice).unwrap();
+            let mut stream = StreamingPlan::with_choice(problem, &threads(count), choice).unwrap();
             // Twice: finishing starts anew.
             for _ in 0..2 {
                 for layer in problem.layers() {
@@ -141,13 +141,13 @@ proptest! {
     fn groups_compute_each_problem(cases in prop::collection::vec(case(16), 0..5), count in 1..=3usize) {
         let generated: Vec<_> = cases.iter().map(Case::generate).collect();
         let problems: Vec<_> = generated.iter().map(|g| g.problem.clone()).collect();
-        let mut group = Group::new(&problems, &threads(count)).unwrap();
+        let mut group = GroupPlan::new(&problems, &threads(count)).unwrap();
         let layers: Vec<_> = generated.iter().map(Generated::layers).collect();
         let mut outs: Vec<_> = problems.iter().map(poisoned).collect();
         let mut members: Vec<_> = layers
             .iter()
             .zip(&mut outs)
-            .map(|(layers, out)| GroupMember::new(layers, out))
+            .map(|(layers, out)| GroupItem::new(layers, out))
             .collect();
         group.run(&mut members).unwrap();
         for (at, (generated, out)) in generated.iter().zip(&outs).enumerate() {

@@ -11,7 +11,7 @@ use crate::config::{Discard, DiscardScope};
 use crate::cpu::discard::key::{NAN_KEY, value};
 pub(crate) use crate::cpu::discard::select::scratch;
 use crate::cpu::fuse::FusedEntries;
-use crate::cpu::simd::{Kernel, Lanes, One, Simd};
+use crate::cpu::simd::{InnerLoop, Lanes, Scalar, Simd};
 use crate::problem::Problem;
 
 /// Which entries of one fused map are zeroed.
@@ -66,10 +66,13 @@ impl Cutoff {
     }
 
     /// What is kept of the rows `rows`, for a few ranges of them.
-    pub fn kept(&self, rows: Range<usize>) -> impl Iterator<Item = (Range<usize>, Kept)> {
+    pub fn kept(&self, rows: Range<usize>) -> impl Iterator<Item = (Range<usize>, KeptEntries)> {
         let up_to = match self.key {
-            NAN_KEY => Kept::ByEntry,
-            key => Kept::MoreThan(value(key), self.first),
+            NAN_KEY => KeptEntries::ByEntry,
+            key => KeptEntries::Above {
+                least: value(key),
+                column: self.first,
+            },
         };
         // Rows with entries of their own are the first, where one is spared, and that of the last tie.
         let first = self.first.max(usize::from(self.keep_first));
@@ -78,11 +81,17 @@ impl Cutoff {
             tie => (tie, tie.saturating_add(1)),
         };
         let ranges = [
-            (0..self.first, Kept::All),
-            (self.first..first, Kept::ByEntry),
+            (0..self.first, KeptEntries::All),
+            (self.first..first, KeptEntries::ByEntry),
             (first..tie, up_to),
-            (tie..after, Kept::ByEntry),
-            (after..usize::MAX, Kept::MoreThan(self.below(), self.first)),
+            (tie..after, KeptEntries::ByEntry),
+            (
+                after..usize::MAX,
+                KeptEntries::Above {
+                    least: self.below(),
+                    column: self.first,
+                },
+            ),
         ];
         ranges
             .into_iter()
@@ -101,13 +110,13 @@ impl Cutoff {
     }
 }
 
-/// What is kept of some rows.
+/// Which entries of some rows are kept.
 #[derive(Clone, Copy)]
-pub(crate) enum Kept {
+pub(crate) enum KeptEntries {
     /// Everything.
     All,
-    /// From a column on what is more than a value, and everything before it.
-    MoreThan(f32, usize),
+    /// From `column` on what is more than `least`, and everything before it.
+    Above { least: f32, column: usize },
     /// What [`Cutoff::keep`] says, entry by entry.
     ByEntry,
 }
@@ -121,7 +130,7 @@ struct Keep<'a> {
     fused: &'a mut [f32],
 }
 
-impl Kernel for Keep<'_> {
+impl InnerLoop for Keep<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -172,6 +181,6 @@ fn keep<L: Lanes>(lanes: L, row: &[f32], at_most: f32, fused: &mut [f32]) {
         lanes.store(kept, into);
     }
     for (&value, kept) in vectors.remainder().iter().zip(into.into_remainder()) {
-        *kept = One.zero_at_most(value, at_most);
+        *kept = Scalar.zero_at_most(value, at_most);
     }
 }

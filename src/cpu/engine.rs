@@ -5,38 +5,96 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::cpu::map::Job;
-use crate::cpu::memory::Workspace;
-use crate::cpu::panels::Rollouts;
-use crate::cpu::prepared::{Form, Prepared};
-use crate::cpu::product::{self, ProductShared};
-use crate::cpu::rows::{self, RowsScratch, RowsShared};
+use crate::cpu::choice::Choice;
+use crate::cpu::memory::Floats;
 use crate::cpu::team::{Member, Shared, Team};
 use crate::error::Result;
-use crate::input::HostLayer;
+use crate::problem::Problem;
+
+/// Maps a member takes on at a time: enough that taking them costs nothing, and that it mostly reads on where it was.
+const CLAIM_BYTES: usize = 1 << 20;
+
+/// The memory that computing an item of a problem takes, measured out for the largest of them.
+pub(crate) trait Scratch: Send + Sync {
+    /// Floats of each member's own.
+    fn member_floats(&self) -> usize;
+
+    /// Floats that members share who compute an item together.
+    fn team_floats(&self) -> usize;
+}
+
+/// A problem with everything decided.
+pub(crate) struct Prepared<S> {
+    pub problem: Problem,
+    pub choice: Choice,
+    pub scratch: S,
+    /// Bytes of maps read, for all items.
+    pub map_bytes: usize,
+}
+
+impl<S> Prepared<S> {
+    pub fn new(problem: &Problem, choice: Choice, scratch: S) -> Self {
+        Prepared {
+            problem: problem.clone(),
+            choice,
+            scratch,
+            map_bytes: problem.map_bytes(),
+        }
+    }
+
+    /// All items.
+    pub fn items(&self) -> Range<usize> {
+        0..self.problem.shape().batch
+    }
+
+    /// Bytes of maps read for one item, on average.
+    fn item_bytes(&self) -> usize {
+        self.map_bytes / self.problem.shape().batch.max(1)
+    }
+
+    /// Items that one of `members` takes on at a time.
+    fn items_per_claim(&self, members: usize) -> usize {
+        let most = self.problem.shape().batch.div_ceil(4 * members).max(1);
+        (CLAIM_BYTES / self.item_bytes().max(1)).clamp(1, most)
+    }
+
+    /// Of `items`, those that a member computes alone; the rest is computed by all of `members` together.
+    fn alone(&self, items: Range<usize>, members: usize) -> Range<usize> {
+        let together = match self.choice.share_rest {
+            true => items.len() % members,
+            false => 0,
+        };
+        items.start..items.end - together
+    }
+}
 
 /// A team, its memory, and the problems it is ready to run.
-pub(crate) struct Engine {
+pub(crate) struct Engine<S> {
     team: Arc<Team>,
-    problems: Vec<Prepared>,
-    members: Vec<Mutex<Workspace>>,
-    shared: Workspace,
+    problems: Vec<Prepared<S>>,
+    members: Vec<Mutex<Floats>>,
+    shared: Floats,
     /// The problems, those with large items first.
     order: Vec<usize>,
     /// Claims of the problems up to and including each, in that order; filled at the start of a run.
     claims: Vec<usize>,
 }
 
-impl Engine {
-    pub fn new(team: Arc<Team>, problems: Vec<Prepared>) -> Result<Self> {
+impl<S: Scratch> Engine<S> {
+    pub fn new(team: Arc<Team>, problems: Vec<Prepared<S>>) -> Result<Self> {
+        let own = problems.iter().map(|p| p.scratch.member_floats());
+        let own = own.max().unwrap_or(0);
         let members = (0..team.members())
-            .map(|_| Workspace::for_member(&problems).map(Mutex::new))
+            .map(|_| Floats::zeroed(own).map(Mutex::new))
             .collect::<Result<_>>()?;
+        let shares = |p: &&Prepared<S>| p.choice.share_rest && team.members() > 1;
+        let shared = problems.iter().filter(shares);
+        let shared = shared.map(|p| p.scratch.team_floats()).max().unwrap_or(0);
         let mut order: Vec<usize> = (0..problems.len()).collect();
         order.sort_by_key(|&p| std::cmp::Reverse(problems[p].item_bytes()));
         Ok(Engine {
             order,
-            shared: Workspace::for_team(&problems, team.members())?,
+            shared: Floats::zeroed(shared)?,
             claims: vec![0; problems.len()],
             members,
             problems,
@@ -45,7 +103,7 @@ impl Engine {
     }
 
     /// The problems, in the order they were given.
-    pub fn problems(&self) -> &[Prepared] {
+    pub fn problems(&self) -> &[Prepared<S>] {
         &self.problems
     }
 
@@ -64,55 +122,60 @@ impl Engine {
     /// team shares the item. Problems with large items come first, so that no member ends on one alone.
     pub fn run(
         &mut self,
-        items: impl Fn(&Prepared) -> Range<usize> + Sync,
-        compute: impl Fn(Turn<'_>) + Sync,
+        items: impl Fn(&Prepared<S>) -> Range<usize> + Sync,
+        compute: impl Fn(Task<'_, S>) + Sync,
     ) {
         let threads = self.threads();
-        let alone = |p: usize| {
-            let items = items(&self.problems[p]);
-            items.start..items.end - self.problems[p].team_items(items.len(), threads)
-        };
+        let alone = |prepared: &Prepared<S>| prepared.alone(items(prepared), threads);
         let mut claims = 0;
         for (&p, end) in self.order.iter().zip(&mut self.claims) {
-            claims += alone(p).len().div_ceil(self.problems[p].items_per_claim);
+            let prepared = &self.problems[p];
+            claims += alone(prepared)
+                .len()
+                .div_ceil(prepared.items_per_claim(threads));
             *end = claims;
         }
         let next = AtomicUsize::new(0);
-        let shared = Shared::new(&mut self.shared.floats);
+        let shared = Shared::new(&mut self.shared);
         let (problems, members) = (&self.problems, &self.members);
         let (order, ends) = (&self.order, &self.claims);
         self.team.run(|member| {
-            let mut workspace = lock(&members[member.index]);
+            let mut own = lock(&members[member.index]);
             loop {
                 let claim = next.fetch_add(1, Ordering::Relaxed);
                 let at = ends.partition_point(|&end| end <= claim);
                 let Some(&index) = order.get(at) else {
                     break;
                 };
+                let prepared = &problems[index];
                 let before = at.checked_sub(1).map_or(0, |at| ends[at]);
-                let items = alone(index);
-                let step = problems[index].items_per_claim;
+                let items = alone(prepared);
+                let step = prepared.items_per_claim(threads);
                 let first = items.start + (claim - before) * step;
                 for item in first..(first + step).min(items.end) {
-                    compute(Turn {
+                    compute(Task {
                         index,
                         item,
-                        prepared: &problems[index],
+                        prepared,
                         member: Member::ALONE,
-                        workspace: &mut workspace,
-                        shared: None,
+                        memory: Memory {
+                            own: &mut own,
+                            team: None,
+                        },
                     });
                 }
             }
             for (index, prepared) in problems.iter().enumerate() {
-                for item in alone(index).end..items(prepared).end {
-                    compute(Turn {
+                for item in alone(prepared).end..items(prepared).end {
+                    compute(Task {
                         index,
                         item,
                         prepared,
                         member,
-                        workspace: &mut workspace,
-                        shared: Some(shared),
+                        memory: Memory {
+                            own: &mut own,
+                            team: Some(shared),
+                        },
                     });
                 }
             }
@@ -121,100 +184,25 @@ impl Engine {
 }
 
 /// One item to compute, and with what.
-pub(crate) struct Turn<'a> {
+pub(crate) struct Task<'a, S> {
     /// The problem, counted in the order they were given.
     pub index: usize,
     pub item: usize,
-    prepared: &'a Prepared,
+    pub prepared: &'a Prepared<S>,
     /// Who computes: one member alone, or one of the team.
     pub member: Member<'a>,
-    workspace: &'a mut Workspace,
-    /// The team's memory, where the team computes the item.
-    shared: Option<Shared<'a>>,
+    pub memory: Memory<'a>,
 }
 
-/// Cuts a slice into parts from the front.
-struct Cut<'a>(&'a mut [f32]);
-
-impl<'a> Cut<'a> {
-    fn take(&mut self, len: usize) -> &'a mut [f32] {
-        let (taken, rest) = std::mem::take(&mut self.0).split_at_mut(len);
-        self.0 = rest;
-        taken
-    }
+/// What a member computes an item in.
+pub(crate) struct Memory<'a> {
+    /// Its own memory.
+    pub own: &'a mut [f32],
+    /// The team's, where the team computes the item.
+    pub team: Option<Shared<'a>>,
 }
 
-impl<'a> Turn<'a> {
-    /// The problem, everything decided.
-    pub fn prepared(&self) -> &'a Prepared {
-        self.prepared
-    }
-
-    /// Computes the item's output from `layers` into `out`, the output of the whole problem. Lengths have been checked.
-    pub fn rollout(self, layers: &[HostLayer<'_>], out: Shared<'_>) {
-        let job = Job {
-            simd: self.prepared.choice.simd,
-            problem: &self.prepared.problem,
-            layers,
-            out,
-        };
-        let (member, item) = (self.member, self.item);
-        match self.prepared.choice.form {
-            Form::Rows => self.rows(job),
-            Form::Product => {
-                let (candidates, shared) = self.product_memory();
-                product::item(job, member, item, candidates, shared);
-            }
-        }
-    }
-
-    fn rows(self, job: Job<'_>) {
-        let sizes = &self.prepared.sizes;
-        let mut memory = Cut(&mut self.workspace.floats);
-        let mut scratch = RowsScratch {
-            relevance: memory.take(sizes.relevance),
-            part: memory.take(sizes.relevance),
-            next: memory.take(sizes.relevance),
-            fused: memory.take(sizes.fused),
-            weights: memory.take(sizes.weights),
-            map: memory.take(sizes.map),
-            candidates: &mut self.workspace.candidates[..sizes.candidates],
-        };
-        match self.shared {
-            None => {
-                let len = job.problem.start_rows() * job.problem.shape().tokens;
-                // SAFETY: this item was handed to this member alone.
-                let out = unsafe { job.out.get_mut(self.item * len..(self.item + 1) * len) };
-                rows::item(job, self.item, &mut scratch, out);
-            }
-            Some(shared) => {
-                let shared = RowsShared {
-                    parts: shared.slice(0..sizes.parts),
-                    map: shared.slice(sizes.parts..sizes.parts + sizes.map),
-                };
-                rows::item_by_team(job, self.member, self.item, &mut scratch, shared);
-            }
-        }
-    }
-
-    /// Memory for product form: the member's own candidates to select from, and what those who compute the item share.
-    pub fn product_memory(self) -> (&'a mut [f32], ProductShared<'a>) {
-        let sizes = &self.prepared.sizes;
-        let shared = self
-            .shared
-            .unwrap_or_else(|| Shared::new(&mut self.workspace.floats));
-        // Rollouts fill whole cache lines, so that `Ahat` begins on one as they do.
-        let (spare, ahat) = (0..sizes.spare, sizes.spare..sizes.spare + sizes.ahat);
-        let shared = ProductShared {
-            map: shared.slice(ahat.end..ahat.end + sizes.map),
-            ahat: shared.slice(ahat),
-            rollouts: Rollouts::new(shared.slice(spare), product::spares(&self.prepared.problem)),
-        };
-        (&mut self.workspace.candidates[..sizes.candidates], shared)
-    }
-}
-
-/// A workspace holds nothing between items, so one that a panic left behind is as good as any.
-fn lock(workspace: &Mutex<Workspace>) -> MutexGuard<'_, Workspace> {
-    workspace.lock().unwrap_or_else(PoisonError::into_inner)
+/// Memory holds nothing between items, so one that a panic left behind is as good as any.
+fn lock(memory: &Mutex<Floats>) -> MutexGuard<'_, Floats> {
+    memory.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,10 +5,10 @@
 //! weights into the new relevance.
 #![allow(
     clippy::needless_range_loop,
-    reason = "what iterators are made of is not always inlined, and outside a kernel it lacks its instruction set"
+    reason = "what iterators are made of is not always inlined, and outside an inner loop it lacks its instruction set"
 )]
 
-mod fusion;
+mod fold;
 mod sink;
 #[cfg(test)]
 mod tests;
@@ -18,9 +18,9 @@ use std::ops::Range;
 use crate::config::HeadFusion;
 pub(crate) use crate::cpu::fuse::sink::Accumulate;
 
-use crate::cpu::fuse::fusion::{Extreme, Fusion, Mean, MoreThan, Weighted};
+use crate::cpu::fuse::fold::{Above, Extreme, Fold, Mean, Weighted};
 use crate::cpu::fuse::sink::{Sink, Store};
-use crate::cpu::simd::{Kernel, Lanes, One, Simd};
+use crate::cpu::simd::{InnerLoop, Lanes, Scalar, Simd};
 use crate::dtype::Element;
 use crate::input::HostLayer;
 use crate::problem::Problem;
@@ -171,7 +171,7 @@ impl MapRows<'_> {
             (self.rows, self.len) = (1, self.rows * self.len);
         }
         let side_by_side = false;
-        simd.for_rows(self.len).dispatch(Pass {
+        simd.for_rows(self.len).dispatch(FuseRows {
             from: self,
             to,
             side_by_side,
@@ -181,7 +181,7 @@ impl MapRows<'_> {
     /// Adds the fused rows, times their weights, to sums, row after row.
     pub fn accumulate(self, simd: Simd, to: Accumulate<'_>) {
         let side_by_side = self.heads < HEADS_PER_SUM * to.start_rows;
-        simd.for_rows(self.len).dispatch(Pass {
+        simd.for_rows(self.len).dispatch(FuseRows {
             from: self,
             to,
             side_by_side,
@@ -192,7 +192,7 @@ impl MapRows<'_> {
 /// Prefetches the beginning of each head.
 struct Prefetch<'a>(MapRows<'a>);
 
-impl Kernel for Prefetch<'_> {
+impl InnerLoop for Prefetch<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -214,14 +214,14 @@ impl Kernel for Prefetch<'_> {
 }
 
 /// Fuses rows into a sink.
-struct Pass<'a, S> {
+struct FuseRows<'a, S> {
     from: MapRows<'a>,
     to: S,
     /// Several rows at a time.
     side_by_side: bool,
 }
 
-impl<S: Sink> Kernel for Pass<'_, S> {
+impl<S: Sink> InnerLoop for FuseRows<'_, S> {
     type Output = ();
 
     #[inline(always)]
@@ -234,7 +234,7 @@ impl<S: Sink> Kernel for Pass<'_, S> {
     }
 }
 
-impl<S: Sink> Pass<'_, S> {
+impl<S: Sink> FuseRows<'_, S> {
     #[inline(always)]
     fn by_fusion<L: Lanes, T: Element>(self, lanes: L, maps: &[T]) {
         let maps = &maps[self.from.first..];
@@ -245,7 +245,7 @@ impl<S: Sink> Pass<'_, S> {
             }
             // Whatever fuses several heads leaves one as it is.
             _ if self.from.heads == 1 => {
-                let least = MoreThan(self.from.more_than);
+                let least = Above(self.from.more_than);
                 self.rows::<L, T, _, 4, 2>(lanes, maps, least);
             }
             HeadFusion::Mean => {
@@ -259,7 +259,7 @@ impl<S: Sink> Pass<'_, S> {
 
     /// All rows, `R` at a time in steps of `V` vectors.
     #[inline(always)]
-    fn rows<L: Lanes, T: Element, F: Fusion, const R: usize, const V: usize>(
+    fn rows<L: Lanes, T: Element, F: Fold, const R: usize, const V: usize>(
         self,
         lanes: L,
         maps: &[T],
@@ -318,7 +318,7 @@ struct Fuse<'a, L, T, F, S> {
     to: S,
 }
 
-impl<L: Lanes, T: Element, F: Fusion, S: Sink> Fuse<'_, L, T, F, S> {
+impl<L: Lanes, T: Element, F: Fold, S: Sink> Fuse<'_, L, T, F, S> {
     /// The first `len` columns of `R` rows, in steps of `V` vectors, 2 or 4.
     #[inline(always)]
     fn columns<const R: usize, const V: usize>(&mut self, row: usize, len: usize) {
@@ -343,7 +343,7 @@ impl<L: Lanes, T: Element, F: Fusion, S: Sink> Fuse<'_, L, T, F, S> {
             return;
         }
         for column in column..len {
-            self.step::<One, R, 1>(One, row, column, 0);
+            self.step::<Scalar, R, 1>(Scalar, row, column, 0);
         }
     }
 

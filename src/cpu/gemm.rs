@@ -6,7 +6,7 @@ pub(crate) const UNPACKED_ROWS: usize = 48;
 
 /// A row-major matrix to read.
 #[derive(Clone, Copy)]
-pub(crate) struct Matrix<'a> {
+pub(crate) struct MatrixRef<'a> {
     data: &'a [f32],
     stride: usize,
     rows: usize,
@@ -26,14 +26,14 @@ fn check(len: usize, stride: usize, rows: usize, columns: usize) {
     assert!(rows == 0 || (rows - 1) * stride + columns <= len);
 }
 
-impl<'a> Matrix<'a> {
+impl<'a> MatrixRef<'a> {
     /// `[rows, columns]` with `stride` elements from row to row.
     ///
     /// # Panics
     /// Where `data` is too short.
     pub fn new(data: &'a [f32], stride: usize, rows: usize, columns: usize) -> Self {
         check(data.len(), stride, rows, columns);
-        Matrix {
+        MatrixRef {
             data,
             stride,
             rows,
@@ -62,7 +62,7 @@ impl<'a> MatrixMut<'a> {
 ///
 /// # Panics
 /// Where the extents do not fit each other.
-pub(crate) fn multiply(to: MatrixMut<'_>, add: bool, left: Matrix<'_>, right: Matrix<'_>) {
+pub(crate) fn multiply(to: MatrixMut<'_>, add: bool, left: MatrixRef<'_>, right: MatrixRef<'_>) {
     assert_eq!(left.columns, right.rows);
     assert_eq!((to.rows, to.columns), (left.rows, right.columns));
     // SAFETY: the views were checked to hold their extents, and `to` is borrowed mutably, so nothing aliases it. Strides

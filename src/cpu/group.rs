@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use crate::cpu::Options;
-use crate::cpu::engine::Engine;
-use crate::cpu::prepared::{Choice, Prepared};
+use crate::cpu::choice::Choice;
+use crate::cpu::engine::{Engine, Prepared};
+use crate::cpu::form::{FormScratch, prepare};
 use crate::cpu::team::{Shared, Team};
 use crate::error::{Error, Result};
 use crate::input::HostLayer;
@@ -13,22 +14,22 @@ use crate::problem::Problem;
 /// Problems that may differ in everything, made ready to run together on one team of threads.
 ///
 /// Items of all problems are handed out to whichever thread is free, so small problems cost no start of their own.
-pub struct Group {
-    engine: Engine,
+pub struct GroupPlan {
+    engine: Engine<FormScratch>,
 }
 
-/// What one problem of a [`Group`] reads and writes.
-pub struct GroupMember<'a> {
+/// What one problem of a [`GroupPlan`] reads and writes.
+pub struct GroupItem<'a> {
     layers: &'a [HostLayer<'a>],
     out: Shared<'a>,
     out_len: usize,
 }
 
-impl<'a> GroupMember<'a> {
+impl<'a> GroupItem<'a> {
     /// `layers` holds every layer of the problem, first to last; `out` is shaped as
     /// [`Problem::output_shape`].
     pub fn new(layers: &'a [HostLayer<'a>], out: &'a mut [f32]) -> Self {
-        GroupMember {
+        GroupItem {
             layers,
             out_len: out.len(),
             out: Shared::new(out),
@@ -36,7 +37,7 @@ impl<'a> GroupMember<'a> {
     }
 }
 
-impl Group {
+impl GroupPlan {
     /// Makes `problems` ready to run.
     ///
     /// # Errors
@@ -47,11 +48,10 @@ impl Group {
             .iter()
             .enumerate()
             .map(|(member, problem)| {
-                Prepared::new(problem, Choice::of(problem), team.members())
-                    .map_err(|error| of_member(member, error))
+                prepare(problem, Choice::of(problem)).map_err(|error| of_member(member, error))
             })
             .collect::<Result<_>>()?;
-        Ok(Group {
+        Ok(GroupPlan {
             engine: Engine::new(team, prepared)?,
         })
     }
@@ -66,30 +66,30 @@ impl Group {
         self.engine.workspace_bytes()
     }
 
-    /// Computes every problem's rollout, from and to the member at the same place. Nothing is written unless
+    /// Computes every problem's rollout, from and to the item at the same place. Nothing is written unless
     /// everything fits.
     ///
     /// # Errors
-    /// [`Error::Count`] where there is not one member per problem; [`Error::Member`] around what
+    /// [`Error::Count`] where there is not one item per problem; [`Error::Member`] around what
     /// [`Problem::check_layers`] finds.
-    pub fn run(&mut self, members: &mut [GroupMember<'_>]) -> Result<()> {
+    pub fn run(&mut self, items: &mut [GroupItem<'_>]) -> Result<()> {
         let expected = self.engine.problems().len();
-        if members.len() != expected {
+        if items.len() != expected {
             return Err(Error::Count {
-                what: "members, one per problem of the group",
+                what: "items, one per problem of the group",
                 expected,
-                got: members.len(),
+                got: items.len(),
             });
         }
-        for (index, (member, problem)) in members.iter().zip(self.problems()).enumerate() {
+        for (index, (item, problem)) in items.iter().zip(self.problems()).enumerate() {
             problem
-                .check_layers(member.layers, member.out_len)
+                .check_layers(item.layers, item.out_len)
                 .map_err(|error| of_member(index, error))?;
         }
-        let members: &[GroupMember<'_>] = members;
-        self.engine.run(Prepared::items, |turn| {
-            let member = &members[turn.index];
-            turn.rollout(member.layers, member.out);
+        let items: &[GroupItem<'_>] = items;
+        self.engine.run(Prepared::items, |task| {
+            let item = &items[task.index];
+            task.rollout(item.layers, item.out);
         });
         Ok(())
     }

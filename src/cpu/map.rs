@@ -2,16 +2,17 @@
 
 use std::ops::Range;
 
-use crate::cpu::discard::{Cutoff, Kept};
+use crate::cpu::discard::{Cutoff, KeptEntries};
+use crate::cpu::engine::Prepared;
 use crate::cpu::fuse::{Accumulate, FusedEntries, ItemMaps, MapRows};
-use crate::cpu::simd::{Kernel, Lanes, MOST_LANES, Simd};
+use crate::cpu::simd::{InnerLoop, Lanes, MOST_LANES, Simd};
 use crate::cpu::team::{Member, Shared};
 use crate::input::HostLayer;
 use crate::problem::Problem;
 
-/// What a run of one problem reads and writes, its lengths checked.
+/// One run of one problem: what it reads and writes, lengths checked.
 #[derive(Clone, Copy)]
-pub(crate) struct Job<'a> {
+pub(crate) struct Run<'a> {
     pub simd: Simd,
     pub problem: &'a Problem,
     /// Every layer of the problem.
@@ -20,7 +21,16 @@ pub(crate) struct Job<'a> {
     pub out: Shared<'a>,
 }
 
-impl<'a> Job<'a> {
+impl<'a> Run<'a> {
+    pub fn new<S>(prepared: &'a Prepared<S>, layers: &'a [HostLayer<'a>], out: Shared<'a>) -> Self {
+        Run {
+            simd: prepared.choice.simd,
+            problem: &prepared.problem,
+            layers,
+            out,
+        }
+    }
+
     /// The maps of `item` in `layer`.
     pub fn maps(&self, layer: usize, item: usize) -> ItemMaps<'a> {
         ItemMaps {
@@ -105,15 +115,15 @@ impl<'a> FusedMap<'a> {
         };
         for (rows, kept) in cutoff.kept(rows.clone()) {
             match kept {
-                Kept::All => add(whole.part(rows.clone(), 0..len), rows.start, 0),
-                Kept::MoreThan(least, column) => {
+                KeptEntries::All => add(whole.part(rows.clone(), 0..len), rows.start, 0),
+                KeptEntries::Above { least, column } => {
                     let inside = whole.part(rows.clone(), column..len);
                     add(inside.more_than(least), rows.start, column);
                     if column > 0 {
                         add(whole.part(rows.clone(), 0..column), rows.start, 0);
                     }
                 }
-                Kept::ByEntry => {
+                KeptEntries::ByEntry => {
                     for i in rows {
                         let row = &mut row[..len];
                         cutoff.keep(self.simd, i..i + 1, whole, row);
@@ -161,7 +171,7 @@ struct RowSums<'a> {
     sums: &'a mut [f32],
 }
 
-impl Kernel for RowSums<'_> {
+impl InnerLoop for RowSums<'_> {
     type Output = ();
 
     #[inline(always)]

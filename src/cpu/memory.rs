@@ -1,8 +1,7 @@
-//! The memory of a plan: allocated once, aligned for the widest vectors.
+//! The memory of a plan: allocated once, aligned for the widest vectors, cut into parts by whoever computes an item.
 
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 
-use crate::cpu::prepared::{Prepared, Sizes};
 use crate::error::{Error, Result};
 
 /// A cache line.
@@ -23,7 +22,21 @@ impl Floats {
     /// # Errors
     /// [`Error::HostMemory`].
     pub fn zeroed(len: usize) -> Result<Self> {
-        Ok(Floats(zeroed(len.div_ceil(LINE))?))
+        let lines = len.div_ceil(LINE);
+        let mut memory = Vec::new();
+        memory
+            .try_reserve_exact(lines)
+            .map_err(|_| Error::HostMemory {
+                what: "the workspace",
+                required: lines.saturating_mul(size_of::<Line>()),
+            })?;
+        memory.resize(lines, Line::default());
+        Ok(Floats(memory))
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self[..])
     }
 }
 
@@ -41,57 +54,63 @@ impl DerefMut for Floats {
     }
 }
 
-/// The memory of one member, or the memory that the team shares.
-#[derive(Default)]
-pub(crate) struct Workspace {
-    pub floats: Floats,
-    pub candidates: Floats,
-}
+/// The lengths of the parts that memory is cut into, in the order in which they lie there, each from a cache line on.
+/// What a form needs, and where it finds it, are both read from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Parts<const N: usize>(pub [usize; N]);
 
-impl Workspace {
-    /// Memory for one member, large enough for each of `problems`.
-    pub fn for_member(problems: &[Prepared]) -> Result<Self> {
-        let most = |sizes: fn(&Sizes) -> usize| {
-            problems.iter().map(|p| sizes(&p.sizes)).max().unwrap_or(0)
-        };
-        Ok(Workspace {
-            floats: Floats::zeroed(most(|s| {
-                3 * s.relevance + s.fused + s.weights + s.ahat + s.spare + s.map
-            }))?,
-            candidates: Floats::zeroed(most(|s| s.candidates))?,
+impl<const N: usize> Parts<N> {
+    /// Floats of all parts; more than there can be where they cannot be counted.
+    pub fn floats(self) -> usize {
+        let part = |len: usize| len.checked_next_multiple_of(LINE).unwrap_or(usize::MAX);
+        self.0
+            .into_iter()
+            .fold(0, |sum: usize, len| sum.saturating_add(part(len)))
+    }
+
+    /// Where each part lies, once as many floats have been had.
+    pub fn ranges(self) -> [Range<usize>; N] {
+        let mut next = 0;
+        self.0.map(|len| {
+            let first = next;
+            next += len.next_multiple_of(LINE);
+            first..first + len
         })
     }
 
-    /// Memory that the team shares, large enough for each of `problems`.
-    pub fn for_team(problems: &[Prepared], members: usize) -> Result<Self> {
-        let shared = |p: &Prepared| {
-            if p.choice.share_rest && members > 1 {
-                p.sizes.parts + p.sizes.ahat + p.sizes.spare + p.sizes.map
-            } else {
-                0
-            }
-        };
-        Ok(Workspace {
-            floats: Floats::zeroed(problems.iter().map(shared).max().unwrap_or(0))?,
-            candidates: Floats::default(),
+    /// The parts of `memory`.
+    ///
+    /// # Panics
+    /// Where it holds fewer [floats](Parts::floats).
+    pub fn carve(self, memory: &mut [f32]) -> [&mut [f32]; N] {
+        let (mut rest, mut cut) = (memory, 0);
+        self.ranges().map(|range| {
+            let (_, part) = std::mem::take(&mut rest).split_at_mut(range.start - cut);
+            let (part, after) = part.split_at_mut(range.len());
+            (rest, cut) = (after, range.end);
+            part
         })
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        size_of_val(&self.floats[..]) + size_of_val(&self.candidates[..])
     }
 }
 
-/// `len` zeros, or [`Error::HostMemory`].
-fn zeroed<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
-    let mut memory = Vec::new();
-    memory
-        .try_reserve_exact(len)
-        .map_err(|_| Error::HostMemory {
-            what: "the workspace",
-            required: len.saturating_mul(size_of::<T>()),
-        })?;
-    memory.resize(len, T::default());
-    Ok(memory)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_fill_what_was_measured_out_for_them() {
+        let parts = Parts([0, 1, LINE, LINE + 1, 3]);
+        assert_eq!(parts.floats(), 5 * LINE);
+        let mut memory = Floats::zeroed(parts.floats()).unwrap();
+        let carved = parts.carve(&mut memory);
+        assert_eq!(carved.each_ref().map(|part| part.len()), parts.0);
+        for part in carved {
+            assert_eq!(part.as_ptr() as usize % size_of::<Line>(), 0);
+        }
+        assert_eq!(Parts([usize::MAX, 1]).floats(), usize::MAX);
+        assert!(matches!(
+            Floats::zeroed(usize::MAX),
+            Err(Error::HostMemory { .. })
+        ));
+    }
 }

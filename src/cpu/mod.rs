@@ -1,7 +1,13 @@
 //! The CPU backend: the same problem, plan and run as on a GPU, on all cores.
+//!
+//! From a problem to the inner loops: a [`Choice`] says how, the forms measure out their scratch and compute, an
+//! engine hands items out to the members of a team. [`Form::Rows`] carries rows through the layers, [`Form::Product`]
+//! multiplies matrices; both take fused rows from `map`, which takes them from `fuse`, the only code that reads maps.
 
+mod choice;
 mod discard;
 mod engine;
+mod form;
 mod fuse;
 mod gemm;
 mod group;
@@ -9,20 +15,17 @@ mod map;
 mod memory;
 mod panels;
 mod plan;
-mod prepared;
-mod product;
-mod rows;
 mod simd;
-mod stream;
+mod streaming;
 mod team;
 
 use std::num::NonZeroUsize;
 
-pub use group::{Group, GroupMember};
+pub use choice::{Choice, Form};
+pub use group::{GroupItem, GroupPlan};
 pub use plan::Plan;
-pub use prepared::{Choice, Form};
 pub use simd::Simd;
-pub use stream::Stream;
+pub use streaming::StreamingPlan;
 
 pub use crate::progress::Progress;
 

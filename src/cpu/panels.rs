@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::cpu::gemm::{self, Matrix, MatrixMut};
+use crate::cpu::gemm::{self, MatrixMut, MatrixRef};
 use crate::cpu::simd::MOST_LANES;
 use crate::cpu::team::{Member, Shared};
 use crate::error::Result;
@@ -193,8 +193,8 @@ impl Panel {
         gemm::multiply(
             MatrixMut::new(to, columns, 1, columns),
             false,
-            Matrix::new(weights, self.len, 1, self.len),
-            Matrix::new(rollout, self.stride, self.len, columns),
+            MatrixRef::new(weights, self.len, 1, self.len),
+            MatrixRef::new(rollout, self.stride, self.len, columns),
         );
     }
 }
@@ -233,8 +233,8 @@ impl Tile {
         gemm::multiply(
             MatrixMut::new(to, stride, rows.len(), stride),
             false,
-            Matrix::new(left, len, rows.len(), terms.len()),
-            Matrix::new(right, stride, terms.len(), stride),
+            MatrixRef::new(left, len, rows.len(), terms.len()),
+            MatrixRef::new(right, stride, terms.len(), stride),
         );
     }
 

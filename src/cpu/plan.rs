@@ -4,8 +4,9 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use crate::cpu::engine::Engine;
-use crate::cpu::prepared::{Choice, Prepared};
+use crate::cpu::choice::Choice;
+use crate::cpu::engine::{Engine, Prepared};
+use crate::cpu::form::{FormScratch, prepare};
 use crate::cpu::team::{Shared, Team};
 use crate::cpu::{Options, Progress};
 use crate::error::Result;
@@ -27,7 +28,7 @@ use crate::problem::Problem;
 /// # Ok::<(), attention_rollout::Error>(())
 /// ```
 pub struct Plan {
-    engine: Engine,
+    engine: Engine<FormScratch>,
 }
 
 impl Plan {
@@ -47,13 +48,12 @@ impl Plan {
     /// As [`new`](Plan::new).
     pub fn with_choice(problem: &Problem, options: &Options, choice: Choice) -> Result<Self> {
         let team = Arc::new(Team::new(options.threads)?);
-        let prepared = Prepared::new(problem, choice, team.members())?;
         Ok(Plan {
-            engine: Engine::new(team, vec![prepared])?,
+            engine: Engine::new(team, vec![prepare(problem, choice)?])?,
         })
     }
 
-    fn prepared(&self) -> &Prepared {
+    fn prepared(&self) -> &Prepared<FormScratch> {
         &self.engine.problems()[0]
     }
 
@@ -90,7 +90,7 @@ impl Plan {
         self.problem().check_layers(layers, out.len())?;
         let out = Shared::new(out);
         self.engine
-            .run(Prepared::items, |turn| turn.rollout(layers, out));
+            .run(Prepared::items, |task| task.rollout(layers, out));
         Ok(())
     }
 
@@ -111,7 +111,7 @@ impl Plan {
         for first in (0..total).step_by(items_per_chunk.get()) {
             let done = total.min(first.saturating_add(items_per_chunk.get()));
             self.engine
-                .run(|_| first..done, |turn| turn.rollout(layers, out));
+                .run(|_| first..done, |task| task.rollout(layers, out));
             progress(Progress { done, total });
         }
         Ok(())

@@ -1,19 +1,19 @@
 //! The instruction set that the inner loops are compiled for, chosen once per plan.
 //!
-//! A kernel is written once, generic over [`Lanes`]; [`Simd::dispatch`] compiles it for each instruction set and
+//! An inner loop is written once, generic over [`Lanes`]; [`Simd::dispatch`] compiles it for each instruction set and
 //! calls the one that was found at run time.
 
 use std::fmt;
 
 use crate::dtype::Element;
 
-mod one;
 mod portable;
+mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub(crate) use one::One;
 use portable::Portable;
+pub(crate) use scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 pub use x86::{Avx2, Avx512};
 
@@ -56,14 +56,14 @@ impl Simd {
         }
     }
 
-    /// Runs `kernel` compiled for this instruction set.
-    pub(crate) fn dispatch<K: Kernel>(self, kernel: K) -> K::Output {
+    /// Runs `inner_loop` compiled for this instruction set.
+    pub(crate) fn dispatch<I: InnerLoop>(self, inner_loop: I) -> I::Output {
         match self {
-            Simd::Portable => kernel.run(Portable),
+            Simd::Portable => inner_loop.run(Portable),
             #[cfg(target_arch = "x86_64")]
-            Simd::Avx2(lanes) => lanes.run(kernel),
+            Simd::Avx2(lanes) => lanes.run(inner_loop),
             #[cfg(target_arch = "x86_64")]
-            Simd::Avx512(lanes) => lanes.run(kernel),
+            Simd::Avx512(lanes) => lanes.run(inner_loop),
         }
     }
 }
@@ -81,7 +81,7 @@ impl fmt::Display for Simd {
 }
 
 /// An inner loop. Implementations of `run`, and what they call, are `#[inline(always)]`.
-pub(crate) trait Kernel {
+pub(crate) trait InnerLoop {
     type Output;
 
     fn run<L: Lanes>(self, lanes: L) -> Self::Output;
@@ -181,9 +181,9 @@ mod tests {
     }
 
     /// Every operation on all pairs of values, lane by lane the same as one element at a time.
-    struct LikeOne;
+    struct LikeScalar;
 
-    impl Kernel for LikeOne {
+    impl InnerLoop for LikeScalar {
         type Output = ();
 
         #[inline(always)]
@@ -204,16 +204,16 @@ mod tests {
                 same("add", lanes.add(x, y), &|i| a[i] + b[i]);
                 same("mul", lanes.mul(x, y), &|i| a[i] * b[i]);
                 same("mul_add", lanes.mul_add(x, y, y), &|i| a[i] * b[i] + b[i]);
-                same("max", lanes.max(x, y), &|i| One.max(a[i], b[i]));
-                same("min", lanes.min(x, y), &|i| One.min(a[i], b[i]));
-                let zeroed = |i: usize| One.zero_at_most(a[i], b[i]);
+                same("max", lanes.max(x, y), &|i| Scalar.max(a[i], b[i]));
+                same("min", lanes.min(x, y), &|i| Scalar.min(a[i], b[i]));
+                let zeroed = |i: usize| Scalar.zero_at_most(a[i], b[i]);
                 same("zero_at_most", lanes.zero_at_most(x, y), &zeroed);
                 let count = number % (L::LANES + 1);
                 let joined = |i: usize| if i < count { a[i] } else { b[i] };
                 same("join", lanes.join(count, x, y), &joined);
                 let mask = lanes.at_most(x, y);
                 let want = (0..L::LANES)
-                    .map(|i| One.at_most(a[i], b[i]) << i)
+                    .map(|i| Scalar.at_most(a[i], b[i]) << i)
                     .sum::<u32>();
                 assert_eq!(mask, want, "{a:?} at most {b:?}");
                 let mut packed = vec![0.0; L::LANES];
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn every_instruction_set_computes_the_same() {
         for simd in Simd::available() {
-            simd.dispatch(LikeOne);
+            simd.dispatch(LikeScalar);
         }
         assert_eq!(Simd::available().last(), Some(Simd::detect()));
     }

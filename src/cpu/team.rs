@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crate::cpu::memory::Parts;
 use crate::error::{Error, Result};
 
 /// Turns of spinning before a waiting member yields its core.
@@ -199,6 +200,14 @@ impl<'a> Shared<'a> {
             len: range.len(),
             lifetime: PhantomData,
         }
+    }
+
+    /// The parts that it was measured out for, still shared.
+    ///
+    /// # Panics
+    /// Where it is shorter.
+    pub fn carve<const N: usize>(self, parts: Parts<N>) -> [Self; N] {
+        parts.ranges().map(|range| self.slice(range))
     }
 
     /// The elements `range`, to read.

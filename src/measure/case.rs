@@ -90,7 +90,7 @@ impl Case {
     /// Plans problems, each with its inputs, for `threads` threads of the CPU.
     ///
     /// # Errors
-    /// As [`Group::new`](crate::cpu::Group::new).
+    /// As [`Group::new`](crate::cpu::GroupPlan::new).
     pub fn cpu(members: Vec<(Problem, Inputs)>, threads: NonZeroUsize) -> Result<Self> {
         Case::new(members, |problems, inputs| {
             Ok(Box::new(CpuRunner::new(problems, inputs, threads)?))

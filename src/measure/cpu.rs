@@ -8,7 +8,7 @@ use super::case::{Replay, Runner, Setup};
 use super::floor::{self, HostRead, ORDERS};
 use super::inputs::Inputs;
 use super::rotation;
-use crate::cpu::{Choice, Group, GroupMember, Options};
+use crate::cpu::{Choice, GroupItem, GroupPlan, Options};
 use crate::error::Result;
 use crate::problem::Problem;
 
@@ -17,7 +17,7 @@ const CHOICE: Duration = Duration::from_millis(50);
 
 /// A group of problems on the CPU, and copies of its maps.
 pub(super) struct CpuRunner {
-    group: Group,
+    group: GroupPlan,
     floor: HostRead,
     copies: Vec<Arc<[Inputs]>>,
     next: usize,
@@ -28,7 +28,7 @@ impl CpuRunner {
     /// Plans `problems` for `threads` threads.
     ///
     /// # Errors
-    /// As [`Group::new`].
+    /// As [`GroupPlan::new`].
     pub fn new(
         problems: &[Problem],
         inputs: &Arc<[Inputs]>,
@@ -44,7 +44,7 @@ impl CpuRunner {
         });
         let output = |problem: &Problem| vec![f32::NAN; problem.output_len()];
         let mut runner = CpuRunner {
-            group: Group::new(problems, &options)?,
+            group: GroupPlan::new(problems, &options)?,
             floor: HostRead::new(threads)?,
             copies,
             next: 0,
@@ -97,7 +97,7 @@ impl Runner for CpuRunner {
             let mut members: Vec<_> = layers
                 .iter()
                 .zip(&mut self.outputs)
-                .map(|(layers, out)| GroupMember::new(layers, out))
+                .map(|(layers, out)| GroupItem::new(layers, out))
                 .collect();
             let start = Instant::now();
             self.group.run(&mut members)?;

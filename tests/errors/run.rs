@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 
-use attention_rollout::cpu::{Group, GroupMember, Options, Plan, Stream};
+use attention_rollout::cpu::{GroupItem, GroupPlan, Options, Plan, StreamingPlan};
 use attention_rollout::{
     DType, Error, HostLayer, Output, Problem, RolloutConfig, Shape, reference,
 };
@@ -29,7 +29,7 @@ fn a_batch_of_zero_is_an_empty_result() {
             .unwrap()
             .run(&layers, &mut [])
             .unwrap();
-        let mut stream = Stream::new(&problem, &Options::default()).unwrap();
+        let mut stream = StreamingPlan::new(&problem, &Options::default()).unwrap();
         for layer in layers {
             stream.push_layer(layer).unwrap();
         }
@@ -93,7 +93,7 @@ fn streams_that_are_given_too_little_or_too_much() {
     let (problem, len) = valid();
     let maps = vec![0.25_f32; len];
     let layer = HostLayer::from(&maps[..]);
-    let mut stream = Stream::new(&problem, &Options::default()).unwrap();
+    let mut stream = StreamingPlan::new(&problem, &Options::default()).unwrap();
     let mut out = vec![f32::NAN; problem.output_len()];
     stream.push_layer(layer).unwrap();
     assert_error!(
@@ -138,12 +138,13 @@ fn groups_name_the_problem_at_fault() {
     let (problem, len) = valid();
     let maps = vec![0.25_f32; len];
     let layers = [HostLayer::from(&maps[..]); 2];
-    let mut group = Group::new(&[problem.clone(), problem.clone()], &Options::default()).unwrap();
+    let mut group =
+        GroupPlan::new(&[problem.clone(), problem.clone()], &Options::default()).unwrap();
     let mut out = vec![7.0; 2 * problem.output_len() - 1];
     let (first, second) = out.split_at_mut(problem.output_len());
     let mut members = [
-        GroupMember::new(&layers, first),
-        GroupMember::new(&layers, second),
+        GroupItem::new(&layers, first),
+        GroupItem::new(&layers, second),
     ];
     let error = group.run(&mut members).unwrap_err();
     assert_error!(

@@ -5,7 +5,7 @@
 
 use crate::cpu::discard::key::{MINUS_ZERO_KEY, NAN_KEY, key, value};
 use crate::cpu::fuse::FusedEntries;
-use crate::cpu::simd::{Kernel, Lanes, MOST_LANES, One, Simd};
+use crate::cpu::simd::{InnerLoop, Lanes, MOST_LANES, Scalar, Simd};
 
 /// Maps with fewer entries in scope are selected from whole.
 const SAMPLED: usize = 1024;
@@ -141,7 +141,7 @@ struct Selected {
 /// So many values are sorted.
 const FEW: usize = 32;
 
-impl Kernel for Select<'_> {
+impl InnerLoop for Select<'_> {
     type Output = Selected;
 
     #[inline(always)]
@@ -193,7 +193,7 @@ impl Kernel for Select<'_> {
         let bounds = (value(low), value(high));
         let vectors = values.chunks_exact(L::LANES);
         for value in vectors.remainder().chunks_exact(1) {
-            step(One, value, bounds, &mut few, &mut found);
+            step(Scalar, value, bounds, &mut few, &mut found);
         }
         for vector in vectors {
             step(lanes, vector, bounds, &mut few, &mut found);
@@ -237,7 +237,7 @@ struct NthTie<'a> {
     ties: usize,
 }
 
-impl Kernel for NthTie<'_> {
+impl InnerLoop for NthTie<'_> {
     type Output = (usize, usize);
 
     #[inline(always)]
@@ -289,7 +289,7 @@ struct Collect<'a> {
     into: &'a mut [f32],
 }
 
-impl Kernel for Collect<'_> {
+impl InnerLoop for Collect<'_> {
     type Output = (usize, usize);
 
     #[inline(always)]
@@ -309,7 +309,7 @@ impl Kernel for Collect<'_> {
         for row in rows {
             let vectors = entries[row * stride..][columns.clone()].chunks_exact(L::LANES);
             for value in vectors.remainder().chunks_exact(1) {
-                up_to_high += step(One, value, bounds, self.into, &mut collected);
+                up_to_high += step(Scalar, value, bounds, self.into, &mut collected);
             }
             for vector in vectors {
                 lanes.prefetch(vector.as_ptr().wrapping_add(PREFETCH));

@@ -1,7 +1,7 @@
 //! Where fused entries go.
 #![allow(
     clippy::needless_range_loop,
-    reason = "what iterators are made of is not always inlined, and outside a kernel it lacks its instruction set"
+    reason = "what iterators are made of is not always inlined, and outside an inner loop it lacks its instruction set"
 )]
 
 use crate::cpu::simd::Lanes;

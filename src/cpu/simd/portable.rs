@@ -2,7 +2,7 @@
 
 use std::array;
 
-use crate::cpu::simd::{Lanes, One};
+use crate::cpu::simd::{Lanes, Scalar};
 use crate::dtype::Element;
 
 #[derive(Clone, Copy)]
@@ -47,12 +47,12 @@ impl Lanes for Portable {
 
     #[inline(always)]
     fn max(self, kept: Vector, value: Vector) -> Vector {
-        array::from_fn(|lane| One.max(kept[lane], value[lane]))
+        array::from_fn(|lane| Scalar.max(kept[lane], value[lane]))
     }
 
     #[inline(always)]
     fn min(self, kept: Vector, value: Vector) -> Vector {
-        array::from_fn(|lane| One.min(kept[lane], value[lane]))
+        array::from_fn(|lane| Scalar.min(kept[lane], value[lane]))
     }
 
     #[inline(always)]
@@ -62,7 +62,7 @@ impl Lanes for Portable {
 
     #[inline(always)]
     fn zero_at_most(self, a: Vector, most: Vector) -> Vector {
-        array::from_fn(|lane| One.zero_at_most(a[lane], most[lane]))
+        array::from_fn(|lane| Scalar.zero_at_most(a[lane], most[lane]))
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::cpu::simd::{Kernel, Lanes};
+use crate::cpu::simd::{InnerLoop, Lanes};
 use crate::dtype::{DType, Element};
 
 /// Proof that this machine has AVX2, FMA and F16C: only detection makes one.
@@ -25,13 +25,13 @@ impl Avx2 {
         found.then_some(Avx2(()))
     }
 
-    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+    pub(crate) fn run<I: InnerLoop>(self, inner_loop: I) -> I::Output {
         #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-        fn run<K: Kernel>(kernel: K, lanes: Avx2) -> K::Output {
-            kernel.run(lanes)
+        fn run<I: InnerLoop>(inner_loop: I, lanes: Avx2) -> I::Output {
+            inner_loop.run(lanes)
         }
         // SAFETY: `self` proves that the machine has these features.
-        unsafe { run(kernel, self) }
+        unsafe { run(inner_loop, self) }
     }
 }
 
@@ -48,13 +48,13 @@ impl Avx512 {
         self.0
     }
 
-    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+    pub(crate) fn run<I: InnerLoop>(self, inner_loop: I) -> I::Output {
         #[target_feature(enable = "avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512dq,avx512vl")]
-        fn run<K: Kernel>(kernel: K, lanes: Avx512) -> K::Output {
-            kernel.run(lanes)
+        fn run<I: InnerLoop>(inner_loop: I, lanes: Avx512) -> I::Output {
+            inner_loop.run(lanes)
         }
         // SAFETY: `self` proves that the machine has these features.
-        unsafe { run(kernel, self) }
+        unsafe { run(inner_loop, self) }
     }
 }
 

@@ -5,39 +5,112 @@
 use std::ops::Range;
 
 use crate::config::Output;
+use crate::cpu::discard;
+use crate::cpu::engine::{Memory, Scratch};
+use crate::cpu::form::rows;
 use crate::cpu::fuse::ItemMaps;
-use crate::cpu::map::{FusedMap, Job, row_sums, whole_by_team};
-use crate::cpu::panels::{Panels, Rollout, Rollouts, Slab};
-use crate::cpu::rows;
-use crate::cpu::simd::{Kernel, Lanes, Simd};
+use crate::cpu::map::{FusedMap, Run, row_sums, whole_by_team};
+use crate::cpu::memory::Parts;
+use crate::cpu::panels::{self, Panels, Rollout, Rollouts, Slab};
+use crate::cpu::simd::{InnerLoop, Lanes, Simd};
 use crate::cpu::team::{Member, Shared};
+use crate::error::Result;
+use crate::layout::product as checked;
 use crate::problem::Problem;
+
+/// What product form computes in: lengths, for the largest item.
+pub(crate) struct ProductScratch {
+    /// Each member's own: candidates to select from, and what is shared, for where it computes an item alone.
+    own: Parts<2>,
+    /// What the members share who compute an item together: rollouts that are not outputs, `Ahat` of one layer `[tokens,
+    /// tokens]`, and the whole fused map `[tokens, tokens]` where something is discarded.
+    shared: Parts<3>,
+    /// How many rollouts there are.
+    rollouts: usize,
+}
+
+impl ProductScratch {
+    /// What the largest item of `problem` takes.
+    ///
+    /// # Errors
+    /// [`Error::SizeOverflow`](crate::Error::SizeOverflow).
+    pub fn size(problem: &Problem) -> Result<Self> {
+        ProductScratch::with_rollouts(problem, rollouts(problem))
+    }
+
+    /// What one layer takes where its rollouts are kept elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::SizeOverflow`](crate::Error::SizeOverflow).
+    pub fn of_layer(problem: &Problem) -> Result<Self> {
+        ProductScratch::with_rollouts(problem, 0)
+    }
+
+    fn with_rollouts(problem: &Problem, rollouts: usize) -> Result<Self> {
+        let tokens = problem.windows().iter().map(|w| w.len).max().unwrap_or(0);
+        let square = checked("workspace", &[tokens, tokens])?;
+        let (map, candidates) = match problem.config().discard {
+            Some(_) => (square, discard::scratch(tokens)),
+            None => (0, 0),
+        };
+        let kept = checked("workspace", &[rollouts, panels::elements(tokens)?])?;
+        let shared = Parts([kept, square, map]);
+        Ok(ProductScratch {
+            own: Parts([candidates, shared.floats()]),
+            shared,
+            rollouts,
+        })
+    }
+
+    /// The member's own candidates to select from, and what those share who compute the item.
+    pub fn carve<'a>(&self, memory: Memory<'a>) -> (&'a mut [f32], ProductShared<'a>) {
+        let [candidates, own] = self.own.carve(memory.own);
+        let team = memory.team.unwrap_or_else(|| Shared::new(own));
+        let [kept, ahat, map] = team.carve(self.shared);
+        let shared = ProductShared {
+            ahat,
+            rollouts: Rollouts::new(kept, self.rollouts),
+            map,
+        };
+        (candidates, shared)
+    }
+}
+
+impl Scratch for ProductScratch {
+    fn member_floats(&self) -> usize {
+        self.own.floats()
+    }
+
+    fn team_floats(&self) -> usize {
+        self.shared.floats()
+    }
+}
 
 /// What the members that compute one item write together. All lengths are those of the largest item.
 #[derive(Clone, Copy)]
 pub(crate) struct ProductShared<'a> {
     /// `Ahat` of one layer, `[tokens, tokens]`.
     pub ahat: Shared<'a>,
-    /// [`spares`] of them.
+    /// [`rollouts`] of them.
     pub rollouts: Rollouts<'a>,
     /// The fused map `[tokens, tokens]` where something is discarded, else empty.
     pub map: Shared<'a>,
 }
 
 /// Rollouts that product form keeps: this one and the next.
-pub(crate) fn spares(problem: &Problem) -> usize {
+pub(crate) fn rollouts(problem: &Problem) -> usize {
     problem.layers().len().min(2)
 }
 
 /// The output of `item`, by one member or by the whole team.
 pub(crate) fn item(
-    job: Job<'_>,
+    run: Run<'_>,
     member: Member<'_>,
     item: usize,
     candidates: &mut [f32],
     shared: ProductShared<'_>,
 ) {
-    let Job { problem, out, .. } = job;
+    let Run { problem, out, .. } = run;
     let tokens = problem.shape().tokens;
     let square = tokens * tokens;
     let window = problem.windows()[item];
@@ -67,19 +140,19 @@ pub(crate) fn item(
             Output::Matrix if at + 1 == steps => Some(item),
             Output::Matrix | Output::Rows(_) => None,
         };
-        let rollouts = Step {
+        let buffers = StepBuffers {
             before: (at > 0).then(|| rollout(at - 1)),
             to: rollout(at),
             slab: slab.map(|index| Slab::of_matrix(out, index, tokens, window)),
         };
         let layer = Layer {
-            simd: job.simd,
+            simd: run.simd,
             member,
-            maps: job.maps(layer, item),
+            maps: run.maps(layer, item),
             candidates,
             shared,
         };
-        layer.step(rollouts);
+        layer.step(buffers);
     }
     if let Output::Rows(_) = output {
         start_rows(problem, member, item, shared, rollout(steps - 1), out);
@@ -87,7 +160,7 @@ pub(crate) fn item(
 }
 
 /// The rollouts of a step, and the window of an output that its result is also written to.
-pub(crate) struct Step<'a> {
+pub(crate) struct StepBuffers<'a> {
     /// `None` in the first step.
     pub before: Option<Rollout<'a>>,
     pub to: Rollout<'a>,
@@ -106,7 +179,7 @@ pub(crate) struct Layer<'a> {
 
 impl Layer<'_> {
     /// `to = Ahat before`, or `to = Ahat` where nothing came before. Ends with a barrier.
-    pub fn step(self, Step { before, to, slab }: Step<'_>) {
+    pub fn step(self, StepBuffers { before, to, slab }: StepBuffers<'_>) {
         let (member, shared, len) = (self.member, self.shared, self.maps.len());
         let panels = Panels::new(len, self.maps.problem.config().causal, member.members());
         let Some(before) = before else {
@@ -253,7 +326,7 @@ struct Divide<'a> {
     divisor: f32,
 }
 
-impl Kernel for Divide<'_> {
+impl InnerLoop for Divide<'_> {
     type Output = ();
 
     #[inline(always)]

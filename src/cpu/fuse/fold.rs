@@ -3,7 +3,7 @@
 use crate::cpu::simd::Lanes;
 
 /// How entries of the heads, in order, become one.
-pub(super) trait Fusion: Copy {
+pub(super) trait Fold: Copy {
     #[inline(always)]
     fn first<L: Lanes>(self, _lanes: L, value: L::Vector) -> L::Vector {
         value
@@ -22,7 +22,7 @@ pub(super) struct Mean {
     pub scale: f32,
 }
 
-impl Fusion for Mean {
+impl Fold for Mean {
     #[inline(always)]
     fn next<L: Lanes>(
         self,
@@ -44,7 +44,7 @@ impl Fusion for Mean {
 #[derive(Clone, Copy)]
 pub(super) struct Extreme<const LARGEST: bool>;
 
-impl<const LARGEST: bool> Fusion for Extreme<LARGEST> {
+impl<const LARGEST: bool> Fold for Extreme<LARGEST> {
     #[inline(always)]
     fn next<L: Lanes>(
         self,
@@ -63,9 +63,9 @@ impl<const LARGEST: bool> Fusion for Extreme<LARGEST> {
 
 /// The entries of one head, 0 for those up to this; all of them where this is NaN.
 #[derive(Clone, Copy)]
-pub(super) struct MoreThan(pub f32);
+pub(super) struct Above(pub f32);
 
-impl Fusion for MoreThan {
+impl Fold for Above {
     #[inline(always)]
     fn first<L: Lanes>(self, lanes: L, value: L::Vector) -> L::Vector {
         lanes.zero_at_most(value, lanes.splat(self.0))
@@ -88,7 +88,7 @@ pub(super) struct Weighted<'a> {
     pub weights: &'a [f32],
 }
 
-impl Fusion for Weighted<'_> {
+impl Fold for Weighted<'_> {
     #[inline(always)]
     fn first<L: Lanes>(self, lanes: L, value: L::Vector) -> L::Vector {
         lanes.mul(value, lanes.splat(self.weights[0]))

@@ -8,10 +8,15 @@
 
 use std::ops::Range;
 
+use crate::cpu::discard;
+use crate::cpu::engine::{Memory, Scratch};
 use crate::cpu::fuse::{Accumulate, FusedEntries};
-use crate::cpu::gemm::{self, Matrix, MatrixMut};
-use crate::cpu::map::{FusedMap, Job, row_sums, whole_by_team};
+use crate::cpu::gemm::{self, MatrixMut, MatrixRef};
+use crate::cpu::map::{FusedMap, Run, row_sums, whole_by_team};
+use crate::cpu::memory::Parts;
 use crate::cpu::team::{Member, Shared};
+use crate::error::Result;
+use crate::layout::product as checked;
 use crate::problem::Problem;
 
 /// Elements of a chunk of fused rows: half of a 32 KiB first-level cache.
@@ -33,7 +38,7 @@ const GEMM_START_ROWS: usize = 16;
 const GEMM_BLOCK_ROWS: usize = 128;
 
 /// Rows of a block.
-pub(crate) fn block_rows(problem: &Problem, len: usize) -> usize {
+fn block_rows(problem: &Problem, len: usize) -> usize {
     let rows = match problem.start_rows() {
         0..=GEMM_START_ROWS => (BLOCK_HEAD_ROWS / problem.shape().heads)
             .max(BLOCK_ROWS)
@@ -53,36 +58,116 @@ pub(crate) fn chunk_rows(start_rows: usize, len: usize) -> usize {
     rows.clamp(1, len)
 }
 
-/// What one member needs to compute items in row form. All lengths are those of the largest item.
-pub(crate) struct RowsScratch<'a> {
-    /// Relevance `[start rows, tokens]`.
-    pub relevance: &'a mut [f32],
-    /// One block's part of the new relevance.
-    pub part: &'a mut [f32],
-    /// The new relevance.
-    pub next: &'a mut [f32],
-    /// One chunk of fused rows `[chunk rows, tokens]`.
-    pub fused: &'a mut [f32],
-    /// Weights of one block `[start rows, block rows]`, and a sum for each of its rows.
-    pub weights: &'a mut [f32],
-    /// The whole fused map `[tokens, tokens]` where something is discarded, else empty.
-    pub map: &'a mut [f32],
-    /// Candidates to select from.
-    pub candidates: &'a mut [f32],
+/// What row form computes in: lengths, for the largest item.
+pub(crate) struct RowsScratch {
+    /// Each member's own: relevance, one block's part of the new relevance, and the new relevance, `[start rows, tokens]`
+    /// each; one chunk of fused rows `[chunk rows, tokens]`; the weights of one block `[start rows, block rows]` and a sum
+    /// for each of its rows; the whole fused map `[tokens, tokens]` where something is discarded; candidates to select from.
+    own: Parts<7>,
+    /// The team's: parts of the new relevance of two layers, `[2, blocks, start rows, tokens]`, and the whole fused map.
+    shared: Parts<2>,
+}
+
+/// A member's own memory, cut up.
+struct RowsBuffers<'a> {
+    relevance: &'a mut [f32],
+    part: &'a mut [f32],
+    next: &'a mut [f32],
+    fused: &'a mut [f32],
+    weights: &'a mut [f32],
+    map: &'a mut [f32],
+    candidates: &'a mut [f32],
 }
 
 /// What the members that compute one item write together.
 #[derive(Clone, Copy)]
-pub(crate) struct RowsShared<'a> {
-    /// Parts of two layers, `[2, blocks, start rows, tokens]`.
-    pub parts: Shared<'a>,
-    /// The fused map `[tokens, tokens]` where something is discarded, else empty.
-    pub map: Shared<'a>,
+struct RowsShared<'a> {
+    parts: Shared<'a>,
+    map: Shared<'a>,
 }
 
-/// The relevance rows `[start rows, tokens]` of `item`, by one member alone.
-pub(crate) fn item(job: Job<'_>, item: usize, scratch: &mut RowsScratch<'_>, out: &mut [f32]) {
-    let Job { simd, problem, .. } = job;
+impl RowsScratch {
+    /// What the largest item of `problem` takes.
+    ///
+    /// # Errors
+    /// [`Error::SizeOverflow`](crate::Error::SizeOverflow).
+    pub fn size(problem: &Problem) -> Result<Self> {
+        let start_rows = problem.start_rows();
+        let sized = |extents: &[usize]| checked("workspace", extents);
+        let (mut relevance, mut fused, mut weights, mut parts) = (0, 0, 0, 0);
+        let (mut map, mut candidates) = (0, 0);
+        for len in problem.windows().iter().map(|window| window.len) {
+            if len == 0 {
+                continue;
+            }
+            relevance = relevance.max(sized(&[start_rows, len])?);
+            fused = fused.max(sized(&[chunk_rows(start_rows, len), len])?);
+            weights = weights.max(sized(&[start_rows + 1, block_rows(problem, len)])?);
+            parts = parts.max(sized(&[2, blocks(problem, len).len(), start_rows, len])?);
+            if problem.config().discard.is_some() {
+                map = map.max(sized(&[len, len])?);
+                candidates = candidates.max(discard::scratch(len));
+            }
+        }
+        Ok(RowsScratch {
+            own: Parts([
+                relevance, relevance, relevance, fused, weights, map, candidates,
+            ]),
+            shared: Parts([parts, map]),
+        })
+    }
+
+    fn carve<'a>(&self, own: &'a mut [f32]) -> RowsBuffers<'a> {
+        let [relevance, part, next, fused, weights, map, candidates] = self.own.carve(own);
+        RowsBuffers {
+            relevance,
+            part,
+            next,
+            fused,
+            weights,
+            map,
+            candidates,
+        }
+    }
+
+    fn carve_shared<'a>(&self, team: Shared<'a>) -> RowsShared<'a> {
+        let [parts, map] = team.carve(self.shared);
+        RowsShared { parts, map }
+    }
+}
+
+impl Scratch for RowsScratch {
+    fn member_floats(&self) -> usize {
+        self.own.floats()
+    }
+
+    fn team_floats(&self) -> usize {
+        self.shared.floats()
+    }
+}
+
+/// The relevance rows `[start rows, tokens]` of `item`, by one member or by the whole team.
+pub(crate) fn item(
+    run: Run<'_>,
+    member: Member<'_>,
+    item: usize,
+    scratch: &RowsScratch,
+    memory: Memory<'_>,
+) {
+    let mut own = scratch.carve(memory.own);
+    match memory.team {
+        None => {
+            let len = run.problem.start_rows() * run.problem.shape().tokens;
+            // SAFETY: this item was handed to this member alone.
+            let out = unsafe { run.out.get_mut(item * len..(item + 1) * len) };
+            item_alone(run, item, &mut own, out);
+        }
+        Some(team) => item_by_team(run, member, item, &mut own, scratch.carve_shared(team)),
+    }
+}
+
+fn item_alone(run: Run<'_>, item: usize, scratch: &mut RowsBuffers<'_>, out: &mut [f32]) {
+    let Run { simd, problem, .. } = run;
     let rows = problem.start_rows();
     let len = problem.windows()[item].len;
     if len == 0 {
@@ -91,7 +176,7 @@ pub(crate) fn item(job: Job<'_>, item: usize, scratch: &mut RowsScratch<'_>, out
     }
     start(problem, item, scratch);
     for layer in problem.layers().rev() {
-        let maps = job.maps(layer, item);
+        let maps = run.maps(layer, item);
         let whole = problem.config().discard.map(|_| {
             maps.fused().unwrap_or_else(|| {
                 let map = &mut scratch.map[..len * len];
@@ -103,11 +188,11 @@ pub(crate) fn item(job: Job<'_>, item: usize, scratch: &mut RowsScratch<'_>, out
         // What is read next: all of the layer before, or the first row wanted of the next item.
         match layer.checked_sub(1) {
             Some(before) if problem.layers().contains(&before) => {
-                job.maps(before, item).prefetch(simd, 0..len);
+                run.maps(before, item).prefetch(simd, 0..len);
             }
             _ if item + 1 < problem.shape().batch => {
                 let last = problem.layers().end - 1;
-                job.maps(last, item + 1).prefetch(simd, 0..1);
+                run.maps(last, item + 1).prefetch(simd, 0..1);
             }
             _ => {}
         }
@@ -131,17 +216,16 @@ pub(crate) fn item(job: Job<'_>, item: usize, scratch: &mut RowsScratch<'_>, out
     finish(problem, item, scratch.relevance, out);
 }
 
-/// The relevance rows of `item`, by the whole team.
-pub(crate) fn item_by_team(
-    job: Job<'_>,
+fn item_by_team(
+    run: Run<'_>,
     member: Member<'_>,
     item: usize,
-    scratch: &mut RowsScratch<'_>,
+    scratch: &mut RowsBuffers<'_>,
     shared: RowsShared<'_>,
 ) {
-    let Job {
+    let Run {
         simd, problem, out, ..
-    } = job;
+    } = run;
     let RowsShared { parts, map } = shared;
     let out_len = problem.start_rows() * problem.shape().tokens;
     let rows = problem.start_rows();
@@ -156,7 +240,7 @@ pub(crate) fn item_by_team(
     let blocks_len = blocks(problem, len).len();
     start(problem, item, scratch);
     for (step, layer) in problem.layers().rev().enumerate() {
-        let maps = job.maps(layer, item);
+        let maps = run.maps(layer, item);
         // SAFETY: all have passed the last layer's barrier, and there is one at the end of this layer.
         let whole = unsafe { whole_by_team(simd, member, maps, map) };
         let fused_map = FusedMap::new(simd, maps, whole, scratch.candidates);
@@ -198,16 +282,13 @@ pub(crate) fn item_by_team(
 }
 
 /// The blocks of rows of an item.
-pub(crate) fn blocks(
-    problem: &Problem,
-    len: usize,
-) -> impl ExactSizeIterator<Item = Range<usize>> + use<> {
+fn blocks(problem: &Problem, len: usize) -> impl ExactSizeIterator<Item = Range<usize>> + use<> {
     let rows = block_rows(problem, len);
     (0..len.div_ceil(rows)).map(move |block| block * rows..((block + 1) * rows).min(len))
 }
 
 /// Writes the item's start rows into the relevance.
-fn start(problem: &Problem, item: usize, scratch: &mut RowsScratch<'_>) {
+fn start(problem: &Problem, item: usize, scratch: &mut RowsBuffers<'_>) {
     let len = problem.windows()[item].len;
     for row in 0..problem.start_rows() {
         problem.start_weights(item, row, &mut scratch.relevance[row * len..][..len]);
@@ -314,8 +395,8 @@ impl FusedMap<'_> {
                 gemm::multiply(
                     MatrixMut::new(part, len, start_rows, columns),
                     true,
-                    Matrix::new(weights, depth, start_rows, depth),
-                    Matrix::new(fused, len, depth, columns),
+                    MatrixRef::new(weights, depth, start_rows, depth),
+                    MatrixRef::new(fused, len, depth, columns),
                 );
             } else {
                 let to = Accumulate {

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use crate::config::{Output, Residual, ResidualWeights, RolloutConfig};
 use crate::cpu::Options;
-use crate::cpu::engine::Engine;
+use crate::cpu::choice::{Choice, Form};
+use crate::cpu::engine::{Engine, Prepared};
+use crate::cpu::form::product::{self, Layer, ProductScratch, StepBuffers};
+use crate::cpu::form::rows::{self, RowsScratch};
 use crate::cpu::fuse::ItemMaps;
+use crate::cpu::map::Run;
 use crate::cpu::memory::Floats;
 use crate::cpu::panels::{self, Rollouts, Slab};
-use crate::cpu::prepared::{Choice, Form, Prepared};
-use crate::cpu::product::{self, Layer, Step};
 use crate::cpu::team::{Shared, Team};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -22,8 +24,9 @@ use crate::problem::Problem;
 /// In row form it keeps `Ahat` of every layer, `layers * batch * tokens^2` floats, and is done in one pass over them; in
 /// product form it keeps two rollouts, `2 * batch * tokens^2` floats (and the output for [`Output::Cumulative`]), at the
 /// price of a matrix product per layer. [`Choice`] decides; without one, row form where the output are a few rows.
-pub struct Stream {
-    engine: Engine,
+pub struct StreamingPlan {
+    /// Makes `Ahat` of every layer, as in product form.
+    engine: Engine<ProductScratch>,
     /// The whole problem, whose windows and start rows the state is read with.
     problem: Problem,
     state: State,
@@ -33,7 +36,7 @@ pub struct Stream {
 /// What is kept of the layers pushed.
 enum State {
     /// `Ahat` of every layer `[layers, batch, tokens, tokens]`, and the engine that multiplies start rows by them.
-    Layers(Floats, Box<Engine>),
+    Layers(Floats, Box<Engine<RowsScratch>>),
     Rollouts {
         /// The last rollout of each item and the one before, in panels, `[2 or 1, batch, elements]`.
         rollouts: Floats,
@@ -44,7 +47,7 @@ enum State {
 
 /// The same, to be written by all members.
 #[derive(Clone, Copy)]
-enum Kept<'a> {
+enum SharedState<'a> {
     Layers(Shared<'a>),
     Rollouts {
         rollouts: Rollouts<'a>,
@@ -52,20 +55,20 @@ enum Kept<'a> {
     },
 }
 
-impl Stream {
+impl StreamingPlan {
     /// Makes ready for the layers of `problem`'s range.
     ///
     /// # Errors
     /// [`Error::Threads`], [`Error::HostMemory`], [`Error::SizeOverflow`].
     pub fn new(problem: &Problem, options: &Options) -> Result<Self> {
-        Stream::with_choice(problem, options, Choice::of(problem))
+        StreamingPlan::with_choice(problem, options, Choice::of(problem))
     }
 
-    /// As [`new`](Stream::new), computed as `choice` says. Matrix outputs are computed in product form whatever the
+    /// As [`new`](StreamingPlan::new), computed as `choice` says. Matrix outputs are computed in product form whatever the
     /// choice says.
     ///
     /// # Errors
-    /// As [`new`](Stream::new).
+    /// As [`new`](StreamingPlan::new).
     pub fn with_choice(problem: &Problem, options: &Options, choice: Choice) -> Result<Self> {
         let team = Arc::new(Team::new(options.threads)?);
         let Shape { batch, tokens, .. } = *problem.shape();
@@ -75,12 +78,13 @@ impl Stream {
         let state = match form {
             Form::Rows => {
                 let kept = kept_problem(problem)?;
-                let prepared = Prepared::new(&kept, Choice { form, ..choice }, team.members())?;
+                let scratch = RowsScratch::size(&kept)?;
+                let prepared = Prepared::new(&kept, Choice { form, ..choice }, scratch);
                 let engine = Engine::new(Arc::clone(&team), vec![prepared])?;
                 State::Layers(Floats::zeroed(slabs(layers)?)?, Box::new(engine))
             }
             Form::Product => {
-                let kept = [product::spares(problem), batch, panels::elements(tokens)?];
+                let kept = [product::rollouts(problem), batch, panels::elements(tokens)?];
                 let slabs = match problem.config().output {
                     Output::Cumulative => slabs(layers)?,
                     Output::Matrix | Output::Rows(_) => 0,
@@ -96,10 +100,9 @@ impl Stream {
             form: Form::Product,
             ..choice
         };
-        let mut prepared = Prepared::new(problem, step, team.members())?;
         // The rollouts are in the state.
-        prepared.sizes.spare = 0;
-        Ok(Stream {
+        let prepared = Prepared::new(problem, step, ProductScratch::of_layer(problem)?);
+        Ok(StreamingPlan {
             engine: Engine::new(team, vec![prepared])?,
             problem: problem.clone(),
             state,
@@ -120,7 +123,7 @@ impl Stream {
         }
     }
 
-    /// Layers pushed since the last [`finish`](Stream::finish).
+    /// Layers pushed since the last [`finish`](StreamingPlan::finish).
     pub fn pushed(&self) -> usize {
         self.pushed
     }
@@ -156,18 +159,18 @@ impl Stream {
         let pushed = self.pushed;
         let cumulative = self.problem.config().output == Output::Cumulative;
         let kept = match &mut self.state {
-            State::Layers(layers, _) => Kept::Layers(Shared::new(layers)),
-            State::Rollouts { rollouts, slabs } => Kept::Rollouts {
+            State::Layers(layers, _) => SharedState::Layers(Shared::new(layers)),
+            State::Rollouts { rollouts, slabs } => SharedState::Rollouts {
                 rollouts: Rollouts::new(
                     Shared::new(rollouts),
-                    product::spares(&self.problem) * batch,
+                    product::rollouts(&self.problem) * batch,
                 ),
                 slabs: cumulative.then(|| Shared::new(slabs)),
             },
         };
-        self.engine.run(Prepared::items, |turn| {
-            let prepared = turn.prepared();
-            let (member, item, simd) = (turn.member, turn.item, prepared.choice.simd);
+        self.engine.run(Prepared::items, |task| {
+            let prepared = task.prepared;
+            let (member, item, simd) = (task.member, task.item, prepared.choice.simd);
             let window = prepared.problem.windows()[item];
             if window.len == 0 {
                 return;
@@ -178,7 +181,7 @@ impl Stream {
                 layer,
                 item,
             };
-            let (candidates, shared) = turn.product_memory();
+            let (candidates, shared) = prepared.scratch.carve(task.memory);
             let layer = Layer {
                 simd,
                 member,
@@ -188,10 +191,10 @@ impl Stream {
             };
             let slab = |slabs| Slab::of_matrix(slabs, pushed * batch + item, tokens, window);
             match kept {
-                Kept::Layers(layers) => layer.write(slab(layers)),
-                Kept::Rollouts { rollouts, slabs } => {
+                SharedState::Layers(layers) => layer.write(slab(layers)),
+                SharedState::Rollouts { rollouts, slabs } => {
                     let rollout = |step: usize| rollouts.rollout(step % 2 * batch + item);
-                    layer.step(Step {
+                    layer.step(StepBuffers {
                         before: (pushed > 0).then(|| rollout(pushed - 1)),
                         to: rollout(pushed),
                         slab: slabs.map(slab),
@@ -232,8 +235,10 @@ impl Stream {
                     slab => kept.chunks_exact(slab).map(HostLayer::from).collect(),
                 };
                 let out = Shared::new(out);
-                engine.run(Prepared::items, |turn| {
-                    turn.rollout(&layers[..expected], out);
+                engine.run(Prepared::items, |task| {
+                    let run = Run::new(task.prepared, &layers[..expected], out);
+                    let scratch = &task.prepared.scratch;
+                    rows::item(run, task.member, task.item, scratch, task.memory);
                 });
             }
             State::Rollouts { slabs, .. } if self.problem.config().output == Output::Cumulative => {
@@ -241,17 +246,18 @@ impl Stream {
             }
             State::Rollouts { rollouts, .. } => {
                 let rollouts = Shared::new(rollouts);
-                let rollouts = Rollouts::new(rollouts, product::spares(&self.problem) * batch);
+                let rollouts = Rollouts::new(rollouts, product::rollouts(&self.problem) * batch);
                 out.fill(0.0);
                 let out = Shared::new(out);
-                self.engine.run(Prepared::items, |turn| {
-                    let problem = &turn.prepared().problem;
-                    let (member, item) = (turn.member, turn.item);
+                self.engine.run(Prepared::items, |task| {
+                    let prepared = task.prepared;
+                    let problem = &prepared.problem;
+                    let (member, item) = (task.member, task.item);
                     let rollout = rollouts.rollout((expected - 1) % 2 * batch + item);
                     if problem.config().output == Output::Matrix {
                         product::matrix(problem, member, item, rollout, out);
                     } else {
-                        let (_, shared) = turn.product_memory();
+                        let (_, shared) = prepared.scratch.carve(task.memory);
                         product::start_rows(problem, member, item, shared, rollout, out);
                     }
                 });

@@ -4,9 +4,9 @@ use crate::cpu::simd::Lanes;
 use crate::dtype::Element;
 
 #[derive(Clone, Copy)]
-pub(crate) struct One;
+pub(crate) struct Scalar;
 
-impl Lanes for One {
+impl Lanes for Scalar {
     type Vector = f32;
     const LANES: usize = 1;
 

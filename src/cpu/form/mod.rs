@@ -1,0 +1,65 @@
+//! The two orders of evaluation, each with the scratch that it computes in.
+
+pub(crate) mod product;
+pub(crate) mod rows;
+
+use crate::cpu::choice::{Choice, Form};
+use crate::cpu::engine::{Prepared, Scratch, Task};
+use crate::cpu::form::product::ProductScratch;
+use crate::cpu::form::rows::RowsScratch;
+use crate::cpu::map::Run;
+use crate::cpu::team::Shared;
+use crate::error::Result;
+use crate::input::HostLayer;
+use crate::problem::Problem;
+
+/// The scratch of one form or the other.
+pub(crate) enum FormScratch {
+    Rows(RowsScratch),
+    Product(ProductScratch),
+}
+
+/// Makes `problem` ready to be computed as `choice` says, where it can be computed so.
+///
+/// # Errors
+/// [`Error::SizeOverflow`](crate::Error::SizeOverflow).
+pub(crate) fn prepare(problem: &Problem, choice: Choice) -> Result<Prepared<FormScratch>> {
+    let form = Form::possible(problem, choice.form);
+    let scratch = match form {
+        Form::Rows => FormScratch::Rows(RowsScratch::size(problem)?),
+        Form::Product => FormScratch::Product(ProductScratch::size(problem)?),
+    };
+    Ok(Prepared::new(problem, Choice { form, ..choice }, scratch))
+}
+
+impl Scratch for FormScratch {
+    fn member_floats(&self) -> usize {
+        match self {
+            FormScratch::Rows(scratch) => scratch.member_floats(),
+            FormScratch::Product(scratch) => scratch.member_floats(),
+        }
+    }
+
+    fn team_floats(&self) -> usize {
+        match self {
+            FormScratch::Rows(scratch) => scratch.team_floats(),
+            FormScratch::Product(scratch) => scratch.team_floats(),
+        }
+    }
+}
+
+impl Task<'_, FormScratch> {
+    /// Computes the item's output from `layers` into `out`, the output of the whole problem. Lengths have been checked.
+    pub fn rollout(self, layers: &[HostLayer<'_>], out: Shared<'_>) {
+        let run = Run::new(self.prepared, layers, out);
+        match &self.prepared.scratch {
+            FormScratch::Rows(scratch) => {
+                rows::item(run, self.member, self.item, scratch, self.memory);
+            }
+            FormScratch::Product(scratch) => {
+                let (candidates, shared) = scratch.carve(self.memory);
+                product::item(run, self.member, self.item, candidates, shared);
+            }
+        }
+    }
+}
