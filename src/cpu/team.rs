@@ -1,4 +1,8 @@
 //! The threads of a plan and what they share: a team with a barrier, and buffers that members write in parts.
+//!
+//! One rule makes every use of [`Shared`] sound: between two barriers an element is written by one member and touched by
+//! no other, or only read. Who writes what follows from [`Member::part`] of rows or panels, from tiles, from blocks, or from
+//! an item that was handed to one member alone; each `SAFETY` names which, and the barrier that ends it.
 
 use std::marker::PhantomData;
 use std::num::NonZeroUsize;
