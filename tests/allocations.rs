@@ -1,5 +1,4 @@
-//! What a run allocates, counted.
-#![cfg(feature = "cpu")]
+//! Tier 0: what a run on the CPU allocates, counted by an allocator that only this binary has.
 
 mod common;
 

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Runs every test this machine can run: the library, the command line and its documentation, the kernels compiled by
-# NVRTC and interpreted on the CPU, and, where a GPU is there, the kernels on it.
+# Runs every test this machine can run, tier by tier (tests/README.md), and ends with a line per tier.
 #
 # Needs Rust, a C linker, and Python 3 with pip (only to fetch NVRTC into target/, where it is not given).
 #
@@ -17,4 +16,52 @@ if [ "$ROLLOUT_REQUIRE_NVRTC" = 1 ] && [ -e tests/fetch_nvrtc.sh ]; then
     . tests/fetch_nvrtc.sh
 fi
 
-cargo test --locked --workspace --features cli "$@"
+# Whether the tests of the backend meet a real driver, as tests/cuda/machine.rs asks it.
+gpu=0
+if [ "${ROLLOUT_REQUIRE_GPU:-0}" = 1 ] || [ -e /dev/nvidiactl ]; then gpu=1; fi
+
+# Counts, per tier, what `cargo test` says it ran, and what its tests say they skipped.
+tiers='
+BEGIN {
+    split("attention_rollout library cpu allocations cli, nvrtc, kernels ptxemu api behaviour instructions vocabulary " \
+        "vcuda driver, golden", targets, ",")
+    for (i = 1; i <= 4; i++) {
+        count = split(targets[i], of_tier, " ")
+        for (j = 1; j <= count; j++) tiers[of_tier[j]] = i - 1
+    }
+    tiers["cuda"] = gpu ? 3 : 2
+    name[0] = "planning, validation, CPU, command line"
+    name[1] = "NVRTC, every kernel compiled"
+    name[2] = "every kernel interpreted" (gpu ? "" : ", backend on the stand-in driver")
+    name[3] = gpu ? "backend on the GPU, instructions as a GPU recorded them" : "instructions as a GPU recorded them"
+}
+{ print; fflush() }
+/^ +(Running|Doc-tests) / {
+    target = $NF
+    gsub(/.*\/|-[0-9a-f]+\)$/, "", target)
+    if (!(target in tiers)) print "tests/run.sh: of what tier is " target "?"
+    tier = tiers[target]
+}
+/^test (\[.*\] )?compile::/ && target == "kernels" { compiled++ }
+/^test result:/ { ran[tier] += $4; failed[tier] += $6 }
+match($0, /SKIPPED: /) {
+    split(substr($0, RSTART + RLENGTH), said, ": ")
+    test = said[1]
+    if (test != "main" && !((target, test) in seen)) { skipped[tier]++; ran[tier]-- }
+    seen[target, test] = 1
+    why[tier] = substr($0, RSTART + RLENGTH + length(test) + 2)
+}
+END {
+    ran[1] += compiled
+    ran[2] -= compiled
+    print ""
+    for (tier = 0; tier < 4; tier++) {
+        line = "tier " tier ": " ran[tier] + 0 " tests ran (" name[tier] ")"
+        if (failed[tier]) line = line "; " failed[tier] " FAILED"
+        if (tier in why) line = line "; " skipped[tier] + 0 " skipped, such as: " why[tier]
+        if (tier == 3 && !gpu) line = line "; the backend on a GPU skipped: there is none"
+        print line
+    }
+}'
+
+cargo test --locked --workspace --features cli "$@" 2>&1 | awk -v gpu="$gpu" "$tiers"

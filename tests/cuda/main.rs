@@ -13,10 +13,8 @@ mod layers;
 mod machine;
 mod measure;
 mod modes;
-#[path = "../common/nvrtc.rs"]
-mod nvrtc;
 mod problems;
 mod real_data;
 mod streaming;
 
-use common::{compare, generate};
+use common::{compare, generate, nvrtc};

@@ -67,7 +67,7 @@ fn the_floor_reads_the_bytes_of_a_run_once_and_rotates() {
     }
 }
 
-/// As `tests/compile.rs` has it of every variant.
+/// As `tests/kernels/compile.rs` has it of every variant.
 #[test]
 fn the_floor_compiles_for_every_architecture_without_spills() {
     for nvrtc in crate::nvrtc::nvrtcs() {

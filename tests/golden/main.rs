@@ -4,7 +4,6 @@
 //! Record on a machine with a GPU (no NVRTC needed; the driver compiles the PTX):
 //! `cargo test --test golden -- --ignored record`, or the built test binary with the same arguments and
 //! `ROLLOUT_GOLDEN_DIR` set to where the recording shall go.
-#![cfg(feature = "cuda")]
 
 mod forms;
 

@@ -5,7 +5,7 @@ use attention_rollout::{
     RolloutConfig, Shape, StartRows, Strides, Window,
 };
 
-use crate::SHAPE;
+use super::SHAPE;
 
 fn error(config: RolloutConfig) -> Error {
     Problem::new(SHAPE, DType::F32, config).unwrap_err()

@@ -1,14 +1,10 @@
 //! Finding what no softmax gives.
 
-#![cfg(feature = "cpu")]
-
-mod common;
-
+use crate::common::generate::{Case, Layout};
 use attention_rollout::{
     DType, Defect, DefectKind, Error, HostLayer, Output, Problem, RolloutConfig, Shape, Window,
     validate,
 };
-use common::generate::{Case, Layout};
 
 const SHAPE: Shape = Shape {
     layers: 3,
@@ -157,7 +153,7 @@ fn softmax_maps_of_every_layout_and_type_are_well() {
             case.dtype = dtype;
             case.layout = layout;
             let generated = case.generate();
-            let roundoff = common::compare::element_roundoff(dtype);
+            let roundoff = crate::common::compare::element_roundoff(dtype);
             let tolerance = TOLERANCE + roundoff;
             let defect = validate(&generated.problem, &generated.layers(), tolerance).unwrap();
             assert_eq!(defect, None, "{dtype} {layout:?}");

@@ -1,9 +1,5 @@
 //! Tier 1: where NVRTC is looked for. The search depends on a process's environment and the loader's, so each case runs
 //! in a process of its own: this program, started again.
-#![cfg(all(feature = "cuda", unix))]
-
-#[path = "common/nvrtc.rs"]
-mod common;
 
 use std::env;
 use std::fs;
@@ -11,8 +7,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::common::nvrtc::nvrtcs;
 use attention_rollout::cuda::nvrtc::{Image, Nvrtc, NvrtcError, Options, Source, Target, Version};
-use common::nvrtcs;
 
 /// Set in child processes: the major version of the driver to load for, or `any`.
 const CHILD: &str = "ROLLOUT_TEST_CHILD_DRIVER";
@@ -56,7 +52,7 @@ fn compile(nvrtc: Nvrtc) -> Result<(Version, PathBuf), NvrtcError> {
 /// Runs a child with these variables and no others.
 fn search(driver: &str, variables: &[(&str, &Path)]) -> Outcome {
     let output = Command::new(env::current_exe().unwrap())
-        .args(["--exact", "child", "--nocapture"])
+        .args(["--exact", "search::child", "--nocapture"])
         .env_clear()
         .env(CHILD, driver)
         .envs(variables.iter().copied())

@@ -1,5 +1,4 @@
 //! Everything that can be wrong with a problem, its inputs or a run is told with its numbers.
-#![cfg(feature = "cpu")]
 
 use attention_rollout::Shape;
 

@@ -1,4 +1,4 @@
-//! Tier 1: every kernel variant, by both of its entries, compiles for every architecture it runs on, with every NVRTC
+//! Every kernel variant, by both of its entries, compiles for every architecture it runs on, with every NVRTC
 //! there is to test with, without warnings or spills and within its stated registers and shared memory.
 //!
 //! A kernel takes about a second, and there are hundreds, seven architectures and two versions. So the kernels of a file
@@ -6,14 +6,10 @@
 //! every file. `ROLLOUT_COMPILE=all` compiles everything for everything, in less than an hour on two cores. What was
 //! compiled once is kept in `kernels/` of the target directory, so that only changed kernels cost time.
 
-#[path = "common/nvrtc.rs"]
-mod common;
-
 use attention_rollout::cuda::entry::{Entry, SHARED_PARAMS};
 use attention_rollout::cuda::nvrtc::{Cache, KernelResources, Nvrtc, Options, Source, Target};
 use attention_rollout::cuda::variant::{Arithmetic, Variant};
-use common::nvrtcs;
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Failed, Trial};
 
 /// Turing, Ampere (data centre and consumer), Ada, Hopper, Blackwell (data centre and consumer).
 const ARCHS: [u32; 7] = [75, 80, 86, 89, 90, 100, 120];
@@ -64,17 +60,16 @@ fn alone(variant: &Variant) -> (u32, u32) {
     }
 }
 
-fn main() {
-    let arguments = Arguments::from_args();
+/// One test per file of `kernels/`, architecture and library.
+pub fn trials(nvrtcs: &[Nvrtc]) -> Vec<Trial> {
     let everything = std::env::var_os("ROLLOUT_COMPILE").is_some_and(|value| value == "all");
     let variants = Variant::all();
     let mut stems: Vec<&str> = variants.iter().map(Variant::stem).collect();
     stems.sort_unstable();
     stems.dedup();
     let mut trials = Vec::new();
-    let nvrtcs = nvrtcs();
     let versions = nvrtcs.len();
-    for (turn, nvrtc) in nvrtcs.into_iter().enumerate() {
+    for (turn, nvrtc) in nvrtcs.iter().enumerate() {
         for arch in ARCHS {
             for stem in &stems {
                 let of_stem = || {
@@ -96,12 +91,12 @@ fn main() {
                     continue;
                 }
                 let nvrtc = nvrtc.clone();
-                let name = format!("{stem} sm_{arch} NVRTC {}", nvrtc.version());
+                let name = format!("compile::{stem} sm_{arch} (NVRTC {})", nvrtc.version());
                 trials.push(Trial::test(name, move || check(&nvrtc, arch, &dealt)));
             }
         }
     }
-    libtest_mimic::run(&arguments, trials).exit();
+    trials
 }
 
 /// The architectures that a variant runs on. Blocks of a cluster hold more than the 99 KB of shared memory of sm_120.

@@ -1,8 +1,4 @@
 //! Tier 1: the disk cache of compiled kernels, with every NVRTC there is to test with.
-#![cfg(feature = "cuda")]
-
-#[path = "common/nvrtc.rs"]
-mod common;
 
 use std::env;
 use std::fs;
@@ -10,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
+use crate::common::nvrtc::nvrtcs;
 use attention_rollout::cuda::nvrtc::{Cache, Compiled, Nvrtc, Options, Source, Target};
-use common::nvrtcs;
 
 const SOURCE: Source = Source {
     name: "fill.cu",
@@ -246,7 +242,7 @@ fn processes_and_threads_share_a_directory() {
         let folder = tempfile::tempdir().unwrap();
         let children: Vec<_> = (0..2)
             .map(|_| {
-                child("processes_and_threads_share_a_directory", &nvrtc)
+                child("cache::processes_and_threads_share_a_directory", &nvrtc)
                     .env("ROLLOUT_CACHE_DIR", folder.path())
                     .env_remove("ROLLOUT_CACHE")
                     .spawn()
@@ -266,7 +262,7 @@ fn processes_and_threads_share_a_directory() {
 
 #[test]
 fn the_environment_can_turn_it_off() {
-    const TEST: &str = "the_environment_can_turn_it_off";
+    const TEST: &str = "cache::the_environment_can_turn_it_off";
     if let Some(nvrtc) = child_library() {
         let cache = Cache::from_env();
         assert!(cache.directory().is_none());

@@ -1,17 +1,13 @@
 //! Tier 1: the NVRTC loader and compiler, with every NVRTC there is to test with.
-#![cfg(feature = "cuda")]
-
-#[path = "common/nvrtc.rs"]
-mod common;
 
 use std::fs;
 use std::path::Path;
 use std::thread;
 
+use crate::common::nvrtc::nvrtcs;
 use attention_rollout::cuda::nvrtc::{
     Arch, Compiled, Image, Nvrtc, NvrtcError, Options, Source, Target,
 };
-use common::nvrtcs;
 
 /// Three kernels: one with shared memory and a barrier, one with 64 live values, one that calls a function that is not
 /// inlined.

@@ -1,15 +1,12 @@
 //! Maps whose rollouts can be written down: oracles that share nothing with the reference.
-#![cfg(feature = "cpu")]
 
-mod common;
-
+use crate::common::compare::{UNIT_ROUNDOFF, assert_close};
+use crate::common::generate::{Case, Random};
 use attention_rollout::cpu::{Options, Plan};
 use attention_rollout::{
     DType, Discard, DiscardScope, HeadFusion, HostLayer, Output, Problem, Residual,
     ResidualWeights, RolloutConfig, Shape, StartRows, Strides, reference,
 };
-use common::compare::{UNIT_ROUNDOFF, assert_close};
-use common::generate::{Case, Random};
 use proptest::prelude::*;
 
 const SHAPE: Shape = Shape {

@@ -1,15 +1,12 @@
 //! Outputs of other systems on real attention maps (`tests/data`), through the reference and the CPU backend.
-#![cfg(feature = "cpu")]
 
-mod common;
-
+use crate::common::compare::assert_close;
+use crate::common::tensors::{Values, read, tensor};
 use attention_rollout::cpu::{Options, Plan};
 use attention_rollout::{
     DType, Discard, DiscardScope, HeadFusion, HostLayer, Output, Problem, RolloutConfig, Shape,
     StartRows, Window, reference,
 };
-use common::compare::assert_close;
-use common::tensors::{Values, read, tensor};
 use safetensors::SafeTensors;
 
 /// PyHealth in f32 is within 3.4e-7 of f64.

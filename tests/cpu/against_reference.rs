@@ -1,18 +1,15 @@
 //! The CPU backend against the f64 reference, over everything that can be asked of it.
-#![cfg(feature = "cpu")]
-
-mod common;
 
 use std::num::NonZeroUsize;
 
+use crate::common::compare::{Budget, check_close};
+use crate::common::generate::{Case, Generated, case, case_in};
 use attention_rollout::cpu::{
     Choice, Form, GroupItem, GroupPlan, Options, Plan, Progress, Simd, StreamingPlan,
 };
 use attention_rollout::{
     DType, HostLayer, Output, Problem, RolloutConfig, Shape, StartRows, reference,
 };
-use common::compare::{Budget, check_close};
-use common::generate::{Case, Generated, case, case_in};
 use proptest::prelude::*;
 
 fn threads(count: usize) -> Options {

@@ -7,7 +7,7 @@ use attention_rollout::{
     DType, Error, HostLayer, Output, Problem, RolloutConfig, Shape, reference,
 };
 
-use crate::SHAPE;
+use super::SHAPE;
 
 /// A problem and the length of one of its layers.
 fn valid() -> (Problem, usize) {

@@ -1,27 +1,13 @@
 //! Does the kernel suite notice faults? Seeds each fault of `mutants.tsv` into the kernel sources, in memory, and runs
 //! the suite of the kernels it touches until something fails.
 //!
-//! A few faults run with every `cargo test`; `cargo test --test mutate -- --ignored` runs all of them.
-
-#[path = "kernels/cases.rs"]
-mod cases;
-#[path = "common/nvrtc.rs"]
-mod common;
-#[path = "kernels/entries/mod.rs"]
-mod entries;
-#[path = "kernels/lab.rs"]
-mod lab;
-#[path = "kernels/maps.rs"]
-mod maps;
-#[path = "kernels/pipeline/mod.rs"]
-mod pipeline;
+//! A few faults run with every `cargo test`; `cargo test --test kernels -- --ignored` runs all of them.
 
 use attention_rollout::cuda::nvrtc::{Cache, Nvrtc, embedded_sources};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Failed, Trial};
 
-use common::nvrtcs;
-use entries::Entry;
-use lab::Lab;
+use crate::entries::{self, Entry};
+use crate::lab::Lab;
 
 /// Every how many faults one belongs to the sample.
 const SAMPLE: usize = 16;
@@ -101,10 +87,10 @@ impl Mutant {
     }
 }
 
-fn main() {
-    let arguments = Arguments::from_args();
+/// One test per fault, with one library, and one of the list itself.
+pub fn trials(nvrtc: Option<&Nvrtc>) -> Vec<Trial> {
     let mut trials = vec![Trial::test(
-        "every fault has its place in the sources",
+        "mutants::every fault has its place in the sources",
         || {
             let wrong = |mutant: Mutant| {
                 let error = mutant.sources().err()?;
@@ -117,13 +103,13 @@ fn main() {
             Err(wrong.join("\n").into())
         },
     )];
-    if let Some(nvrtc) = nvrtcs().into_iter().next() {
+    if let Some(nvrtc) = nvrtc {
         for (number, mutant) in mutants().into_iter().enumerate() {
             let nvrtc = nvrtc.clone();
-            let name = format!("{}: {}", mutant.file, mutant.name);
+            let name = format!("mutants::{}: {}", mutant.file, mutant.name);
             let sampled = number % SAMPLE == 0;
             trials.push(Trial::test(name, move || mutant.run(nvrtc)).with_ignored_flag(!sampled));
         }
     }
-    libtest_mimic::run(&arguments, trials).exit();
+    trials
 }

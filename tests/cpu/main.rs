@@ -1,0 +1,6 @@
+//! Tier 0: the CPU backend.
+
+mod against_reference;
+#[path = "../common/mod.rs"]
+mod common;
+mod real_data;
