@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::error::{Error, Result};
+
 /// What to compute. The default is PyHealth's rollout: mean over heads, `0.5 (A + I)`, all layers, row 0.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RolloutConfig {
@@ -92,6 +94,36 @@ pub struct Discard {
     pub scope: DiscardScope,
 }
 
+impl Discard {
+    /// Discards the share `ratio` of the entries in `scope`.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] where `ratio` is not at least 0 and less than 1.
+    pub fn new(ratio: f64, scope: DiscardScope) -> Result<Self> {
+        if (0.0..1.0).contains(&ratio) {
+            return Ok(Discard { ratio, scope });
+        }
+        Err(Error::Parameter {
+            what: "discard ratio",
+            expected: "at least 0 and less than 1",
+            got: ratio,
+        })
+    }
+
+    /// First row and column of an item's window that are in scope. A window that ends before has nothing in scope.
+    pub fn first(&self) -> usize {
+        match self.scope {
+            DiscardScope::Map => 0,
+            DiscardScope::Patches { special_tokens } => special_tokens,
+        }
+    }
+
+    /// Whether the entry (first, first) of the window is never zeroed.
+    pub fn spares_origin(&self) -> bool {
+        self.scope == DiscardScope::Map
+    }
+}
+
 /// Which entries of a fused map take part in [`Discard`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiscardScope {
@@ -100,7 +132,7 @@ pub enum DiscardScope {
     Map,
     /// Only the block without the first `special_tokens` rows and columns of the window.
     Patches {
-        /// Leading tokens that are not patches (CLS, distillation, registers).
+        /// Leading tokens that are not patches (CLS, distillation, registers); at most all tokens of the problem.
         special_tokens: usize,
     },
 }

@@ -73,6 +73,14 @@ pub enum Error {
         /// Valid tokens of the item.
         len: usize,
     },
+    /// Of the tokens of a problem, more are special than there are.
+    #[error("special tokens: expected at most the {tokens} tokens of the problem, got {got}")]
+    SpecialTokens {
+        /// Tokens of the problem.
+        tokens: usize,
+        /// Special tokens given.
+        got: usize,
+    },
     /// A parameter is not a finite number or leaves its range.
     #[error("{what} must be {expected}, got {got}")]
     Parameter {

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::config::{
-    Discard, DiscardScope, HeadFusion, Output, Residual, ResidualWeights, RolloutConfig, StartRows,
+    Discard, HeadFusion, Output, Residual, ResidualWeights, RolloutConfig, StartRows,
 };
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -73,7 +73,7 @@ impl ProblemBuilder {
         let ProblemBuilder {
             shape,
             dtype,
-            config,
+            mut config,
             strides,
             windows,
         } = self;
@@ -104,7 +104,9 @@ impl ProblemBuilder {
             });
         }
         check_weights(&config, &shape)?;
-        check_discard(&config)?;
+        check_discard(&config, shape.tokens)?;
+        // What zeroes nothing shall not make a backend look for the smallest entries.
+        config.discard = config.discard.filter(|discard| discard.ratio != 0.0);
         if let Output::Rows(rows) = &config.output {
             check_start_rows(rows, &shape, &windows)?;
         }
@@ -150,7 +152,7 @@ impl Problem {
         self.dtype
     }
 
-    /// What to compute.
+    /// What to compute; without a discard whose ratio is 0.
     pub fn config(&self) -> &RolloutConfig {
         &self.config
     }
@@ -218,16 +220,11 @@ impl Problem {
 
     /// How many of the smallest entries of `item`'s fused map [`Discard`] takes; 0 without it.
     pub fn discard_count(&self, item: usize) -> usize {
-        let Some(Discard { ratio, scope }) = self.config.discard else {
+        let Some(discard) = self.config.discard else {
             return 0;
         };
-        let side = match scope {
-            DiscardScope::Map => self.windows[item].len,
-            DiscardScope::Patches { special_tokens } => {
-                self.windows[item].len.saturating_sub(special_tokens)
-            }
-        };
-        (ratio * (side * side) as f64).floor() as usize
+        let side = self.windows[item].len.saturating_sub(discard.first());
+        (discard.ratio * (side * side) as f64).floor() as usize
     }
 
     /// Shape of the output: `[batch, tokens]` for one start row, `[batch, rows, tokens]` for more,
@@ -404,13 +401,12 @@ fn check_weights(config: &RolloutConfig, shape: &Shape) -> Result<()> {
     check_finite("identity weight", residuals.iter().map(|r| r.identity))
 }
 
-fn check_discard(config: &RolloutConfig) -> Result<()> {
-    match config.discard {
-        Some(Discard { ratio, .. }) if !(0.0..1.0).contains(&ratio) => Err(Error::Parameter {
-            what: "discard ratio",
-            expected: "at least 0 and less than 1",
-            got: ratio,
-        }),
+fn check_discard(config: &RolloutConfig, tokens: usize) -> Result<()> {
+    let Some(Discard { ratio, scope }) = config.discard else {
+        return Ok(());
+    };
+    match Discard::new(ratio, scope)?.first() {
+        got if got > tokens => Err(Error::SpecialTokens { tokens, got }),
         _ => Ok(()),
     }
 }

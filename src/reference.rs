@@ -3,7 +3,7 @@
 //! Abnar & Zuidema 2020 (arXiv 2005.00928), section 3: `Ahat = a * fused + b * I`, `R = Ahat_L ... Ahat_1`.
 //! Nothing here is fast and everything is allocated on the way.
 
-use crate::config::{DiscardScope, HeadFusion, Output};
+use crate::config::{HeadFusion, Output};
 use crate::error::Result;
 use crate::input::HostLayer;
 use crate::layout::{Shape, Window};
@@ -156,11 +156,7 @@ fn discarded(problem: &Problem, item: usize, fused: &[Vec<f32>]) -> Vec<(usize, 
     let Some(discard) = problem.config().discard else {
         return Vec::new();
     };
-    let first = match discard.scope {
-        DiscardScope::Map => 0,
-        DiscardScope::Patches { special_tokens } => special_tokens,
-    };
-    let len = fused.len();
+    let (first, len) = (discard.first(), fused.len());
     let mut entries: Vec<(usize, usize)> = (first..len)
         .flat_map(|i| (first..len).map(move |j| (i, j)))
         .collect();
@@ -171,7 +167,7 @@ fn discarded(problem: &Problem, item: usize, fused: &[Vec<f32>]) -> Vec<(usize, 
     };
     entries.sort_by(|a, b| key(a).total_cmp(&key(b)));
     entries.truncate(problem.discard_count(item));
-    if discard.scope == DiscardScope::Map {
+    if discard.spares_origin() {
         entries.retain(|&entry| entry != (0, 0));
     }
     entries

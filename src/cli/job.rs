@@ -66,7 +66,7 @@ pub fn problem(
         head_fusion: beside.head_fusion(&config.head_fusion)?,
         residual: residual(config, feature.shape.layers)?,
         normalize_rows: config.normalize_rows,
-        discard: config.discard()?,
+        discard: Some(config.discard()?),
         layers: select.layers.of(feature.shape.layers),
         causal: config.causal,
         output,

@@ -72,23 +72,15 @@ pub struct ConfigArgs {
 }
 
 impl ConfigArgs {
-    /// The discard the options ask for.
-    pub fn discard(&self) -> Result<Option<Discard>> {
-        let ratio = self.discard_ratio;
-        if !(0.0..1.0).contains(&ratio) {
-            return Err(Error::argument(
-                "--discard-ratio",
-                "at least 0 and less than 1",
-                ratio.to_string(),
-            ));
-        }
+    /// The discard the options ask for; one of ratio 0 is none.
+    pub fn discard(&self) -> Result<Discard> {
         let scope = match self.discard_scope {
             ScopeArg::Map => DiscardScope::Map,
             ScopeArg::Patches => DiscardScope::Patches {
                 special_tokens: self.special_tokens,
             },
         };
-        Ok((ratio != 0.0).then_some(Discard { ratio, scope }))
+        Discard::new(self.discard_ratio, scope).map_err(Error::rollout("--discard-ratio"))
     }
 
     /// The start rows of the feature with this prefix: the most specific `--rows-for`, else `--rows`.

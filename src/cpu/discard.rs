@@ -7,7 +7,6 @@ mod tests;
 
 use std::ops::Range;
 
-use crate::config::{Discard, DiscardScope};
 use crate::cpu::discard::key::{NAN_KEY, value};
 pub(crate) use crate::cpu::discard::select::scratch;
 use crate::cpu::fuse::FusedEntries;
@@ -38,19 +37,16 @@ impl Cutoff {
         map: FusedEntries<'_>,
         scratch: &mut [f32],
     ) -> Option<Cutoff> {
-        let Discard { scope, .. } = problem.config().discard?;
+        let discard = problem.config().discard?;
         let count = problem.discard_count(item);
         if count == 0 {
             return None;
         }
-        let first = match scope {
-            DiscardScope::Map => 0,
-            DiscardScope::Patches { special_tokens } => special_tokens,
-        };
+        let first = discard.first();
         let (key, last_tie) = select::cutoff(simd, map, first, count, scratch);
         Some(Cutoff {
             first,
-            keep_first: scope == DiscardScope::Map,
+            keep_first: discard.spares_origin(),
             key,
             last_tie,
         })

@@ -188,6 +188,10 @@ fn arguments() {
         ("--discard-ratio -0.1", &["--discard-ratio", "got -0.1"]),
         ("--discard-ratio NaN", &["--discard-ratio", "got NaN"]),
         (
+            "--discard-scope patches --special-tokens 4",
+            &["special tokens", "the 3 tokens", "got 4"],
+        ),
+        (
             "--attention-weight 1,2,3",
             &["--attention-weight", "2 layers", "got 3"],
         ),

@@ -279,6 +279,18 @@ fn parameters_outside_their_ranges() {
             }
         );
     }
+    let patches = |special_tokens| RolloutConfig {
+        discard: Some(Discard {
+            ratio: 0.5,
+            scope: DiscardScope::Patches { special_tokens },
+        }),
+        ..RolloutConfig::default()
+    };
+    assert_error!(
+        error(patches(SHAPE.tokens + 1)),
+        Error::SpecialTokens { tokens: 4, got: 5 }
+    );
+    Problem::new(SHAPE, DType::F32, patches(SHAPE.tokens)).unwrap();
     for (attention, identity, name) in [
         (f32::NAN, 0.5, "attention weight"),
         (0.5, f32::INFINITY, "identity weight"),
