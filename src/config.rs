@@ -109,19 +109,6 @@ impl Discard {
             got: ratio,
         })
     }
-
-    /// First row and column of an item's window that are in scope. A window that ends before has nothing in scope.
-    pub fn first(&self) -> usize {
-        match self.scope {
-            DiscardScope::Map => 0,
-            DiscardScope::Patches { special_tokens } => special_tokens,
-        }
-    }
-
-    /// Whether the entry (first, first) of the window is never zeroed.
-    pub fn spares_origin(&self) -> bool {
-        self.scope == DiscardScope::Map
-    }
 }
 
 /// Which entries of a fused map take part in [`Discard`].
@@ -135,6 +122,21 @@ pub enum DiscardScope {
         /// Leading tokens that are not patches (CLS, distillation, registers); at most all tokens of the problem.
         special_tokens: usize,
     },
+}
+
+impl DiscardScope {
+    /// The first token of a window that takes part.
+    pub const fn first(self) -> usize {
+        match self {
+            DiscardScope::Map => 0,
+            DiscardScope::Patches { special_tokens } => special_tokens,
+        }
+    }
+
+    /// Whether the entry (first, first) is never zeroed.
+    pub const fn spares_origin(self) -> bool {
+        matches!(self, DiscardScope::Map)
+    }
 }
 
 /// What a rollout returns. All outputs are f32 and 0 outside the windows.

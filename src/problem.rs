@@ -223,7 +223,7 @@ impl Problem {
         let Some(discard) = self.config.discard else {
             return 0;
         };
-        let side = self.windows[item].len.saturating_sub(discard.first());
+        let side = self.windows[item].len.saturating_sub(discard.scope.first());
         (discard.ratio * (side * side) as f64).floor() as usize
     }
 
@@ -405,7 +405,7 @@ fn check_discard(config: &RolloutConfig, tokens: usize) -> Result<()> {
     let Some(Discard { ratio, scope }) = config.discard else {
         return Ok(());
     };
-    match Discard::new(ratio, scope)?.first() {
+    match Discard::new(ratio, scope)?.scope.first() {
         got if got > tokens => Err(Error::SpecialTokens { tokens, got }),
         _ => Ok(()),
     }

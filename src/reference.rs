@@ -156,7 +156,7 @@ fn discarded(problem: &Problem, item: usize, fused: &[Vec<f32>]) -> Vec<(usize, 
     let Some(discard) = problem.config().discard else {
         return Vec::new();
     };
-    let (first, len) = (discard.first(), fused.len());
+    let (first, len) = (discard.scope.first(), fused.len());
     let mut entries: Vec<(usize, usize)> = (first..len)
         .flat_map(|i| (first..len).map(move |j| (i, j)))
         .collect();
@@ -167,7 +167,7 @@ fn discarded(problem: &Problem, item: usize, fused: &[Vec<f32>]) -> Vec<(usize, 
     };
     entries.sort_by(|a, b| key(a).total_cmp(&key(b)));
     entries.truncate(problem.discard_count(item));
-    if discard.spares_origin() {
+    if discard.scope.spares_origin() {
         entries.retain(|&entry| entry != (0, 0));
     }
     entries

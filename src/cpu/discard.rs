@@ -7,6 +7,7 @@ mod tests;
 
 use std::ops::Range;
 
+use crate::config::Discard;
 use crate::cpu::discard::key::{NAN_KEY, value};
 pub(crate) use crate::cpu::discard::select::scratch;
 use crate::cpu::fuse::FusedEntries;
@@ -37,16 +38,16 @@ impl Cutoff {
         map: FusedEntries<'_>,
         scratch: &mut [f32],
     ) -> Option<Cutoff> {
-        let discard = problem.config().discard?;
+        let Discard { scope, .. } = problem.config().discard?;
         let count = problem.discard_count(item);
         if count == 0 {
             return None;
         }
-        let first = discard.first();
+        let first = scope.first();
         let (key, last_tie) = select::cutoff(simd, map, first, count, scratch);
         Some(Cutoff {
             first,
-            keep_first: discard.spares_origin(),
+            keep_first: scope.spares_origin(),
             key,
             last_tie,
         })
