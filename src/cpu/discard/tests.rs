@@ -5,7 +5,7 @@ use super::*;
 use crate::HostLayer;
 use crate::cpu::fuse::ItemMaps;
 use crate::cpu::map::FusedMap;
-use crate::{DType, RolloutConfig, Shape};
+use crate::{DType, DiscardScope, RolloutConfig, Shape};
 
 /// A map of few different values, so that many are equal, some of them special.
 fn map(len: usize, special: bool) -> Vec<f32> {
@@ -95,11 +95,7 @@ fn discards_what_sorting_discards_on_every_instruction_set() {
                 ..Default::default()
             };
             let problem = Problem::new(shape, DType::F32, config).unwrap();
-            let first = match scope {
-                DiscardScope::Map => 0,
-                DiscardScope::Patches { special_tokens } => special_tokens,
-            };
-            let want = sorted(&problem, first, &fused);
+            let want = sorted(&problem, scope.first(), &fused);
             for simd in Simd::available() {
                 let mut scratch = vec![0.0; scratch(len)];
                 let mut got = fused.clone();
