@@ -38,8 +38,8 @@ fn relevance_with_as_many_axes_stays_as_it_is() {
 
 #[test]
 fn empty_axes_give_nothing() {
-    assert_eq!(expand(&RELEVANCE, &[2, 3], &[2, 3, 0]).unwrap(), []);
-    assert_eq!(expand(&[], &[0, 3], &[0, 3, 2]).unwrap(), []);
+    assert_eq!(expand(&RELEVANCE, &[2, 3], &[2, 3, 0]).unwrap(), [0.0; 0]);
+    assert_eq!(expand(&[], &[0, 3], &[0, 3, 2]).unwrap(), [0.0; 0]);
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn a_batch_of_zero_is_an_empty_result() {
             stream.push_layer(layer).unwrap();
         }
         stream.finish(&mut []).unwrap();
-        assert_eq!(reference::rollout(&problem, &layers).unwrap(), []);
+        assert_eq!(reference::rollout(&problem, &layers).unwrap(), [0.0; 0]);
     }
 }
 
