@@ -35,15 +35,22 @@ BEGIN {
     name[2] = "every kernel interpreted" (gpu ? "" : ", backend on the stand-in driver")
     name[3] = gpu ? "backend on the GPU, instructions as a GPU recorded them" : "instructions as a GPU recorded them"
 }
+# What a target says last is of all its tests; what came before, of tests run again in processes of their own.
+function finish() {
+    ran[tier] += passed
+    failed[tier] += failures
+    passed = failures = 0
+}
 { print; fflush() }
 /^ +(Running|Doc-tests) / {
+    finish()
     target = $NF
     gsub(/.*\/|-[0-9a-f]+\)$/, "", target)
     if (!(target in tiers)) print "tests/run.sh: of what tier is " target "?"
     tier = tiers[target]
 }
 /^test (\[.*\] )?compile::/ && target == "kernels" { compiled++ }
-/^test result:/ { ran[tier] += $4; failed[tier] += $6 }
+/^test result:/ { passed = $4; failures = $6 }
 match($0, /SKIPPED: /) {
     split(substr($0, RSTART + RLENGTH), said, ": ")
     test = said[1]
@@ -52,6 +59,7 @@ match($0, /SKIPPED: /) {
     why[tier] = substr($0, RSTART + RLENGTH + length(test) + 2)
 }
 END {
+    finish()
     ran[1] += compiled
     ran[2] -= compiled
     print ""
