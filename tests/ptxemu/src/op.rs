@@ -141,6 +141,14 @@ pub(crate) struct Store {
     pub(crate) order: Order,
 }
 
+/// `st.async`: a store to shared memory of a block of the cluster, completing on an mbarrier there.
+pub(crate) struct StoreAsync {
+    pub(crate) bytes: u32,
+    pub(crate) from: Vec<AnySlot>,
+    pub(crate) to: Address,
+    pub(crate) mbarrier: Address,
+}
+
 /// Computes what an atomic operation stores, from the old value and the operands.
 pub(crate) type Combine = fn(old: u64, b: u64, c: u64) -> u64;
 
@@ -351,6 +359,7 @@ pub(crate) enum Op {
     Alu(Alu),
     Load(Load),
     Store(Store),
+    StoreAsync(StoreAsync),
     Atomic(Atomic),
     Branch(u32),
     BranchTable {
@@ -410,7 +419,7 @@ impl Op {
             Self::ClusterBarrier(_) | Self::Mbarrier(_) => Class::Barrier,
             Self::CopyAsync(_) | Self::CopyCommit | Self::CopyWait(_) => Class::AsyncCopy,
             Self::CopyWaitAll | Self::BulkCopy(_) | Self::BulkCommit => Class::AsyncCopy,
-            Self::BulkWait { .. } => Class::AsyncCopy,
+            Self::BulkWait { .. } | Self::StoreAsync(_) => Class::AsyncCopy,
             Self::LoadMatrix(_) | Self::StoreMatrix(_) => Class::Shared,
             Self::Mma(_) => Class::Mma,
         }
@@ -427,6 +436,7 @@ impl Op {
         match self {
             Self::Load(x) => by_space(x.space, x.bytes * x.to.len() as u32),
             Self::Store(x) => by_space(x.space, x.bytes * x.from.len() as u32),
+            Self::StoreAsync(x) => (Some(x.bytes * x.from.len() as u32), None),
             Self::Atomic(x) => by_space(x.space, x.bytes),
             // A partial source is read byte by byte.
             Self::CopyAsync(x) if x.source_bytes.is_some() => (Some(x.bytes), Some(1)),

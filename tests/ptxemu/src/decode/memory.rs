@@ -2,7 +2,7 @@
 
 use super::Result;
 use super::alu::Decoder;
-use crate::op::{Address, Load, Op, Order, Store};
+use crate::op::{Address, Load, Op, Order, Store, StoreAsync};
 use crate::parse::{Space, Type};
 
 /// State spaces as modifiers.
@@ -97,7 +97,42 @@ pub(super) fn drop_cache_policy(d: &mut Decoder<'_, '_>, has_policy: bool) {
     }
 }
 
+/// `st.async{.weak}.shared::cluster.mbarrier::complete_tx::bytes{.vec}.type [to], from, [mbarrier]`.
+fn store_async(d: &mut Decoder<'_, '_>) -> Result<Op> {
+    d.take("weak");
+    if !d.take("shared::cluster") || !d.take("mbarrier::complete_tx::bytes") {
+        return Err("this form is not modelled".to_owned());
+    }
+    let count = take_vector(d);
+    let ty = d.take_type()?;
+    d.expect_operands(3)?;
+    let bytes = ty.bytes();
+    if bytes < 4 || bytes as usize * count > 16 {
+        return Err("an asynchronous store of this type is not modelled".to_owned());
+    }
+    let names = d.names(1)?;
+    if names.len() != count {
+        return Err(format!(
+            "{} registers where {count} are needed",
+            names.len()
+        ));
+    }
+    let from = names
+        .iter()
+        .map(|n| d.builder.any_source(n, ty, bytes == 8))
+        .collect::<Result<_>>()?;
+    Ok(Op::StoreAsync(StoreAsync {
+        bytes,
+        from,
+        to: d.address(0)?.0,
+        mbarrier: d.address(2)?.0,
+    }))
+}
+
 pub(super) fn decode(d: &mut Decoder<'_, '_>) -> Result<Op> {
+    if d.statement.opcode == "st" && d.take("async") {
+        return store_async(d);
+    }
     let order = take_order(d);
     let space = take_space(d);
     let policy = d.statement.has("L2::cache_hint");

@@ -4,7 +4,7 @@ use super::address::{self, Window};
 use super::engine::Engine;
 use super::shared::wavefronts;
 use super::stop::{AtLane, Exec, stop};
-use super::warp::Warp;
+use super::warp::{StrongRead, Warp};
 use crate::fault::FaultKind;
 use crate::op::{Address, Atomic, Load, Order, Store};
 use crate::parse::Space;
@@ -297,9 +297,11 @@ impl Engine<'_> {
         }
     }
 
-    pub(crate) fn load(&mut self, warp: &mut Warp, at: usize, mask: u32, op: &Load) -> Exec<()> {
+    /// Tells whether it only repeated a strong read of global memory, and found nothing new.
+    pub(crate) fn load(&mut self, warp: &mut Warp, at: usize, mask: u32, op: &Load) -> Exec<bool> {
         let bytes = u64::from(op.bytes) * op.to.len() as u64;
         let mut request = Request::new();
+        let mut found = Vec::new();
         for lane in lanes(mask) {
             let address = Self::address(warp, op.from, lane);
             let place = self.place(warp, lane, op.space, address, (bytes, bytes), "read")?;
@@ -315,6 +317,9 @@ impl Engine<'_> {
                     value
                 };
                 warp.registers.set_wide(slot, lane, value);
+                if op.order.strong && matches!(place, Place::Global { .. }) {
+                    found.push((address, value));
+                }
             }
             if op.order.strong
                 && let Some(key) = self.key(place)
@@ -323,7 +328,12 @@ impl Engine<'_> {
             }
         }
         self.count(at, &request, bytes, true, false);
-        Ok(())
+        if found.is_empty() {
+            return Ok(false);
+        }
+        let read = StrongRead { mask, found };
+        let before = warp.last_reads.insert(at, read.clone());
+        Ok(before == Some(read))
     }
 
     pub(crate) fn store(&mut self, warp: &mut Warp, at: usize, mask: u32, op: &Store) -> Exec<()> {

@@ -1,4 +1,4 @@
-//! `cp.async.bulk`, and everything that completes on an mbarrier. Copies land when no warp can go
+//! `cp.async.bulk`, `st.async`, and everything that completes on an mbarrier. Copies land when no warp can go
 //! on without them, the newest first: as late, and in as unexpected an order, as is legal.
 
 use super::access::Place;
@@ -7,18 +7,26 @@ use super::shared::Who;
 use super::stop::{AtLane, Exec, stop};
 use super::warp::{BulkStore, Warp};
 use crate::fault::FaultKind;
-use crate::op::{BulkCopy, BulkKind, Order};
+use crate::op::{BulkCopy, BulkKind, Order, StoreAsync};
 use crate::parse::Space;
 use crate::registers::lanes;
 
 /// Alignment of addresses and size of a bulk copy.
 const BULK_ALIGN: u64 = 16;
 
-/// Where a bulk copy reads.
-#[derive(Clone, Copy)]
+/// Where the data of a copy comes from.
+#[derive(Clone)]
 pub(crate) enum Source {
-    Global { index: usize, offset: u64 },
-    Shared { block: usize, offset: u64 },
+    Global {
+        index: usize,
+        offset: u64,
+    },
+    Shared {
+        block: usize,
+        offset: u64,
+    },
+    /// What registers held when it was issued.
+    Registers(Vec<u8>),
 }
 
 /// Something in flight that will complete on an mbarrier.
@@ -116,20 +124,40 @@ impl Engine<'_> {
             } => {
                 let mbarrier = Self::address(warp, mbarrier, lane);
                 match multicast {
-                    None => self.issue(warp, who, source, to, mbarrier, bytes)?,
+                    None => self.issue(warp, who, source, to, mbarrier, extent)?,
                     Some(ranks) => {
                         let ranks = warp.registers.get(ranks)[lane] & 0xffff;
                         for rank in lanes(ranks) {
                             let at = |address| super::address::of_rank(address, rank as u32);
-                            self.issue(warp, who, source, at(to), at(mbarrier), bytes)?;
+                            self.issue(warp, who, source.clone(), at(to), at(mbarrier), extent)?;
                         }
                     }
                 }
             }
             BulkKind::SharedToCluster { mbarrier } => {
                 let mbarrier = Self::address(warp, mbarrier, lane);
-                self.issue(warp, who, source, to, mbarrier, bytes)?;
+                self.issue(warp, who, source, to, mbarrier, extent)?;
             }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn store_async(&mut self, warp: &mut Warp, mask: u32, op: &StoreAsync) -> Exec<()> {
+        let bytes = u64::from(op.bytes) * op.from.len() as u64;
+        for lane in lanes(mask) {
+            let element = |&slot| {
+                let value: u64 = warp.registers.wide(slot, lane);
+                value.to_le_bytes().into_iter().take(op.bytes as usize)
+            };
+            let data = op.from.iter().flat_map(element).collect();
+            let who = Self::who(warp, lane, Order::default());
+            let (to, mbarrier) = (
+                Self::address(warp, op.to, lane),
+                Self::address(warp, op.mbarrier, lane),
+            );
+            let source = Source::Registers(data);
+            self.issue(warp, who, source, to, mbarrier, (bytes, bytes))
+                .at_lane(lane)?;
         }
         Ok(())
     }
@@ -142,9 +170,9 @@ impl Engine<'_> {
         from: Source,
         to: u64,
         mbarrier: u64,
-        bytes: u64,
+        (bytes, align): (u64, u64),
     ) -> Exec<()> {
-        let place = self.shared_place(warp, to, (bytes, BULK_ALIGN), "bulk copy")?;
+        let place = self.shared_place(warp, to, (bytes, align), "asynchronous copy")?;
         let Place::Shared { block, offset } = place else {
             return Ok(());
         };
@@ -157,7 +185,7 @@ impl Engine<'_> {
             return Ok(());
         };
         if at_block != block {
-            let text = "a bulk copy whose mbarrier is in another block than its destination";
+            let text = "a copy whose mbarrier is in another block than its destination";
             return stop(FaultKind::IllegalOperand, text);
         }
         self.state((at_block, at_offset))?;
@@ -253,6 +281,7 @@ impl Engine<'_> {
                 shared.note_read(offset, bytes, who, &self.clocks)?;
                 Ok(shared.slice(offset, bytes).to_vec())
             }
+            Source::Registers(data) => Ok(data),
         }
     }
 

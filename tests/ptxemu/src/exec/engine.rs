@@ -47,6 +47,9 @@ pub(crate) struct Block {
     pub(crate) mbarriers: HashMap<u64, MbarrierState>,
 }
 
+/// Rounds of all warps in which nobody does more than poll, after which those that poll memory wait in vain.
+const MOST_IDLE_ROUNDS: u32 = 1 << 12;
+
 /// A location through which threads synchronise: a global address, or a marked shared one.
 pub(crate) type SyncKey = u64;
 
@@ -65,6 +68,8 @@ pub(crate) struct Engine<'a> {
     /// Copies in flight that complete on an mbarrier.
     pub(crate) pending: Vec<Pending>,
     pub(crate) steps: u64,
+    /// A warp has read global memory again and found nothing new.
+    pub(crate) polls_memory: bool,
     /// Things that other warps may wait for.
     pub(crate) events: u64,
 }
@@ -73,6 +78,7 @@ impl Engine<'_> {
     /// Runs all warps of the group to their end.
     pub(crate) fn run(&mut self, warps: &mut [Warp]) -> Result<(), Fault> {
         let mut random = self.env.options.seed ^ self.group.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut idle_rounds = 0;
         loop {
             let mut progress = false;
             let start = if self.env.options.seed == 0 {
@@ -95,10 +101,16 @@ impl Engine<'_> {
                 return self.finish(warps);
             }
             if progress || self.events != events {
+                idle_rounds = 0;
                 continue;
             }
             // Nobody can go on without a copy: only now does one complete.
-            if !self.land_one(warps).map_err(|s| self.copy_fault(*s))? {
+            if self.land_one(warps).map_err(|s| self.copy_fault(*s))? {
+                continue;
+            }
+            // A warp that reads memory again may also count how often.
+            idle_rounds += 1;
+            if !std::mem::take(&mut self.polls_memory) || idle_rounds > MOST_IDLE_ROUNDS {
                 return Err(self.deadlock(warps));
             }
         }

@@ -87,6 +87,7 @@ impl<'a> Worker<'a> {
             fenced: None,
             found: HashMap::new(),
             polled: false,
+            last_reads: Default::default(),
             cluster_arrived: 0,
             cluster_phase: 0,
         });
@@ -105,6 +106,7 @@ impl<'a> Worker<'a> {
                 locations: HashMap::new(),
                 pending: Vec::new(),
                 steps: 0,
+                polls_memory: false,
                 events: 0,
             },
         }

@@ -171,8 +171,14 @@ impl Engine<'_> {
     ) -> Exec<Flow> {
         match op {
             Op::Alu(alu) => alu(&mut warp.registers, mask),
-            Op::Load(load) => self.load(warp, at, mask, load)?,
+            Op::Load(load) => {
+                if self.load(warp, at, mask, load)? {
+                    self.polls_memory = true;
+                    return Ok(Flow::Yield);
+                }
+            }
             Op::Store(store) => self.store(warp, at, mask, store)?,
+            Op::StoreAsync(store) => self.store_async(warp, mask, store)?,
             Op::Atomic(atomic) => self.atomic(warp, at, mask, atomic)?,
             Op::Branch(target) => return Ok(Flow::Jump(*target)),
             Op::BranchTable { index, targets } => return branch_table(warp, mask, *index, targets),

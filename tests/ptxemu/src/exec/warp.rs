@@ -72,6 +72,13 @@ impl LaneCopies {
     }
 }
 
+/// Addresses of a strong read of global memory and what it found, by lane.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct StrongRead {
+    pub(crate) mask: u32,
+    pub(crate) found: Vec<(u64, u64)>,
+}
+
 /// One warp of a group of blocks.
 pub(crate) struct Warp {
     /// Index among the warps of the group.
@@ -94,6 +101,8 @@ pub(crate) struct Warp {
     pub(crate) found: std::collections::HashMap<u64, Vec<Release>>,
     /// The warp gave up its turn because a wait failed.
     pub(crate) polled: bool,
+    /// What strong reads of global memory found last, by instruction.
+    pub(crate) last_reads: std::collections::HashMap<usize, StrongRead>,
     /// Lanes that have arrived at the cluster barrier and not yet waited.
     pub(crate) cluster_arrived: u32,
     /// The phase they arrived in.

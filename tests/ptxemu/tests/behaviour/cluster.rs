@@ -72,6 +72,36 @@ fn other_blocks_need_not_run_before_they_are_met_or_after_they_exit() {
     pair(&late).faults(UseAfterFree, "all threads of which have exited");
 }
 
+/// This lane's word goes to the other block, which counts the bytes of all lanes.
+fn counted(bytes: u32, wait: &str, vector: &str) -> Bench {
+    pair(&format!(
+        ".shared .align 8 .b64 m; setp.eq.u32 %p0, %tid, 0; @%p0 mbarrier.init.shared.b64 [m], 1;\n\
+         @%p0 fence.mbarrier_init.release.cluster; mov.u32 %r5, m; mapa.shared::cluster.u32 %r6, %r5, %r10; {SYNC}\n\
+         @%p0 mbarrier.arrive.expect_tx.shared.b64 %rd1, [m], {bytes};\n\
+         mad.lo.u32 %r3, %cta, 100, %lane; mov.u32 %r4, %r3;\n\
+         {vector} mov.u32 %r3, 7;\n\
+         $w: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %p1, [m], 0; @!%p1 {wait}\n\
+         ld.shared.u32 %r0, [%r2]; {STORE}"
+    ))
+}
+
+#[test]
+fn asynchronous_stores_count_on_the_barrier_of_the_other_block() {
+    let one = "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%r11], %r3, [%r6];";
+    let expected: Vec<u32> = (0..4)
+        .flat_map(|b: u32| (0..32).map(move |l| (b ^ 1) * 100 + l))
+        .collect();
+    assert_eq!(counted(128, "bra $w;", one).run(), expected);
+    counted(128, "bra $e; $e:", one).faults(UnwaitedCopy, "pending copy");
+    counted(132, "bra $w;", one).faults(Deadlock, "polls");
+    let two = "and.b32 %r7, %lane, 1; setp.eq.u32 %p2, %r7, 0;\n\
+               @%p2 st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%r11], {%r3, %r4}, [%r6];";
+    let pairs: Vec<u32> = expected.iter().map(|v| v & !1).collect();
+    assert_eq!(counted(128, "bra $w;", two).run(), pairs);
+    let here = one.replace("[%r6]", "[%r5]");
+    counted(128, "bra $w;", &here).faults(IllegalOperand, "in another block");
+}
+
 #[test]
 fn remote_atomics() {
     let body = format!(

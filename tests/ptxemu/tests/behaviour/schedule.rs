@@ -63,9 +63,29 @@ fn blocks_of_a_cooperative_launch_may_wait_for_each_other() {
     let body = "setp.ne.u32 %p0, %tid, 0; @%p0 bra $e; membar.gl; red.global.add.u32 [%out], 1;\n\
                 $l: ld.volatile.global.u32 %r1, [%out]; setp.lt.u32 %p1, %r1, 4; @%p1 bra $l; $e:";
     let mut bench = warp(body).grid(4).output(4, 0);
-    bench.faults(ptxemu::FaultKind::StepLimit, "instructions");
+    bench.faults(ptxemu::FaultKind::Deadlock, "polls");
     bench.cooperative = true;
     assert_eq!(bench.run()[0], 4);
+}
+
+#[test]
+fn a_block_that_reads_memory_again_lets_copies_land_and_may_give_up() {
+    // Block 1 waits for a bulk copy, and block 0 for the word that it then writes.
+    let body = ".shared .align 16 .b32 s[32]; .shared .align 8 .b64 m; setp.ne.u32 %p0, %tid, 0; @%p0 bra $e;\n\
+                setp.eq.u32 %p1, %cta, 0; @%p1 bra $poll; mbarrier.init.shared.b64 [m], 1;\n\
+                mbarrier.arrive.expect_tx.shared.b64 %rd1, [m], 128;\n\
+                cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [s], [%in], 128, [m];\n\
+                $w: mbarrier.try_wait.parity.shared.b64 %p2, [m], 0; @!%p2 bra $w;\n\
+                ld.shared.u32 %r1, [s+8]; st.relaxed.gpu.global.u32 [%out], %r1; bra $e;\n\
+                $poll: mov.u32 %r3, 0;\n\
+                $l: ld.relaxed.gpu.global.u32 %r2, [%out]; setp.ne.u32 %p3, %r2, 0; @%p3 bra $found;\n\
+                add.u32 %r3, %r3, 1; setp.lt.u32 %p4, %r3, 1000; @%p4 bra $l;\n\
+                $found: st.global.u32 [%out+4], %r2; $e:";
+    let mut bench = warp(body).grid(2).output(2, 0);
+    bench.cooperative = true;
+    assert_eq!(bench.run(), [106, 106]);
+    // Alone, block 0 gives up after a thousand reads.
+    assert_eq!(warp(body).output(2, 0).run(), [0, 0]);
 }
 
 #[test]
