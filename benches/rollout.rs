@@ -146,7 +146,8 @@ fn models(criterion: &mut Criterion) {
             let problem = Problem::new(shape, spec.dtype, config).expect("the problem is valid");
             let map_bytes = problem.map_bytes();
             bench(criterion, &spec.name(), map_bytes, device, || {
-                let inputs = Inputs::random(&shape, spec.dtype, problem.config().causal, 1);
+                let inputs = Inputs::random(&shape, spec.dtype, problem.config().causal, 1)
+                    .expect("there is memory for the maps");
                 vec![(problem.clone(), inputs)]
             });
         }
@@ -180,7 +181,8 @@ fn clinical(criterion: &mut Criterion) {
             device,
             || {
                 let member = |problem: &Problem| {
-                    let inputs = Inputs::random(problem.shape(), DType::F32, false, 1);
+                    let inputs = Inputs::random(problem.shape(), DType::F32, false, 1)
+                        .expect("there is memory for the maps");
                     (problem.clone(), inputs)
                 };
                 problems.iter().map(member).collect()
@@ -224,7 +226,8 @@ fn minilm(criterion: &mut Criterion) {
         let name = format!("{config}/minilm/b4/f32");
         bench(criterion, &name, problem.map_bytes(), device, || {
             let layers: Vec<_> = layers.iter().map(|l| HostLayer::from(&l[..])).collect();
-            vec![(problem.clone(), Inputs::copied(&layers))]
+            let inputs = Inputs::copied(&layers).expect("there is memory for the maps");
+            vec![(problem.clone(), inputs)]
         });
     }
 }

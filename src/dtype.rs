@@ -52,6 +52,27 @@ impl std::str::FromStr for DType {
     }
 }
 
+/// Evaluates an expression with `$T` as the type whose tag is `$dtype`: the one place that tells the types apart.
+macro_rules! with_element {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $crate::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::DType::F16 => {
+                type $T = ::half::f16;
+                $body
+            }
+            $crate::DType::Bf16 => {
+                type $T = ::half::bf16;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_element;
+
 mod sealed {
     pub trait Sealed {}
     impl Sealed for f32 {}

@@ -15,7 +15,7 @@ pub mod cpu;
 pub mod cuda;
 mod dtype;
 mod error;
-mod input;
+mod layer;
 mod layout;
 #[cfg(feature = "cpu")]
 #[doc(hidden)]
@@ -33,7 +33,7 @@ pub use config::{
 };
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
-pub use input::HostLayer;
+pub use layer::{HostLayer, HostTensor, Layer, OwnedTensor};
 pub use layout::{Shape, Strides, Window};
 pub use problem::{Problem, ProblemBuilder};
 #[cfg(any(feature = "cpu", feature = "cuda"))]

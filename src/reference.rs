@@ -5,7 +5,7 @@
 
 use crate::config::{HeadFusion, Output};
 use crate::error::Result;
-use crate::input::HostLayer;
+use crate::layer::HostLayer;
 use crate::layout::{Shape, Window};
 use crate::problem::Problem;
 
@@ -65,7 +65,7 @@ pub fn rollout(problem: &Problem, layers: &[HostLayer<'_>]) -> Result<Vec<f64>> 
 pub(crate) fn layer_matrix(
     problem: &Problem,
     layer: usize,
-    maps: &HostLayer<'_>,
+    operands: &HostLayer<'_>,
     item: usize,
 ) -> Matrix {
     let len = problem.windows()[item].len;
@@ -73,7 +73,7 @@ pub(crate) fn layer_matrix(
     let mut fused_f32 = vec![vec![0.0; len]; len];
     for i in 0..len {
         for j in 0..if problem.config().causal { i + 1 } else { len } {
-            let heads = head_entries(problem, layer, maps, item, i, j);
+            let heads = head_entries(problem, layer, operands, item, i, j);
             ahat[i][j] = fuse_f64(&problem.config().head_fusion, &heads);
             fused_f32[i][j] = fuse_f32(&problem.config().head_fusion, &heads);
         }
@@ -97,15 +97,16 @@ pub(crate) fn layer_matrix(
     ahat
 }
 
-/// `A[item, h, i, j]` of all heads, `i` and `j` counted from the start of the item's window.
+/// The source's entries at `[item, h, i, j]` of all heads, `i` and `j` counted from the start of the item's window.
 fn head_entries(
     problem: &Problem,
     layer: usize,
-    maps: &HostLayer<'_>,
+    operands: &HostLayer<'_>,
     item: usize,
     i: usize,
     j: usize,
 ) -> Vec<f32> {
+    let HostLayer::Maps(maps) = operands;
     let strides = problem.strides(layer);
     let start = problem.windows()[item].start;
     let first = item * strides.batch + (start + i) * strides.row + start + j;

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use crate::dtype::Element;
+use crate::dtype::{Element, with_element};
 use crate::error::{Error, Result};
-use crate::input::HostLayer;
+use crate::layer::HostLayer;
 use crate::problem::Problem;
 
 /// Values summed side by side, so that the sum does not wait for itself.
@@ -94,10 +94,11 @@ pub fn validate(
         });
     }
     problem.check_layers(layers, problem.output_len())?;
-    Ok(problem.layers().find_map(|layer| match layers[layer] {
-        HostLayer::F32(maps) => check_layer(problem, layer, maps, tolerance),
-        HostLayer::F16(maps) => check_layer(problem, layer, maps, tolerance),
-        HostLayer::Bf16(maps) => check_layer(problem, layer, maps, tolerance),
+    Ok(problem.layers().find_map(|layer| {
+        let HostLayer::Maps(maps) = layers[layer];
+        with_element!(maps.dtype(), T => {
+            check_layer::<T>(problem, layer, maps.as_slice()?, tolerance)
+        })
     }))
 }
 

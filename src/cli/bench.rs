@@ -126,11 +126,16 @@ fn file_members(args: &BenchArgs, path: &Path) -> Result<Vec<(Problem, Inputs)>>
     let tensors = file.tensors()?;
     let jobs = jobs(&tensors, &args.select, &args.config, args.output_kind)?;
     let member = |job: Job<'_>| {
-        let maps = job.feature.maps(0..job.feature.shape.batch);
+        let place = || Error::rollout(job.feature.place());
+        let maps = job
+            .feature
+            .maps(0..job.feature.shape.batch)
+            .map_err(place())?;
         let layers: Vec<_> = maps.iter().map(Maps::host_layer).collect();
-        (job.problem, Inputs::copied(&layers))
+        let inputs = Inputs::copied(&layers).map_err(place())?;
+        Ok((job.problem, inputs))
     };
-    Ok(jobs.into_iter().map(member).collect())
+    jobs.into_iter().map(member).collect()
 }
 
 fn random_member(args: &BenchArgs) -> Result<(Problem, Inputs)> {
@@ -143,7 +148,8 @@ fn random_member(args: &BenchArgs) -> Result<(Problem, Inputs)> {
         &args.config,
         args.output_kind,
     )?;
-    let inputs = Inputs::random(&shape, args.dtype, args.config.causal, 0);
+    let inputs = Inputs::random(&shape, args.dtype, args.config.causal, 0)
+        .map_err(Error::rollout("bench"))?;
     Ok((problem, inputs))
 }
 

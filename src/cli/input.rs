@@ -1,12 +1,11 @@
 //! The input file: memory-mapped, checked as a whole, its layers grouped by feature.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use attention_rollout::{DType, HostLayer, Shape};
+use attention_rollout::{DType, HostLayer, HostTensor, OwnedTensor, Shape};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::tensor::{TensorInfo, TensorView};
@@ -269,45 +268,35 @@ impl<'a> Feature<'a> {
     }
 
     /// The maps of `items` in every layer, straight from the file; a copy only where the file does not align them.
-    pub fn maps(&self, items: Range<usize>) -> Vec<Maps<'a>> {
+    pub fn maps(&self, items: Range<usize>) -> attention_rollout::Result<Vec<Maps<'a>>> {
         self.layers
             .iter()
             .map(|view| {
                 // An item's bytes divide the tensor's, because the batch is its first axis.
                 let item = view.data().len().checked_div(self.shape.batch).unwrap_or(0);
                 let bytes = &view.data()[items.start * item..items.end * item];
-                match self.dtype {
-                    DType::F32 => Maps::F32(cast(bytes)),
-                    DType::F16 => Maps::F16(cast(bytes)),
-                    DType::Bf16 => Maps::Bf16(cast(bytes)),
+                match HostTensor::from_bytes(self.dtype, bytes) {
+                    Some(maps) => Ok(Maps::InFile(maps)),
+                    None => OwnedTensor::copied(self.dtype, bytes).map(Maps::Copied),
                 }
             })
             .collect()
     }
 }
 
-/// One layer's maps, borrowed from the file where they are aligned there.
+/// One layer's maps.
 pub enum Maps<'a> {
-    F32(Cow<'a, [f32]>),
-    F16(Cow<'a, [f16]>),
-    Bf16(Cow<'a, [bf16]>),
+    InFile(HostTensor<'a>),
+    Copied(OwnedTensor),
 }
 
 impl Maps<'_> {
     /// The maps as the library takes them.
     pub fn host_layer(&self) -> HostLayer<'_> {
         match self {
-            Maps::F32(maps) => HostLayer::F32(maps),
-            Maps::F16(maps) => HostLayer::F16(maps),
-            Maps::Bf16(maps) => HostLayer::Bf16(maps),
+            Maps::InFile(maps) => (*maps).into(),
+            Maps::Copied(maps) => maps.tensor().into(),
         }
-    }
-}
-
-fn cast<T: bytemuck::Pod>(bytes: &[u8]) -> Cow<'_, [T]> {
-    match bytemuck::try_cast_slice(bytes) {
-        Ok(maps) => Cow::Borrowed(maps),
-        Err(_) => Cow::Owned(bytemuck::pod_collect_to_vec(bytes)),
     }
 }
 

@@ -130,7 +130,7 @@ fn read_bandwidth(threads: NonZeroUsize, sample_bytes: usize) -> Result<f64> {
     let place = "reading memory";
     let read = HostRead::new(threads).map_err(Error::rollout(place))?;
     let sample = vec![1.0f32; sample_bytes / 4];
-    let times = (0..3).map(|_| read.time(&[HostLayer::F32(&sample)], sample_bytes));
+    let times = (0..3).map(|_| read.time(&[HostLayer::from(&sample[..])], sample_bytes));
     let best = times.min().unwrap_or_default();
     Ok(sample_bytes as f64 / best.as_secs_f64())
 }

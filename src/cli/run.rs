@@ -208,9 +208,9 @@ impl Sink {
         for start in all.clone().step_by(step) {
             let items = start..(start + step).min(all.end);
             let part = job.problem.slice_batch(items.clone());
-            let maps = job.feature.maps(items.clone());
-            let layers: Vec<_> = maps.iter().map(Maps::host_layer).collect();
             let place = || Error::rollout(job.feature.place());
+            let maps = job.feature.maps(items.clone()).map_err(place())?;
+            let layers: Vec<_> = maps.iter().map(Maps::host_layer).collect();
             if let Some(tolerance) = validate {
                 check_maps(job, &part, &layers, start, tolerance)?;
             }

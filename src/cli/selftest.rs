@@ -7,8 +7,8 @@ use attention_rollout::cuda::entry::Entry;
 use attention_rollout::cuda::variant::{Form, Fusion, Variant};
 use attention_rollout::cuda::{self, DeviceLayer, GroupItem, GroupPlan, Plan};
 use attention_rollout::{
-    DType, Discard, DiscardScope, HeadFusion, HostLayer, Output, Problem, RolloutConfig, Shape,
-    StartRows, Window, measure::Inputs, reference,
+    DType, Discard, DiscardScope, HeadFusion, HostLayer, Layer, Output, Problem, RolloutConfig,
+    Shape, StartRows, Window, measure::Inputs, reference,
 };
 use clap::Args;
 use half::{bf16, f16};
@@ -99,7 +99,7 @@ fn max_error(
         (Entry::Grouped, _) => problems.push(problem(variant, 2, TOKENS)?),
     }
     let random = |problem: &Problem| Inputs::random(problem.shape(), problem.dtype(), false, 1);
-    let inputs: Vec<Inputs> = problems.iter().map(random).collect();
+    let inputs: Vec<Inputs> = problems.iter().map(random).collect::<Result<_, _>>()?;
     let context = gpus.context();
     let gpus = gpus.forcing(variant);
     let stream = context.default_stream();
@@ -245,6 +245,9 @@ enum Buffer {
 
 impl Buffer {
     fn upload(stream: &Arc<CudaStream>, maps: &HostLayer<'_>) -> Result<Self, DriverError> {
+        let Layer::Maps(maps) = maps else {
+            unreachable!("inputs are maps");
+        };
         match maps.dtype() {
             DType::F32 => stream
                 .clone_htod(maps.as_slice().unwrap_or_default())

@@ -113,7 +113,7 @@ fn check(
     let items = 0..job.problem.shape().batch.min(items.get());
     let place = || Error::rollout(job.feature.place());
     let problem = job.problem.slice_batch(items.clone());
-    let maps = job.feature.maps(items);
+    let maps = job.feature.maps(items).map_err(place())?;
     let layers: Vec<HostLayer<'_>> = maps.iter().map(Maps::host_layer).collect();
     let expected = reference::rollout(&problem, &layers).map_err(place())?;
     let budget = budget(&problem, &layers, &expected).map_err(place())?;

@@ -21,8 +21,8 @@ pub(crate) use crate::cpu::fuse::sink::Accumulate;
 use crate::cpu::fuse::fold::{Above, Extreme, Fold, Mean, Weighted};
 use crate::cpu::fuse::sink::{Sink, Store};
 use crate::cpu::simd::{InnerLoop, Lanes, Scalar, Simd};
-use crate::dtype::Element;
-use crate::input::HostLayer;
+use crate::dtype::{Element, with_element};
+use crate::layer::HostTensor;
 use crate::problem::Problem;
 
 /// How far ahead of the loads the maps are prefetched, in bytes, all heads together: a few times what is on its way
@@ -37,7 +37,7 @@ const HEADS_PER_SUM: usize = 8;
 #[derive(Clone, Copy)]
 pub(crate) struct ItemMaps<'a> {
     pub problem: &'a Problem,
-    pub maps: HostLayer<'a>,
+    pub maps: HostTensor<'a>,
     pub layer: usize,
     pub item: usize,
 }
@@ -78,14 +78,12 @@ impl<'a> ItemMaps<'a> {
         let as_it_is = rows.heads == 1
             && rows.causal_from.is_none()
             && !matches!(rows.fusion, HeadFusion::Weighted(_));
-        match rows.maps {
-            HostLayer::F32(maps) if as_it_is => Some(FusedEntries {
-                entries: &maps[rows.first..],
-                stride: rows.row_stride,
-                len: rows.len,
-            }),
-            _ => None,
-        }
+        let maps: &[f32] = rows.maps.as_slice().filter(|_| as_it_is)?;
+        Some(FusedEntries {
+            entries: &maps[rows.first..],
+            stride: rows.row_stride,
+            len: rows.len,
+        })
     }
 }
 
@@ -117,7 +115,7 @@ impl<'a> FusedEntries<'a> {
     /// The columns `columns` of the rows `rows`.
     pub fn part(&self, rows: Range<usize>, columns: Range<usize>) -> MapRows<'a> {
         MapRows {
-            maps: HostLayer::F32(self.entries),
+            maps: self.entries.into(),
             first: rows.start * self.stride + columns.start,
             head_stride: 0,
             row_stride: self.stride,
@@ -135,7 +133,7 @@ impl<'a> FusedEntries<'a> {
 /// Some rows of one item's maps of one layer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MapRows<'a> {
-    maps: HostLayer<'a>,
+    maps: HostTensor<'a>,
     /// The first row's first entry in the first head.
     first: usize,
     head_stride: usize,
@@ -198,11 +196,7 @@ impl InnerLoop for Prefetch<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         let rows = self.0;
-        let (maps, size) = match rows.maps {
-            HostLayer::F32(maps) => (maps.as_ptr().cast::<u8>(), 4),
-            HostLayer::F16(maps) => (maps.as_ptr().cast(), 2),
-            HostLayer::Bf16(maps) => (maps.as_ptr().cast(), 2),
-        };
+        let (maps, size) = (rows.maps.bytes().as_ptr(), rows.maps.dtype().size_bytes());
         let bytes = (rows.rows * rows.row_stride * size).min(PREFETCH_BYTES / rows.heads);
         for head in 0..rows.heads {
             let first = maps.wrapping_add((rows.first + head * rows.head_stride) * size);
@@ -226,11 +220,10 @@ impl<S: Sink> InnerLoop for FuseRows<'_, S> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        match self.from.maps {
-            HostLayer::F32(maps) => self.by_fusion(lanes, maps),
-            HostLayer::F16(maps) => self.by_fusion(lanes, maps),
-            HostLayer::Bf16(maps) => self.by_fusion(lanes, maps),
-        }
+        let maps = self.from.maps;
+        with_element!(maps.dtype(), T => {
+            self.by_fusion::<L, T>(lanes, maps.as_slice().unwrap_or_default())
+        });
     }
 }
 

@@ -8,7 +8,7 @@ use crate::cpu::engine::{Engine, Prepared};
 use crate::cpu::form::{FormScratch, prepare};
 use crate::cpu::team::{Shared, Team};
 use crate::error::{Error, Result};
-use crate::input::HostLayer;
+use crate::layer::HostLayer;
 use crate::problem::Problem;
 
 /// Problems that may differ in everything, made ready to run together on one team of threads.

@@ -7,7 +7,7 @@ use crate::cpu::engine::Prepared;
 use crate::cpu::fuse::{Accumulate, FusedEntries, ItemMaps, MapRows};
 use crate::cpu::simd::{InnerLoop, Lanes, MOST_LANES, Simd};
 use crate::cpu::team::{Member, Shared};
-use crate::input::HostLayer;
+use crate::layer::HostLayer;
 use crate::problem::Problem;
 
 /// One run of one problem: what it reads and writes, lengths checked.
@@ -33,9 +33,10 @@ impl<'a> Run<'a> {
 
     /// The maps of `item` in `layer`.
     pub fn maps(&self, layer: usize, item: usize) -> ItemMaps<'a> {
+        let HostLayer::Maps(maps) = self.layers[layer];
         ItemMaps {
             problem: self.problem,
-            maps: self.layers[layer],
+            maps,
             layer,
             item,
         }

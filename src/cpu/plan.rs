@@ -10,7 +10,7 @@ use crate::cpu::form::{FormScratch, prepare};
 use crate::cpu::team::{Shared, Team};
 use crate::cpu::{Options, Progress};
 use crate::error::Result;
-use crate::input::HostLayer;
+use crate::layer::HostLayer;
 use crate::problem::Problem;
 
 /// A problem made ready to run on the CPU: threads started, workspace allocated. Prints what it has decided.

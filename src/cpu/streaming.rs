@@ -15,7 +15,7 @@ use crate::cpu::panels::{self, Rollouts, Slab};
 use crate::cpu::team::{Shared, Team};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::input::HostLayer;
+use crate::layer::HostLayer;
 use crate::layout::{Shape, product as checked};
 use crate::problem::Problem;
 
@@ -139,13 +139,13 @@ impl StreamingPlan {
         kept + self.engine.workspace_bytes()
     }
 
-    /// Takes in the next layer of the problem's range. `maps` is not needed any more once this returns. The layer's
+    /// Takes in the next layer of the problem's range. `operands` are not needed any more once this returns. The layer's
     /// strides are the problem's.
     ///
     /// # Errors
     /// [`Error::StreamedLayers`] where the range has been pushed; else as [`Problem::check_layer`]. After an error
     /// the stream is as it was.
-    pub fn push_layer(&mut self, maps: HostLayer<'_>) -> Result<()> {
+    pub fn push_layer(&mut self, operands: HostLayer<'_>) -> Result<()> {
         let expected = self.problem.layers().len();
         if self.pushed == expected {
             return Err(Error::StreamedLayers {
@@ -154,7 +154,8 @@ impl StreamingPlan {
             });
         }
         let layer = self.problem.layers().start + self.pushed;
-        self.problem.check_layer(layer, &maps)?;
+        self.problem.check_layer(layer, &operands)?;
+        let HostLayer::Maps(maps) = operands;
         let Shape { batch, tokens, .. } = *self.problem.shape();
         let pushed = self.pushed;
         let cumulative = self.problem.config().output == Output::Cumulative;
@@ -231,7 +232,7 @@ impl StreamingPlan {
         match &mut self.state {
             State::Layers(kept, engine) => {
                 let layers: Vec<_> = match batch * tokens * tokens {
-                    0 => vec![HostLayer::F32(&[]); expected],
+                    0 => vec![HostLayer::from(&kept[..0]); expected],
                     slab => kept.chunks_exact(slab).map(HostLayer::from).collect(),
                 };
                 let out = Shared::new(out);

@@ -19,7 +19,7 @@ use super::schedule::Schedule;
 use super::{device, heuristics, pipelines};
 use crate::config::Output;
 use crate::error::{Error, Result};
-use crate::input::HostLayer;
+use crate::layer::HostLayer;
 use crate::layout::{Shape, Strides};
 use crate::problem::Problem;
 use crate::progress::Progress;
@@ -396,12 +396,12 @@ fn planes<'o>(
     parts
 }
 
-/// Copies the windows of `items` of one layer, where item 0 is item `first` of `maps`, to `staged`, contiguous
+/// Copies the windows of `items` of one layer, where item 0 is item `first` of `operands`, to `staged`, contiguous
 /// `[items, heads, tokens, tokens]`.
 fn pack_layer(
     problem: &Problem,
     layer: usize,
-    maps: &HostLayer<'_>,
+    operands: &HostLayer<'_>,
     first: usize,
     items: Range<usize>,
     staged: &mut [u8],
@@ -409,11 +409,8 @@ fn pack_layer(
     let Shape { heads, tokens, .. } = *problem.shape();
     let Strides { batch, head, row } = *problem.strides(layer);
     let size = problem.dtype().size_bytes();
-    let bytes: &[u8] = match maps {
-        HostLayer::F32(maps) => bytemuck::cast_slice(maps),
-        HostLayer::F16(maps) => bytemuck::cast_slice(maps),
-        HostLayer::Bf16(maps) => bytemuck::cast_slice(maps),
-    };
+    let HostLayer::Maps(maps) = operands;
+    let bytes = maps.bytes();
     let map_bytes = tokens * tokens * size;
     for (item, staged) in items.zip(staged.chunks_exact_mut(heads * map_bytes)) {
         let window = problem.windows()[item];

@@ -1,7 +1,7 @@
 //! The answer, checked against the f64 reference before anything is timed.
 
 use crate::config::Output;
-use crate::input::HostLayer;
+use crate::layer::HostLayer;
 use crate::layout::Shape;
 use crate::problem::Problem;
 use crate::reference::{Matrix, layer_matrix};
@@ -129,7 +129,7 @@ mod tests {
                 ..Default::default()
             };
             let problem = Problem::new(shape, DType::F32, config).unwrap();
-            let inputs = Inputs::random(&shape, DType::F32, false, 3);
+            let inputs = Inputs::random(&shape, DType::F32, false, 3).unwrap();
             let layers = inputs.layers();
             let exact = crate::reference::rollout(&problem, &layers).unwrap();
             let mut out: Vec<f32> = exact.iter().map(|&v| v as f32).collect();

@@ -376,17 +376,13 @@ impl Copies {
                 here
             };
             let of_problem = |inputs: &Inputs| {
-                let layers = inputs.layers().into_iter();
-                layers
-                    .zip(inputs.layer_bytes())
-                    .map(|(layer, bytes)| {
-                        // SAFETY: the elements have just been copied there. Nothing writes them any more, and they
-                        // are kept as long as the layers.
-                        unsafe {
-                            DeviceLayer::from_raw(place(bytes.len()), layer.len(), layer.dtype())
-                        }
-                    })
-                    .collect()
+                let layer = |maps: HostTensor<'_>| {
+                    let address = place(maps.bytes().len());
+                    // SAFETY: the elements have just been copied there. Nothing writes them any more, and they are
+                    // kept as long as the layers.
+                    unsafe { DeviceLayer::from_raw(address, maps.len(), maps.dtype()) }
+                };
+                inputs.maps().map(layer).collect()
             };
             inputs.iter().map(of_problem).collect()
         };

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::thread_pool;
 use crate::error::Result;
-use crate::input::HostLayer;
+use crate::layer::{HostLayer, HostTensor, Layer};
 
 /// Reads maps as fast as this machine can with a number of threads.
 ///
@@ -88,22 +88,13 @@ impl HostRead {
 /// The words in the first `bytes` bytes of `layers`.
 pub(super) fn parts<'a>(layers: &[HostLayer<'a>], bytes: usize) -> Vec<&'a [u64]> {
     let mut left = bytes / size_of::<u64>();
-    let cut = |layer| {
-        let words = words(layer);
+    let cut = |tensor: &HostTensor<'a>| {
+        let (_, words, _) = bytemuck::pod_align_to(tensor.bytes());
         let words = &words[..words.len().min(left)];
         left -= words.len();
         words
     };
-    layers.iter().map(cut).collect()
-}
-
-/// The aligned words of a layer.
-fn words<'a>(layer: &HostLayer<'a>) -> &'a [u64] {
-    match layer {
-        HostLayer::F32(maps) => bytemuck::pod_align_to(maps).1,
-        HostLayer::F16(maps) => bytemuck::pod_align_to(maps).1,
-        HostLayer::Bf16(maps) => bytemuck::pod_align_to(maps).1,
-    }
+    layers.iter().flat_map(Layer::operands).map(cut).collect()
 }
 
 /// Reads `words` as `STREAMS` sequential streams, taken in turns line by line, and asks for what lies `AHEAD` bytes

@@ -1,88 +1,69 @@
 //! Attention maps to measure with: random ones, or a user's own.
 
-use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::dtype::{DType, Element};
-use crate::input::HostLayer;
-use crate::layout::Shape;
+use crate::dtype::{DType, Element, with_element};
+use crate::error::Result;
+use crate::layer::{HostLayer, HostTensor, Layer, OwnedTensor};
+use crate::layout::{Shape, product};
 
 /// The attention maps of one problem, in host memory.
 #[derive(Clone)]
 pub struct Inputs {
-    layers: Vec<Maps>,
-}
-
-/// One layer's maps.
-#[derive(Clone)]
-enum Maps {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
-    Bf16(Vec<bf16>),
-}
-
-impl Maps {
-    fn of(layer: &HostLayer<'_>) -> Self {
-        match layer {
-            HostLayer::F32(maps) => Maps::F32(maps.to_vec()),
-            HostLayer::F16(maps) => Maps::F16(maps.to_vec()),
-            HostLayer::Bf16(maps) => Maps::Bf16(maps.to_vec()),
-        }
-    }
-
-    fn layer(&self) -> HostLayer<'_> {
-        match self {
-            Maps::F32(maps) => HostLayer::F32(maps),
-            Maps::F16(maps) => HostLayer::F16(maps),
-            Maps::Bf16(maps) => HostLayer::Bf16(maps),
-        }
-    }
+    layers: Vec<OwnedTensor>,
 }
 
 impl Inputs {
     /// Contiguous random maps. Rows sum to 1 and are peaked (fourth powers of uniform numbers: a few tokens draw
     /// most of the attention); with `causal` what lies above the diagonal is 0. The same `seed` gives the same
     /// maps on every machine.
-    pub fn random(shape: &Shape, dtype: DType, causal: bool, seed: u64) -> Self {
-        let layers = (0..shape.layers).map(|layer| {
+    ///
+    /// # Errors
+    /// [`Error::HostMemory`](crate::Error::HostMemory).
+    pub fn random(shape: &Shape, dtype: DType, causal: bool, seed: u64) -> Result<Self> {
+        let elements = product(
+            "random maps",
+            &[shape.batch, shape.heads, shape.tokens, shape.tokens],
+        )?;
+        let layer = |layer: usize| {
             let seed = mix(seed ^ (layer as u64 + 1));
-            match dtype {
-                DType::F32 => Maps::F32(random_maps(shape, causal, seed)),
-                DType::F16 => Maps::F16(random_maps(shape, causal, seed)),
-                DType::Bf16 => Maps::Bf16(random_maps(shape, causal, seed)),
-            }
-        });
-        Inputs {
-            layers: layers.collect(),
-        }
+            let mut maps = OwnedTensor::zeroed(dtype, elements)?;
+            with_element!(dtype, T => {
+                fill::<T>(maps.as_mut_slice().unwrap_or_default(), shape.tokens, causal, seed);
+            });
+            Ok(maps)
+        };
+        Ok(Inputs {
+            layers: (0..shape.layers).map(layer).collect::<Result<_>>()?,
+        })
     }
 
     /// A copy of the maps in `layers`.
-    pub fn copied(layers: &[HostLayer<'_>]) -> Self {
-        Inputs {
-            layers: layers.iter().map(Maps::of).collect(),
-        }
+    ///
+    /// # Errors
+    /// [`Error::HostMemory`](crate::Error::HostMemory).
+    pub fn copied(layers: &[HostLayer<'_>]) -> Result<Self> {
+        let copy = |layer: &HostLayer<'_>| {
+            let Layer::Maps(maps) = layer;
+            OwnedTensor::copied(maps.dtype(), maps.bytes())
+        };
+        Ok(Inputs {
+            layers: layers.iter().map(copy).collect::<Result<_>>()?,
+        })
     }
 
     /// The maps, first layer to last.
     pub fn layers(&self) -> Vec<HostLayer<'_>> {
-        self.layers.iter().map(Maps::layer).collect()
+        self.maps().map(HostLayer::from).collect()
     }
 
-    /// The bytes of each layer.
-    #[cfg(feature = "cuda")]
-    pub(super) fn layer_bytes(&self) -> impl Iterator<Item = &[u8]> {
-        self.layers.iter().map(|maps| match maps {
-            Maps::F32(maps) => bytemuck::cast_slice(maps),
-            Maps::F16(maps) => bytemuck::cast_slice(maps),
-            Maps::Bf16(maps) => bytemuck::cast_slice(maps),
-        })
+    /// The maps of each layer.
+    pub(super) fn maps(&self) -> impl Iterator<Item = HostTensor<'_>> {
+        self.layers.iter().map(OwnedTensor::tensor)
     }
 }
 
-fn random_maps<T: Element>(shape: &Shape, causal: bool, seed: u64) -> Vec<T> {
-    let tokens = shape.tokens;
-    let mut maps = vec![T::from_f32(0.0); shape.batch * shape.heads * tokens * tokens];
+fn fill<T: Element>(maps: &mut [T], tokens: usize, causal: bool, seed: u64) {
     maps.par_chunks_mut(tokens)
         .enumerate()
         .for_each(|(row, entries)| {
@@ -99,7 +80,6 @@ fn random_maps<T: Element>(shape: &Shape, causal: bool, seed: u64) -> Vec<T> {
                 *entry = T::from_f32(weight * scale);
             }
         });
-    maps
 }
 
 /// The finaliser of SplitMix64: any two seeds give unrelated numbers.
@@ -122,12 +102,14 @@ mod tests {
             heads: 2,
             tokens: 9,
         };
-        let inputs = Inputs::random(&shape, DType::F32, true, 7);
+        let inputs = Inputs::random(&shape, DType::F32, true, 7).unwrap();
         let layers = inputs.layers();
-        assert_eq!(layers.len(), 2);
-        assert_ne!(layers[0].get(9), layers[1].get(9));
-        for layer in layers {
-            for (row, entries) in layer.as_slice::<f32>().unwrap().chunks(9).enumerate() {
+        let [Layer::Maps(first), Layer::Maps(second)] = layers[..] else {
+            panic!("two layers");
+        };
+        assert_ne!(first.get(9), second.get(9));
+        for maps in [first, second] {
+            for (row, entries) in maps.as_slice::<f32>().unwrap().chunks(9).enumerate() {
                 assert!((entries.iter().sum::<f32>() - 1.0).abs() < 1e-6);
                 assert!(entries[row % 9 + 1..].iter().all(|&v| v == 0.0));
             }

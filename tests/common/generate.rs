@@ -4,8 +4,8 @@
 use std::ops::RangeInclusive;
 
 use attention_rollout::{
-    DType, Discard, DiscardScope, Element, HeadFusion, HostLayer, Output, Problem, Residual,
-    ResidualWeights, RolloutConfig, Shape, StartRows, Strides, Window,
+    DType, Discard, DiscardScope, Element, HeadFusion, HostLayer, HostTensor, Output, Problem,
+    Residual, ResidualWeights, RolloutConfig, Shape, StartRows, Strides, Window,
 };
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -96,13 +96,18 @@ impl Generated {
         let layer = |(layer, &(buffer, first)): (usize, &(usize, usize))| {
             let span = self.problem.strides(layer).span(shape).expect("checked");
             match &self.storage[buffer] {
-                Storage::F32(maps) => HostLayer::F32(&maps[first..first + span]),
-                Storage::F16(maps) => HostLayer::F16(&maps[first..first + span]),
-                Storage::Bf16(maps) => HostLayer::Bf16(&maps[first..first + span]),
+                Storage::F32(maps) => HostLayer::from(&maps[first..first + span]),
+                Storage::F16(maps) => HostLayer::from(&maps[first..first + span]),
+                Storage::Bf16(maps) => HostLayer::from(&maps[first..first + span]),
             }
         };
         self.places.iter().enumerate().map(layer).collect()
     }
+}
+
+/// The maps of a layer, which is made of them alone.
+pub fn maps_of<'a>(layer: &HostLayer<'a>) -> HostTensor<'a> {
+    *layer.operands().next().expect("a layer has operands")
 }
 
 impl Case {

@@ -3,12 +3,12 @@
 use std::num::NonZeroUsize;
 
 use crate::common::compare::{Budget, check_close};
-use crate::common::generate::{Case, Generated, case, case_in};
+use crate::common::generate::{Case, Generated, case, case_in, maps_of};
 use attention_rollout::cpu::{
     Choice, Form, GroupItem, GroupPlan, Options, Plan, Progress, Simd, StreamingPlan,
 };
 use attention_rollout::{
-    DType, HostLayer, Output, Problem, RolloutConfig, Shape, StartRows, reference,
+    DType, HostLayer, HostTensor, Output, Problem, RolloutConfig, Shape, StartRows, reference,
 };
 use proptest::prelude::*;
 
@@ -192,12 +192,10 @@ proptest! {
 }
 
 fn from_item(layer: HostLayer<'_>, first: usize) -> HostLayer<'_> {
-    match layer {
-        HostLayer::F32(maps) => HostLayer::F32(&maps[first..]),
-        HostLayer::F16(maps) => HostLayer::F16(&maps[first..]),
-        HostLayer::Bf16(maps) => HostLayer::Bf16(&maps[first..]),
-        other => panic!("a layer of {}", other.dtype()),
-    }
+    let maps = maps_of(&layer);
+    let bytes = &maps.bytes()[first * maps.dtype().size_bytes()..];
+    let rest = HostTensor::from_bytes(maps.dtype(), bytes);
+    rest.expect("aligned and whole").into()
 }
 
 #[test]

@@ -11,9 +11,11 @@ use attention_rollout::cuda::cudarc::driver::{
 };
 use attention_rollout::cuda::nvrtc::{Cache, Nvrtc};
 use attention_rollout::cuda::{self, DeviceLayer, ImageKind, Options, Plan};
-use attention_rollout::{Element, HostLayer, Problem};
+use attention_rollout::{DType, Element, HostLayer, HostTensor, Problem};
 use half::{bf16, f16};
 use vcuda::client::Vcuda;
+
+use crate::generate::maps_of;
 
 /// A device to test on.
 pub struct Machine {
@@ -111,9 +113,9 @@ impl Buffer {
     }
 }
 
-/// `values`, or one element where there is none: nobody allocates nothing.
-fn at_least_one<T: Element>(values: &[T]) -> Vec<T> {
-    match values {
+/// The elements, or one where there is none: nobody allocates nothing.
+fn at_least_one<T: Element>(maps: &HostTensor<'_>) -> Vec<T> {
+    match maps.as_slice().expect("elements of their type") {
         [] => vec![T::from_f32(0.0)],
         values => values.to_vec(),
     }
@@ -121,11 +123,11 @@ fn at_least_one<T: Element>(values: &[T]) -> Vec<T> {
 
 /// Copies `maps` into a buffer of exactly their size.
 pub fn upload(stream: &Arc<CudaStream>, maps: &HostLayer<'_>) -> Buffer {
-    match maps {
-        HostLayer::F32(maps) => Buffer::F32(stream.clone_htod(&at_least_one(maps)).unwrap()),
-        HostLayer::F16(maps) => Buffer::F16(stream.clone_htod(&at_least_one(maps)).unwrap()),
-        HostLayer::Bf16(maps) => Buffer::Bf16(stream.clone_htod(&at_least_one(maps)).unwrap()),
-        _ => unreachable!("there are three element types"),
+    let maps = &maps_of(maps);
+    match maps.dtype() {
+        DType::F32 => Buffer::F32(stream.clone_htod(&at_least_one(maps)).unwrap()),
+        DType::F16 => Buffer::F16(stream.clone_htod(&at_least_one(maps)).unwrap()),
+        DType::Bf16 => Buffer::Bf16(stream.clone_htod(&at_least_one(maps)).unwrap()),
     }
 }
 

@@ -53,8 +53,8 @@ impl Maps {
         self.layers
             .iter()
             .map(|values| match values {
-                Values::F32(values) => HostLayer::F32(values),
-                Values::F16(values) => HostLayer::F16(values),
+                Values::F32(values) => HostLayer::from(&values[..]),
+                Values::F16(values) => HostLayer::from(&values[..]),
                 _ => panic!("maps are f32 or f16"),
             })
             .collect()

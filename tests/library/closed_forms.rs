@@ -1,7 +1,7 @@
 //! Maps whose rollouts can be written down: oracles that share nothing with the reference.
 
 use crate::common::compare::{UNIT_ROUNDOFF, assert_close};
-use crate::common::generate::{Case, Random};
+use crate::common::generate::{Case, Random, maps_of};
 use attention_rollout::cpu::{Options, Plan};
 use attention_rollout::{
     DType, Discard, DiscardScope, HeadFusion, HostLayer, Output, Problem, Residual,
@@ -279,10 +279,11 @@ proptest! {
         let renamed: Vec<Vec<f32>> = layers
             .iter()
             .map(|layer| {
-                (0..layer.len())
+                let maps = maps_of(layer);
+                (0..maps.len())
                     .map(|at| {
                         let (map, i, j) = (at / (tokens * tokens), at / tokens % tokens, at % tokens);
-                        layer.get((map * tokens + order[i]) * tokens + order[j])
+                        maps.get((map * tokens + order[i]) * tokens + order[j])
                     })
                     .collect()
             })

@@ -43,7 +43,7 @@ fn accumulated(simd: Simd, problem: &Problem, map: FusedEntries<'_>) -> Vec<f32>
     let len = map.len;
     let maps = ItemMaps {
         problem,
-        maps: HostLayer::F32(map.entries),
+        maps: map.entries.into(),
         layer: 0,
         item: 0,
     };

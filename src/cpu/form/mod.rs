@@ -10,7 +10,7 @@ use crate::cpu::form::rows::RowsScratch;
 use crate::cpu::map::Run;
 use crate::cpu::team::Shared;
 use crate::error::Result;
-use crate::input::HostLayer;
+use crate::layer::HostLayer;
 use crate::problem::Problem;
 
 /// The scratch of one form or the other.

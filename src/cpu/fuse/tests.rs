@@ -43,7 +43,7 @@ impl Maps {
         self.values.len().div_ceil(HEADS * ROWS)
     }
 
-    fn rows<'a>(&self, maps: HostLayer<'a>, heads: usize, fusion: &'a HeadFusion) -> MapRows<'a> {
+    fn rows<'a>(&self, maps: HostTensor<'a>, heads: usize, fusion: &'a HeadFusion) -> MapRows<'a> {
         MapRows {
             maps,
             first: 0,
@@ -98,9 +98,9 @@ fn for_each(check: impl Fn(Simd, &Maps, MapRows<'_>, &[f32])) {
             ] {
                 let fused = maps.fused(heads, &fusion);
                 for layer in [
-                    HostLayer::F32(&maps.values),
-                    HostLayer::F16(&f16s),
-                    HostLayer::Bf16(&bf16s),
+                    HostTensor::from(&maps.values[..]),
+                    HostTensor::from(&f16s[..]),
+                    HostTensor::from(&bf16s[..]),
                 ] {
                     for simd in Simd::available() {
                         check(simd, &maps, maps.rows(layer, heads, &fusion), &fused);

@@ -7,7 +7,7 @@ use vcuda::Code;
 use vcuda::client::Ordering;
 
 use super::{Features, discard, features, layers, run};
-use crate::generate::Case;
+use crate::generate::{Case, maps_of};
 use crate::machine::{Buffer, directed, machine};
 use crate::problems::assert_right;
 
@@ -30,7 +30,9 @@ fn layers_may_begin_anywhere() {
         .map(|generated| {
             let layers = generated.layers();
             let shift = |maps: &[f32]| stream.clone_htod(&[&[f32::NAN], maps].concat()).unwrap();
-            let slices = layers.iter().filter_map(|maps| maps.as_slice().map(shift));
+            let slices = layers
+                .iter()
+                .filter_map(|layer| maps_of(layer).as_slice().map(shift));
             slices.collect()
         })
         .collect();
@@ -77,12 +79,12 @@ fn a_captured_group_replays_with_what_the_buffers_hold_then() {
         });
         group.generated = cases.iter().map(Case::generate).collect();
         for (buffers, generated) in group.buffers.iter_mut().zip(&group.generated) {
-            for (buffer, maps) in buffers.iter_mut().zip(generated.layers()) {
+            for (buffer, layer) in buffers.iter_mut().zip(generated.layers()) {
                 let Buffer::F32(buffer) = buffer else {
                     unreachable!("all are f32")
                 };
                 stream
-                    .memcpy_htod(maps.as_slice::<f32>().unwrap(), buffer)
+                    .memcpy_htod(maps_of(&layer).as_slice::<f32>().unwrap(), buffer)
                     .unwrap();
             }
         }

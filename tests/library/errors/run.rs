@@ -24,7 +24,7 @@ fn a_batch_of_zero_is_an_empty_result() {
             ..RolloutConfig::default()
         };
         let problem = Problem::new(shape, DType::F32, config).unwrap();
-        let layers = [HostLayer::F32(&[]); 2];
+        let layers = [HostLayer::from(&[0.0f32; 0][..]); 2];
         Plan::new(&problem, &Options::default())
             .unwrap()
             .run(&layers, &mut [])
