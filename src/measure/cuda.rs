@@ -19,6 +19,7 @@ use crate::cuda::{
     self, DeviceLayer, DeviceOutput, GroupItem, GroupPlan, Options, Plan, cudarc, driver_error,
 };
 use crate::error::{Error, Result};
+use crate::layer::HostTensor;
 use crate::problem::Problem;
 
 /// Every layer starts at a multiple of this, as allocations do.
