@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes CSVs of peers.py as tables of ratios into the README, between its two markers: a section for each, in order.
+"""Writes CSVs of peers.py as tables of ratios: all of them as benches/results/README.md, a section for each CSV, in
+order; and the rows that users ask for first into the README, between its two markers.
 
     python3 benches/table.py benches/results/<machine>/<date>.csv ...
 """
@@ -11,7 +12,20 @@ from results import OURS, OURS_GRAPH, READ, Results
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+ALL = ROOT / "benches" / "results" / "README.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+# The rows of the README: on the CPU or a GPU, output, shape, element type, threads.
+FIRST = [
+    ("cpu", "rows", "ViT-B/16", "f32", 2),
+    ("cpu", "matrix", "ViT-B/16", "f32", 2),
+    ("cpu", "rows", "BERT-512", "f16", 2),
+    ("cpu", "rows", "clinical", "f32", 2),
+    ("gpu", "rows", "ViT-B/16 batch 64", "f16", 1),
+    ("gpu", "matrix", "ViT-B/16 batch 64", "f16", 1),
+    ("gpu", "rows", "ViT-B/16", "f16", 1),
+    ("gpu", "rows", "ViT-L/14@336", "f16", 1),
+]
 TITLES = {
     "rows": "One row of the rollout (`--rows 0`)",
     "matrix": "The whole rollout (`--output-kind matrix`)",
@@ -70,6 +84,41 @@ def slower(results):
     return "Slower than: " + "; ".join(found) + "." if found else "Slower than none of them in any line."
 
 
+ASKED = {"rows": "one row", "matrix": "whole rollout", "discard": "one row, discard"}
+
+
+def first(everything):
+    """The rows of FIRST: each where it was measured last."""
+    lines = ["| on | maps, layers x batch x heads x tokens | to get | time | times the read | fastest other system |"]
+    lines.append("|---|---|---|---|---|---|")
+    for device, output, shape, dtype, threads in FIRST:
+        found = [
+            (results, key)
+            for results, _ in everything
+            for key in results.times
+            if (device == "gpu") == (results.gpu() is not None)
+            and (key.output, key.shape, key.dtype, key.threads) == (output, shape, dtype, threads)
+        ]
+        if not found:
+            raise SystemExit(f"no time of {device} {output} {shape} {dtype}, {threads} threads")
+        results, key = found[-1]
+        ours, read = results.minimum(key, OURS), results.minimum(key, READ)
+        ratio, system = min((results.ratio(key, name)[0], name) for name in NAMES if results.ratio(key, name))
+        on = results.gpu() or f"{results.note('processor').split(' (')[0]}, {threads} threads"
+        extents = key.extents if ";" not in key.extents else f"{key.extents.count(';') + 1} features"
+        time = f"{ours:.0f} us" if results.gpu() else f"{ours / 1e3:.2f} ms"
+        cells = [on, f"{shape.split(' batch')[0]}, {extents}, {dtype}", ASKED[output], time]
+        cells += [f"{ours / read:.2f}", f"{NAMES[system]}: {ratio:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+FIRST_INTRODUCTION = """\
+*Times the read* compares with reading the maps once, the least any rollout must do. The last column says how many times \
+as long the fastest other system takes: below 1 it is faster than this crate (a CUDA graph is compared with this crate's \
+run as a graph)."""
+
+
 INTRODUCTION = """\
 Extents are layers x batch x heads x tokens. *Times the read* compares with reading the same bytes of the maps once, as \
 fast as the same device can (the CPU with as many threads). The other columns say how many times as long as this crate a \
@@ -87,14 +136,14 @@ memory and in no cache. PyTorch's CUDA graphs are compared with this crate's run
 def section(results, path):
     """What one CSV has to say."""
     runs = max(results.runs(key, OURS) for key in results.times)
-    yield f"### On {results.gpu() or results.note('processor').split(' (')[0] + ' (CPU)'}"
+    yield f"## On {results.gpu() or results.note('processor').split(' (')[0] + ' (CPU)'}"
     yield ""
     yield f"Measured {results.note('date')} on {results.note('processor')}; {results.note('versions')}."
     yield from (f"Other work {line}." for line in results.notes("other work"))
     yield from results.notes("note")
     yield (
         f"Every time is the smallest of up to {runs} runs in turns with the others, after a check that the answers "
-        f"agree; [raw times]({path.relative_to(ROOT)}), made by `{results.note('command')}`."
+        f"agree; [raw times]({path.relative_to(ALL.parent)}), made by `{results.note('command')}`."
     )
     for output, title in TITLES.items():
         if any(key.output == output for key in results.times):
@@ -104,19 +153,31 @@ def section(results, path):
     yield ""
 
 
+PLOTS = """\
+## How times grow
+
+How the time of one row grows with each extent
+([the same for the whole rollout](xeon-2core/2026-11-26-scaling-matrix.png),
+[what a second thread brings](xeon-2core/2026-11-26-scaling-threads.png)):
+
+![Time against tokens, layers, batch and heads: this crate, PyTorch, PyHealth and reading the maps](xeon-2core/2026-11-26-scaling-rows.png)
+
+An older version was measured on [an AMD EPYC](epyc-2core/2026-11-23.csv)."""
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("csv", nargs="+", type=lambda path: pathlib.Path(path).resolve())
     everything = [(Results(path), path) for path in parser.parse_args().csv]
-    lines = ["", INTRODUCTION, ""]
+    lines = ["# Results", "", "Made by `benches/table.py` of the CSV files beside this page.", "", INTRODUCTION, ""]
     if any(results.gpu() for results, _ in everything):
         lines += [ON_GPU, ""]
     for results, path in everything:
         lines += section(results, path)
-    text = README.read_text()
-    before, rest = text.split(BEGIN)
+    ALL.write_text("\n".join([*lines, PLOTS, ""]))
+    before, rest = README.read_text().split(BEGIN)
     _, after = rest.split(END)
-    README.write_text("\n".join([before + BEGIN, *lines, END + after]))
+    README.write_text("\n".join([before + BEGIN, "", FIRST_INTRODUCTION, "", *first(everything), "", END + after]))
 
 
 if __name__ == "__main__":

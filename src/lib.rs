@@ -1,12 +1,47 @@
 //! Batched attention rollout (Abnar & Zuidema 2020, arXiv 2005.00928), on CPUs and NVIDIA GPUs.
 //!
-//! - *What* to compute is a [`RolloutConfig`]; *of what*, a [`Problem`]: shape, element type, strides and windows, checked
-//!   once when it is built.
-//! - *How* is a plan of a backend: `cpu::Plan` or `cuda::Plan`. Making it allocates; running it does not.
-//! - [`validate()`] checks that maps are attention, and [`post`] makes relevance into what is shown or compared.
-//! - `reference::rollout` is the definition in plain f64 loops that everything else is tested against.
+//! *What* to compute is a [`RolloutConfig`]; *of what*, a [`Problem`]: extents, element type, strides and windows, checked
+//! once when it is built. *How* is a plan of a backend: making it allocates, and on a GPU compiles; running it does
+//! neither.
 //!
-//! Features: `cpu` and `cuda` are the backends, independent of each other and both default; `cli` adds the binary.
+//! | I have | I call |
+//! |---|---|
+//! | maps in host memory | [`cpu::Plan`]; [`cuda::HostPlan`] to send them through GPUs |
+//! | maps in device memory, in cudarc's slices | [`cuda::Plan`] with [`cuda::DeviceLayer`] |
+//! | addresses and a stream of another framework | [`cuda::DeviceLayer::from_raw`], as below |
+//! | a model that runs just now, layer by layer | [`cpu::Stream`], [`cuda::StreamingPlan`] |
+//! | many problems of different sizes | [`cpu::Group`], [`cuda::GroupPlan`] |
+//! | a file of maps | the binary: [`guide::command_line`] |
+//! | maps that may not be attention | [`validate()`] |
+//! | relevance to be shown or compared | [`post`] |
+//! | a result to be checked | [`mod@reference`], the definition in plain f64 loops |
+//!
+//! From device pointers of any framework, on its own stream, with no copy and no wait ([`guide::hosts`] tells more):
+//!
+//! ```no_run
+//! # #[cfg(feature = "cuda")] fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use attention_rollout::cuda::{self, DeviceLayer, DeviceOutput, Options, Plan};
+//! use attention_rollout::{DType, Problem, RolloutConfig, Shape};
+//! # let (addresses, output, their_stream) = ([0u64; 12], 0u64, std::ptr::null_mut());
+//!
+//! let shape = Shape { layers: 12, batch: 8, heads: 12, tokens: 197 };
+//! let problem = Problem::new(shape, DType::F16, RolloutConfig::default())?;
+//! let context = cuda::context(0)?;
+//! let mut plan = Plan::new(&context, &problem, &Options::default())?; // once: compiles and allocates
+//!
+//! // SAFETY: each address has so many f16 elements, and the output its f32, until the stream has come past the run.
+//! let layers = addresses.map(|address| unsafe { DeviceLayer::from_raw(address, 8 * 12 * 197 * 197, DType::F16) });
+//! let out = unsafe { DeviceOutput::from_raw(output, problem.output_len()) };
+//! let stream = unsafe { context.wrap_borrowed_stream(their_stream) };
+//! plan.run(&stream, &layers, out)?; // again and again: launches only
+//! # Ok(()) }
+//! # #[cfg(not(feature = "cuda"))] fn main() {}
+//! ```
+//!
+//! Features: `cpu` and `cuda` are the backends, independent of each other and both default; neither needs a CUDA toolkit.
+//! `cli` adds the binary, `measure` what it and the benchmarks time with.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod config;
 #[cfg(feature = "cpu")]
@@ -15,9 +50,11 @@ pub mod cpu;
 pub mod cuda;
 mod dtype;
 mod error;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 mod layer;
 mod layout;
-#[cfg(feature = "cpu")]
+#[cfg(feature = "measure")]
 #[doc(hidden)]
 pub mod measure;
 pub mod post;

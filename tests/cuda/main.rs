@@ -11,6 +11,7 @@ mod group;
 mod host;
 mod layers;
 mod machine;
+#[cfg(feature = "measure")]
 mod measure;
 mod modes;
 mod problems;

@@ -1,0 +1,17 @@
+//! How to, page by page: each is a text with examples that compile.
+
+/// Reading the command line's input and output, option by option.
+#[doc = include_str!("command_line.md")]
+pub mod command_line {}
+
+/// From programs that hold their maps themselves: host memory, cudarc, raw device pointers, layer by layer.
+#[doc = include_str!("hosts.md")]
+pub mod hosts {}
+
+/// Timing a rollout on your machine, and repeating the comparison with other systems.
+#[doc = include_str!("measuring.md")]
+pub mod measuring {}
+
+/// Getting attention maps out of a model and into a file.
+#[doc = include_str!("saving_maps.md")]
+pub mod saving_maps {}
