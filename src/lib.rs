@@ -9,8 +9,8 @@
 //! | maps in host memory | [`cpu::Plan`]; [`cuda::HostPlan`] to send them through GPUs |
 //! | maps in device memory, in cudarc's slices | [`cuda::Plan`] with [`cuda::DeviceLayer`] |
 //! | addresses and a stream of another framework | [`cuda::DeviceLayer::from_raw`], as below |
-//! | a model that runs just now, layer by layer | [`cpu::Stream`], [`cuda::StreamingPlan`] |
-//! | many problems of different sizes | [`cpu::Group`], [`cuda::GroupPlan`] |
+//! | a model that runs just now, layer by layer | [`cpu::StreamingPlan`], [`cuda::StreamingPlan`] |
+//! | many problems of different sizes | [`cpu::GroupPlan`], [`cuda::GroupPlan`] |
 //! | a file of maps | the binary: [`guide::command_line`] |
 //! | maps that may not be attention | [`validate()`] |
 //! | relevance to be shown or compared | [`post`] |
