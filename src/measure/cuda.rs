@@ -335,8 +335,8 @@ impl Copies {
         let padded = |bytes: usize| bytes.next_multiple_of(ALIGNMENT);
         let copy_bytes: usize = inputs
             .iter()
-            .flat_map(Inputs::layer_bytes)
-            .map(|bytes| padded(bytes.len()))
+            .flat_map(Inputs::maps)
+            .map(|maps| padded(maps.bytes().len()))
             .sum();
         let copy_bytes = copy_bytes.max(ALIGNMENT);
         let rotation_bytes = 2 * cuda::limits(context)?.l2_bytes;
@@ -348,7 +348,8 @@ impl Copies {
             .map_err(allocation_error(context, "attention maps", copy_bytes))?;
         let first = memory.device_ptr(stream).0;
         let mut offset = 0;
-        for bytes in inputs.iter().flat_map(Inputs::layer_bytes) {
+        for maps in inputs.iter().flat_map(Inputs::maps) {
+            let bytes = maps.bytes();
             if !bytes.is_empty() {
                 stream
                     .memcpy_htod(bytes, &mut memory.slice_mut(offset..))

@@ -133,7 +133,7 @@ fn a_misaligned_view_is_read_as_it_is() {
         .iter()
         .map(|maps| {
             let maps = maps_of(maps);
-            let maps: &[f16] = maps.as_slice().expect("the case is f16");
+            let maps: &[half::f16] = maps.as_slice().expect("the case is f16");
             let values: Vec<_> = [&maps[..1], maps].concat();
             stream.clone_htod(&values).unwrap()
         })

@@ -2,7 +2,6 @@
 
 use super::key::key;
 use super::*;
-use crate::HostLayer;
 use crate::cpu::fuse::ItemMaps;
 use crate::cpu::map::FusedMap;
 use crate::{DType, DiscardScope, RolloutConfig, Shape};
