@@ -310,7 +310,7 @@ fn build(knobs: Knobs) -> Case {
     let scope = match discard {
         1..=3 => DiscardScope::Map,
         _ => DiscardScope::Patches {
-            special_tokens: 1 + random.below(2),
+            special_tokens: (1 + random.below(2)).min(tokens),
         },
     };
     let config = RolloutConfig {
