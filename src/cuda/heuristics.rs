@@ -1,36 +1,26 @@
 //! Which pipeline computes a problem: a pure function of the problem, the device's limits and the options.
 //!
-//! Up to 8 start rows take `rollout_rows` wherever it can be launched. Otherwise, and between the ways of launching it,
-//! every pipeline that can compute the problem is costed by the same rough model, bytes over bandwidth, operations over
-//! rate, and a fixed time per launch, and the cheapest is taken. The constants are those of current data-centre GPUs per
-//! multiprocessor; only their ratios matter.
+//! Every pipeline that can compute the problem, and every way of dividing the rows of an item among blocks that is worth
+//! a look, is given an estimate of its time (`estimate`), and the one of least time is taken.
+
+mod estimate;
 
 use super::chain::ChainTile;
 use super::geometry::{Columns, Extents, Splits};
 use super::limits::DeviceLimits;
 use super::options::{Options, Precision};
 use super::pipelines::{self, Pipeline};
-use super::schedule::{Common, Schedule, Source, l2_budget};
+use super::schedule::{Common, Schedule, Source};
 use super::variant::{Arithmetic, Fusion, Variant};
 use crate::config::Output;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::problem::Problem;
 
-/// Time from one launch to the next where nothing else limits.
-const LAUNCH_US: f64 = 2.0;
-/// Bytes that one multiprocessor gets from memory in a microsecond: 4.3 TB/s over the 132 of an H200.
-const BYTES_PER_US: f64 = 32_000.0;
-/// Blocks of `rollout_rows` per multiprocessor, by its launch bounds.
-const ROWS_BLOCKS: u32 = 2;
-/// Bytes that one of them alone gets in a microsecond: 16 KB on their way for a latency of 700 ns.
-const ROWS_BLOCK_BYTES_PER_US: f64 = 23_000.0;
 /// Blocks of a cluster that may share an item's rows. More than 8 need not be available.
 const ROWS_CLUSTERS: [u32; 3] = [2, 4, 8];
-/// Time that a cluster needs to add up the sums of a layer.
-const ROWS_EXCHANGE_US: f64 = 1.0;
-/// Time that the blocks of a cluster lose to waiting for each other, once per 16 rows of a layer.
-const CLUSTER_BARRIER_US: f64 = 0.2;
+/// Estimates that differ by less tell nothing: then launches count.
+const NEAR: f64 = 1.1;
 /// Largest entry that the scaled f16 arithmetics take: `2^11 * 31` is below the largest f16.
 const F16_RANGE: f64 = 31.0;
 
@@ -91,6 +81,17 @@ pub fn choose_streaming(
     })
 }
 
+/// The cheapest of candidates in ascending order, or rows in one launch that are estimated to cost little more.
+fn preferred(candidates: &[(f64, Pipeline)]) -> Pipeline {
+    let (least_us, cheapest) = candidates[0];
+    let near = candidates
+        .iter()
+        .take_while(|(us, _)| *us <= NEAR * least_us);
+    let one_launch = |pipeline: &Pipeline| matches!(pipeline, Pipeline::Rows { splits, .. } if splits.parts() == 1);
+    let mut near = near.map(|&(_, pipeline)| pipeline).filter(one_launch);
+    near.next().unwrap_or(cheapest)
+}
+
 /// A problem on a device, with what every estimate asks for.
 struct Workload<'a> {
     problem: &'a Problem,
@@ -147,12 +148,12 @@ impl<'a> Workload<'a> {
             });
         }
         let mut candidates = self.candidates(options.precision);
-        // Few rows need no product: whatever it costs, it computes more.
-        let many = |pipeline: Pipeline| !matches!(pipeline, Pipeline::Rows { .. });
-        candidates.sort_by(|a, b| many(a.1).cmp(&many(b.1)).then(a.0.total_cmp(&b.0)));
+        // In a group the product of few rows would take launches in which nobody else has a part.
+        let few = self.problem.start_rows() > 0 && self.grouped;
+        let last = |pipeline| few && matches!(pipeline, Pipeline::Product { .. });
+        candidates.sort_by(|a, b| last(a.1).cmp(&last(b.1)).then(a.0.total_cmp(&b.0)));
         let Some(name) = &options.variant else {
-            let (_, cheapest) = candidates[0];
-            return Ok(build(cheapest));
+            return Ok(build(preferred(&candidates)));
         };
         let unusable = |reason: &str| Error::Variant {
             name: name.clone(),
@@ -244,11 +245,15 @@ impl<'a> Workload<'a> {
     }
 
     fn chain_tile(&self, arithmetic: Arithmetic, tokens: u32) -> ChainTile {
-        let dtype = match self.fused_first {
+        ChainTile::new(self.source_dtype(), arithmetic, tokens)
+    }
+
+    /// Element type of the maps that `rollout_rows` and `rollout_chain` read.
+    fn source_dtype(&self) -> DType {
+        match self.fused_first {
             true => DType::F32,
             false => self.common.dtype,
-        };
-        ChainTile::new(dtype, arithmetic, tokens)
+        }
     }
 
     /// Whether the kernels of `pipeline` can be launched for the problem on the device at all.
@@ -284,6 +289,14 @@ impl<'a> Workload<'a> {
         }
     }
 
+    /// The same where the caller's addresses are multiples of 16 bytes, as those of allocations are.
+    fn usual_columns(&self) -> Columns {
+        match self.fused_first {
+            true => self.rows_columns(),
+            false => self.common.columns(Source::Layers, true),
+        }
+    }
+
     fn rows_shared_bytes(&self, rows: u32, splits: Splits) -> usize {
         let config = self.problem.config();
         let variant = Variant::RolloutRows {
@@ -310,119 +323,20 @@ impl<'a> Workload<'a> {
         shared_bytes(self.rows_columns()).max(shared_bytes(aligned))
     }
 
-    /// Ways to divide an item's rows: not at all; among so many blocks that the batch is two waves of the device, but no
-    /// block is without rows; among clusters.
+    /// Ways to divide an item's rows: not at all; among the fewest blocks that do with 1, 2, 3, 4, 6, 8, 12, ... steps of
+    /// their warps each; among clusters.
     fn rows_splits(&self) -> impl Iterator<Item = Splits> + use<> {
-        let columns = self.rows_columns();
-        let wanted = f64::from(2 * ROWS_BLOCKS * self.limits.multiprocessors);
-        let blocks = self.batch.max(1.0) * f64::from(columns.tiles);
-        let most = self.common.window_len.div_ceil(columns.row_groups());
-        let apart = ((wanted / blocks).ceil() as u32).clamp(1, most.max(1));
-        let apart = [1, apart].into_iter().map(|blocks| (blocks, false));
+        let len = self.common.window_len.max(1);
+        let groups = self.usual_columns().row_groups();
+        let steps = (0..).flat_map(|power: u32| [2 << power, 3 << power]);
+        let apart = std::iter::once(1)
+            .chain(steps)
+            .map(move |steps: u32| len.div_ceil(groups * steps))
+            .take_while(|&blocks| blocks > 1);
+        let apart = apart.chain([1]).map(|blocks| (blocks, false));
         let together = ROWS_CLUSTERS.into_iter().map(|blocks| (blocks, true));
         apart
             .chain(together)
             .map(|(blocks, clustered)| Splits { blocks, clustered })
-    }
-
-    /// The estimated time of a pipeline.
-    fn microseconds(&self, pipeline: Pipeline) -> f64 {
-        let fusing = match pipeline {
-            Pipeline::Rows { .. } | Pipeline::Chain { .. } if self.fused_first => {
-                self.memory_us() + 2.0 * LAUNCH_US
-            }
-            _ => 0.0,
-        };
-        fusing
-            + match pipeline {
-                Pipeline::Rows { splits, .. } => self.rows_us(splits),
-                Pipeline::Chain { arithmetic, tokens } => self.chain_us(arithmetic, tokens),
-                Pipeline::Product { arithmetic } => self.product_us(arithmetic),
-            }
-    }
-
-    /// Time to read the maps.
-    fn memory_us(&self) -> f64 {
-        self.batch * self.item_bytes / (BYTES_PER_US * f64::from(self.limits.multiprocessors))
-    }
-
-    /// Time of blocks that each take `block_us` alone and of which `resident` fit on one multiprocessor.
-    fn waves_us(&self, blocks: f64, block_us: f64, resident: u32) -> f64 {
-        let multiprocessors = f64::from(self.limits.multiprocessors);
-        // A multiprocessor with fewer blocks than fit gives each a larger share.
-        let sharing = (blocks / multiprocessors).clamp(1.0, f64::from(resident));
-        self.waves(blocks, resident) * block_us * sharing
-    }
-
-    /// How often the device is filled with blocks of which `resident` fit on one multiprocessor.
-    fn waves(&self, blocks: f64, resident: u32) -> f64 {
-        (blocks / f64::from(self.limits.multiprocessors * resident)).ceil()
-    }
-
-    fn rows_us(&self, splits: Splits) -> f64 {
-        let tiles = self.rows_columns().tiles;
-        let layers = self.problem.layers().len() as f64;
-        let per_item = f64::from(splits.blocks * tiles);
-        let blocks = self.batch * per_item;
-        let item_us = |item_bytes: f64| {
-            let bytes = item_bytes / per_item;
-            let alone_us = bytes / ROWS_BLOCK_BYTES_PER_US;
-            self.waves_us(blocks, bytes / BYTES_PER_US, ROWS_BLOCKS)
-                .max(alone_us)
-        };
-        if splits.clustered {
-            let exchanges = layers * self.waves(blocks, ROWS_BLOCKS);
-            return LAUNCH_US + item_us(self.item_bytes) + exchanges * ROWS_EXCHANGE_US;
-        }
-        if per_item == 1.0 {
-            return LAUNCH_US + item_us(self.item_bytes);
-        }
-        layers * (LAUNCH_US + item_us(self.item_bytes / layers)) + LAUNCH_US
-    }
-
-    fn chain_us(&self, arithmetic: Arithmetic, tokens: u32) -> f64 {
-        let cluster = f64::from(self.chain_tile(arithmetic, tokens).cluster);
-        let slabs = self.common.window_len.div_ceil(16) as f64;
-        let barriers_us = match cluster {
-            1.0 => 0.0,
-            _ => self.problem.layers().len() as f64 * slabs * CLUSTER_BARRIER_US,
-        };
-        let alone_us =
-            (self.item_bytes / BYTES_PER_US).max(self.item_operations() / rate(arithmetic));
-        // A block of 128 tokens, or one of a cluster, fills its multiprocessor; four of 64 do.
-        let resident = (128 / tokens).max(1).pow(2);
-        let blocks = self.batch * cluster;
-        LAUNCH_US + self.waves_us(blocks, alone_us / cluster + barriers_us, resident)
-    }
-
-    /// Operations of the products of one item.
-    fn item_operations(&self) -> f64 {
-        let len = f64::from(self.common.window_len);
-        let rows = match self.problem.start_rows() {
-            0 => len,
-            rows => rows as f64,
-        };
-        2.0 * self.problem.layers().len() as f64 * rows * len * len
-    }
-
-    fn product_us(&self, arithmetic: Arithmetic) -> f64 {
-        let layers = self.problem.layers().len() as f64;
-        let len = f64::from(self.common.window_len);
-        let arithmetic_us = self.batch * self.item_operations()
-            / (rate(arithmetic) * f64::from(self.limits.multiprocessors));
-        // Two fused maps and two states of each item share L2.
-        let item = 16.0 * len * len;
-        let chunks = (self.batch * item / l2_budget(self.limits) as f64).ceil();
-        self.memory_us().max(arithmetic_us) + 2.0 * layers * chunks * LAUNCH_US
-    }
-}
-
-/// Operations per microsecond and multiprocessor at half the peak of an H200, over the products each one takes.
-const fn rate(arithmetic: Arithmetic) -> f64 {
-    match arithmetic {
-        Arithmetic::F32 => 0.25e6,
-        Arithmetic::F16x3 => 1e6,
-        Arithmetic::F16x2 => 1.5e6,
-        Arithmetic::Tf32x3 => 0.5e6,
     }
 }

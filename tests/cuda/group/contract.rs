@@ -13,7 +13,8 @@ use crate::problems::assert_right;
 
 #[test]
 fn layers_may_begin_anywhere() {
-    let Some(machine) = machine("sm_90") else {
+    // Without clusters, which alone take what in a group is one block.
+    let Some(machine) = machine("sm_80") else {
         return;
     };
     // Rows of 128 entries fit a warp only where they are aligned.
