@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use attention_rollout::cuda::cudarc::driver::CudaContext;
+use attention_rollout::cuda::kernel::{Arithmetic, Form, Kernel, RolloutProduct};
 use attention_rollout::cuda::nvrtc::Nvrtc;
-use attention_rollout::cuda::variant::{Arithmetic, Form, Variant};
 use attention_rollout::cuda::{self, Options, Precision, Schedule};
 use attention_rollout::{HostLayer, Problem, Result};
 
@@ -74,10 +74,10 @@ impl Gpus {
         self.options.precision == Precision::Half || forced.contains(Arithmetic::F16x2.name())
     }
 
-    /// These GPUs, with the kernel variant of that symbol.
-    pub fn forcing(&self, variant: &Variant) -> Self {
+    /// These GPUs, with the kernel of that symbol.
+    pub fn forcing(&self, symbol: String) -> Self {
         let mut forcing = self.clone();
-        forcing.options.variant = Some(variant.symbol());
+        forcing.options.variant = Some(symbol);
         forcing
     }
 
@@ -86,14 +86,14 @@ impl Gpus {
         let limits = cuda::limits(self.context())?;
         let discard = problem.config().discard.is_some();
         let products = Arithmetic::ALL.into_iter().flat_map(|arithmetic| {
-            Form::ALL.map(|form| Variant::RolloutProduct {
+            Form::ALL.map(|form| RolloutProduct {
                 arithmetic,
                 form,
                 discard,
             })
         });
         let usable = products
-            .map(|variant| self.forcing(&variant))
+            .map(|product| self.forcing(product.variant().symbol))
             .filter(|gpus| cuda::choose(problem, &limits, &gpus.options).is_ok());
         Ok(std::iter::once(self.clone()).chain(usable).collect())
     }
@@ -128,7 +128,7 @@ impl GpuPlan {
             .schedule
             .variants()
             .iter()
-            .map(Variant::symbol)
+            .map(|variant| variant.symbol.clone())
             .collect();
         symbols.join(" + ")
     }

@@ -3,13 +3,10 @@
 use std::sync::Arc;
 
 use attention_rollout::cuda::cudarc::driver::{CudaSlice, CudaStream, DriverError};
-use attention_rollout::cuda::entry::Entry;
-use attention_rollout::cuda::variant::{Form, Fusion, Variant};
+use attention_rollout::cuda::kernel::{self, Kernel};
+use attention_rollout::cuda::variant::Entry;
 use attention_rollout::cuda::{self, DeviceLayer, GroupItem, GroupPlan, Plan};
-use attention_rollout::{
-    DType, Discard, DiscardScope, HeadFusion, HostLayer, Layer, Output, Problem, RolloutConfig,
-    Shape, StartRows, Window, measure::Inputs, reference,
-};
+use attention_rollout::{DType, HostLayer, Layer, Problem, measure::Inputs, reference};
 use clap::Args;
 use half::{bf16, f16};
 
@@ -36,7 +33,7 @@ pub struct SelftestArgs {
 /// Absolute error allowed on entries of at most 1, except where operands are rounded to f16.
 const BUDGET: f64 = 1e-6;
 
-/// Tokens of the problems, unless the variant asks for others; and of those whose rows are divided among blocks, on
+/// Tokens of the problems, unless the kernel asks for others; and of those whose rows are divided among blocks, on
 /// devices that have clusters among one of them.
 const TOKENS: usize = 61;
 const DIVIDED_TOKENS: usize = 125;
@@ -50,14 +47,16 @@ pub fn run(args: &SelftestArgs) -> Result<()> {
     let gpus = Gpus::open(args.device, PrecisionArg::F32).map_err(device)?;
     let limits = cuda::limits(gpus.context()).map_err(device)?;
     let (mut total, mut failed) = (0, 0);
-    let variants = Variant::all().into_iter();
-    for (entry, variant) in variants.flat_map(|variant| Entry::ALL.map(|entry| (entry, variant))) {
+    let kernels = kernel::all();
+    let entered = |kernel| Entry::ALL.map(|entry| (entry, kernel));
+    for (entry, kernel) in kernels.iter().flat_map(entered) {
+        let variant = kernel.variant();
         let symbol = entry.symbol(&variant);
         if !symbol.contains(&args.only) || !variant.runs_on(&limits) {
             continue;
         }
         total += 1;
-        let verdict = match max_error(&gpus, entry, &variant) {
+        let verdict = match max_error(&gpus, entry, kernel.as_ref()) {
             Ok((error, budget)) if error <= budget => format!("{error:.2e}  ok"),
             Ok((error, budget)) => format!("{error:.2e}  FAILED, the budget is {budget:.2e}"),
             Err(error) => format!("FAILED: {error}"),
@@ -83,25 +82,26 @@ pub fn run(args: &SelftestArgs) -> Result<()> {
     }
 }
 
-/// The largest absolute error of `variant` over problems that it takes part in, one by one or two as a group, NaN where
+/// The largest absolute error of `kernel` over problems that it takes part in, one by one or two as a group, NaN where
 /// it left NaN, and the most it may be.
 fn max_error(
     gpus: &Gpus,
     entry: Entry,
-    variant: &Variant,
+    kernel: &dyn Kernel,
 ) -> Result<(f64, f64), Box<dyn std::error::Error>> {
-    let mut problems = vec![problem(variant, 3, TOKENS)?];
-    match (entry, variant) {
-        (Entry::Alone, Variant::RolloutRows { .. }) => {
-            problems.push(problem(variant, 3, DIVIDED_TOKENS)?);
-        }
-        (Entry::Alone, _) => {}
-        (Entry::Grouped, _) => problems.push(problem(variant, 2, TOKENS)?),
+    let mut problems = vec![kernel.example(3, TOKENS)?];
+    let another = match entry {
+        Entry::Alone => kernel.example(3, DIVIDED_TOKENS)?,
+        Entry::Grouped => kernel.example(2, TOKENS)?,
+    };
+    // Some kernels ask for tokens of their own.
+    if another.shape() != problems[0].shape() {
+        problems.push(another);
     }
     let random = |problem: &Problem| Inputs::random(problem.shape(), problem.dtype(), false, 1);
     let inputs: Vec<Inputs> = problems.iter().map(random).collect::<Result<_, _>>()?;
     let context = gpus.context();
-    let gpus = gpus.forcing(variant);
+    let gpus = gpus.forcing(kernel.variant().symbol);
     let stream = context.default_stream();
     let upload = |inputs: &Inputs| {
         let layers = inputs.layers();
@@ -153,87 +153,6 @@ fn max_error(
         }
     }
     Ok(worst)
-}
-
-/// A problem that `variant` can take part in.
-fn problem(variant: &Variant, layers: usize, tokens: usize) -> attention_rollout::Result<Problem> {
-    let mut config = RolloutConfig::default();
-    let mut shape = Shape {
-        layers,
-        batch: 2,
-        heads: 3,
-        tokens,
-    };
-    let mut dtype = DType::F32;
-    let discard = |on: bool| {
-        let scope = DiscardScope::Map;
-        on.then_some(Discard { ratio: 0.4, scope })
-    };
-    let head_fusion = |fusion: Fusion| match fusion {
-        Fusion::Mean => HeadFusion::Mean,
-        Fusion::Max => HeadFusion::Max,
-        Fusion::Min => HeadFusion::Min,
-        Fusion::Weighted => HeadFusion::Weighted(vec![0.5, 0.3, 0.2]),
-    };
-    match *variant {
-        Variant::RolloutRows {
-            dtype: of,
-            rows,
-            fusion,
-            normalize,
-            discard: discards,
-        } => {
-            (dtype, config.normalize_rows) = (of, normalize);
-            config.head_fusion = head_fusion(fusion);
-            config.discard = discard(discards);
-            config.output = Output::Rows(StartRows::Rows((0..rows as usize).collect()));
-        }
-        Variant::RolloutChain {
-            dtype: of,
-            tokens,
-            fusion,
-            normalize,
-            discard: discards,
-            ..
-        } => {
-            (dtype, config.normalize_rows) = (of, normalize);
-            config.head_fusion = head_fusion(fusion);
-            config.discard = discard(discards);
-            config.output = Output::Matrix;
-            shape.tokens = tokens as usize - 3;
-        }
-        Variant::HeadFusion { dtype: of, fusion } => {
-            dtype = of;
-            config.head_fusion = head_fusion(fusion);
-            config.output = Output::Cumulative;
-        }
-        Variant::ZeroFill => {
-            config.output = Output::Cumulative;
-            let windows = vec![Window { start: 1, len: 40 }; shape.batch];
-            return Problem::builder(shape, dtype)
-                .config(config)
-                .windows(windows)
-                .build();
-        }
-        Variant::Discard => config.discard = discard(true),
-        Variant::RowScales => {
-            config.normalize_rows = true;
-            config.output = Output::Cumulative;
-        }
-        Variant::RolloutFirst => config.output = Output::Cumulative,
-        Variant::RolloutProduct {
-            form,
-            discard: discards,
-            ..
-        } => {
-            config.discard = discard(discards);
-            config.output = match form {
-                Form::Rows => Output::Rows(StartRows::Rows((0..9).collect())),
-                Form::Matrix => Output::Cumulative,
-            };
-        }
-    }
-    Problem::new(shape, dtype, config)
 }
 
 /// A layer in device memory.

@@ -1,76 +1,135 @@
-//! The only launches of the crate.
+//! A launch as a value: a kernel, its grid, and its parameters with symbolic [addresses](super::address). It knows neither
+//! kernels nor problems.
+//!
+//! Whoever runs a launch [links](Launch::link) it: copies the parameters, and adds to each address where its base begins.
+//! Nothing else about a launch depends on where anything lies.
 
-use std::ffi::c_void;
+use std::fmt;
+use std::sync::Arc;
 
-use cudarc::driver::sys;
+use super::address::{Address, Bases};
+use super::parameters::{Parameters, addresses_of};
+use super::variant::Variant;
 
-use super::driver::code_name;
-use super::geometry::Geometry;
-use super::handles::Kernel;
-use crate::error::{Error, Result};
+/// Grid, block and dynamic shared memory of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Blocks along x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a block, along x.
+    pub block: u32,
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: u32,
+    /// Blocks along y that the launch makes a cluster; 1: none, or those that the kernel is compiled for.
+    pub cluster: u32,
+}
 
-/// Blocks along y as a cluster.
-fn cluster_attribute(blocks: u32) -> sys::CUlaunchAttribute {
-    let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
-    value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
-        x: 1,
-        y: blocks,
-        z: 1,
-    };
-    sys::CUlaunchAttribute {
-        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-        pad: [0; 4],
-        value,
+impl Geometry {
+    /// Blocks of the grid.
+    pub fn blocks(&self) -> u64 {
+        self.grid.iter().map(|&extent| u64::from(extent)).product()
     }
 }
 
-/// Submits one kernel.
-///
-/// # Safety
-/// - `params` is the parameter struct of `kernel`, and `geometry` is what its variant gives for their extents;
-/// - the context of `kernel` and `stream` is bound to this thread;
-/// - until the kernel has run, every address in `params` stays valid for what the kernel reads and writes there, and
-///   nothing else writes what it reads or touches what it writes.
-pub(super) unsafe fn kernel(
-    kernel: &Kernel,
-    geometry: &Geometry,
-    stream: sys::CUstream,
-    params: &[u8],
-) -> Result<()> {
-    let Geometry {
-        grid: [x, y, z],
-        block,
-        shared_bytes,
-        cluster,
-    } = *geometry;
-    let mut arguments: [*mut c_void; 1] = [params.as_ptr().cast_mut().cast()];
-    let mut attribute = cluster_attribute(cluster);
-    let config = sys::CUlaunchConfig {
-        gridDimX: x,
-        gridDimY: y,
-        gridDimZ: z,
-        blockDimX: block,
-        blockDimY: 1,
-        blockDimZ: 1,
-        sharedMemBytes: shared_bytes,
-        hStream: stream,
-        attrs: &raw mut attribute,
-        numAttrs: u32::from(cluster > 1),
-    };
-    // SAFETY: the function is that of a loaded module; it takes one argument, a struct by value, which the driver has
-    // copied when the call returns. The rest is the caller's to keep.
-    unsafe {
-        sys::cuLaunchKernelEx(
-            &raw const config,
-            kernel.function(),
-            arguments.as_mut_ptr(),
-            std::ptr::null_mut(),
-        )
+impl fmt::Display for Geometry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Geometry {
+            grid: [x, y, z],
+            block,
+            shared_bytes,
+            cluster,
+        } = self;
+        write!(f, "grid {x}x{y}x{z}")?;
+        if *cluster > 1 {
+            write!(f, " in clusters of {cluster}")?;
+        }
+        write!(f, ", block {block}, {shared_bytes} B shared")
     }
-    .result()
-    .map_err(|error| Error::Launch {
-        variant: kernel.symbol().to_owned(),
-        code: error.0 as u32,
-        name: code_name(error),
-    })
+}
+
+/// Words that hold the parameters of any kernel: every driver accepts 4 KB.
+pub const MAX_WORDS: usize = 512;
+
+/// One launch of a kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Launch {
+    pub(super) variant: Arc<Variant>,
+    geometry: Geometry,
+    /// The parameters, as far as the kernel looks at them.
+    words: Box<[u64]>,
+    /// Which of the words are addresses, in order.
+    addresses: Box<[u16]>,
+    /// Bytes of intermediate results that go to memory and come back for this launch, unless they stay in L2.
+    pub(super) intermediate_bytes: usize,
+}
+
+impl Launch {
+    /// A launch of `variant` with `params`, of which the kernel does not look at the last `unused_bytes`.
+    pub(super) fn new<P: Parameters>(
+        variant: Variant,
+        geometry: Geometry,
+        params: &P,
+        unused_bytes: usize,
+    ) -> Self {
+        let bytes = bytemuck::bytes_of(params);
+        let words: Box<[u64]> = bytes[..bytes.len() - unused_bytes]
+            .chunks_exact(8)
+            .map(bytemuck::pod_read_unaligned)
+            .collect();
+        let addresses = addresses_of::<P>().into_iter();
+        let addresses = addresses.filter(|&word| usize::from(word) < words.len());
+        Launch {
+            variant: Arc::new(variant),
+            geometry,
+            addresses: addresses.collect(),
+            words,
+            intermediate_bytes: 0,
+        }
+    }
+
+    /// The launch, for which `bytes` bytes of intermediate results go to memory and come back unless they stay in L2.
+    pub(super) fn passing(mut self, bytes: usize) -> Self {
+        self.intermediate_bytes = bytes;
+        self
+    }
+
+    /// The kernel.
+    pub fn variant(&self) -> &Arc<Variant> {
+        &self.variant
+    }
+
+    /// How it is launched.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// The parameters, 8 bytes at a time, as far as the kernel looks at them, and of each whether it is an
+    /// [`Address`].
+    pub fn words(&self) -> impl Iterator<Item = Word> {
+        let mut addresses = self.addresses.iter().peekable();
+        self.words.iter().enumerate().map(move |(index, &word)| {
+            match addresses.next_if(|&&address| usize::from(address) == index) {
+                Some(_) => Word::Address(Address::of_word(word)),
+                None => Word::Value(word),
+            }
+        })
+    }
+
+    /// Writes the parameters into `params`, whose other words the kernel does not look at.
+    pub fn link(&self, bases: &Bases, params: &mut [u64; MAX_WORDS]) {
+        params[..self.words.len()].copy_from_slice(&self.words);
+        for &word in &self.addresses {
+            let word = &mut params[usize::from(word)];
+            *word = bases.resolve(Address::of_word(*word));
+        }
+    }
+}
+
+/// 8 bytes of a launch's parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// The same for every run.
+    Value(u64),
+    /// A device pointer.
+    Address(Address),
 }

@@ -1,4 +1,4 @@
-//! What a device offers, as a plain value: the heuristics are functions of it, for any device, real or made up.
+//! What a device offers, as a plain value: the choice of kernels is a function of it, for any device, real or made up.
 
 /// What the choice of kernels depends on. Every field may be set freely; nothing here asks a driver.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

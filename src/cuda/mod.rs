@@ -9,6 +9,7 @@
 //! | fuse layers as a model produces them, and free their maps | [`StreamingPlan`] |
 //! | run many problems of different shapes together, in as many launches as one of them | [`GroupPlan`] |
 //! | run over host memory, in chunks, on one or several GPUs | [`HostPlan`], [`run_host`] |
+//! | share the compiler and loaded kernels among plans | [`Runtime`] |
 //! | see what would be launched, without any GPU | [`choose`] |
 //!
 //! ```no_run
@@ -33,49 +34,45 @@
 //! # }
 //! ```
 //!
-//! From a problem to kernels: the heuristics choose a pipeline and lay out its steps as a [`Schedule`], a value without
-//! addresses; the plan compiles the schedule's [variants](variant::Variant), allocates its workspace, and gives the steps
-//! their addresses when it runs. A variant's name is its kernel's symbol, and its stem the file in `kernels/`. A group
-//! merges the schedules of its problems into launches that enter the same kernels [grouped](entry::Entry).
+//! From a problem to the driver:
+//!
+//! 1. [`choose()`] takes the pipeline of least estimated time, and the pipeline lays out its launches as a [`Schedule`].
+//! 2. Each launch is a value, made by its kernel: what to compile, the grid, the parameters with symbolic addresses.
+//!    A variant's name is its kernel's symbol, and its stem the file in `kernels/`.
+//! 3. A [`Runtime`] compiles and loads the kernels; a plan allocates the schedule's buffers and tables.
+//! 4. A run adds to each address where its memory begins, and submits. A group does so in launches that the steps of many
+//!    problems share.
 
-mod bind;
-mod buffers;
-mod chain;
-mod compile;
-mod constants;
-mod device;
-mod driver;
-mod engine;
-pub mod entry;
-pub mod geometry;
-mod group;
-mod handles;
-mod heuristics;
-mod host;
-mod launch;
+#[doc(hidden)]
+pub mod address;
+mod choose;
+pub(crate) mod driver;
+#[doc(hidden)]
+pub mod kernel;
+#[doc(hidden)]
+pub mod launch;
 mod limits;
 pub mod nvrtc;
 mod options;
-pub mod params;
-mod pipelines;
+#[doc(hidden)]
+pub mod parameters;
+#[doc(hidden)]
+pub mod pipeline;
 mod plan;
+mod runtime;
 mod schedule;
-mod streaming;
+#[doc(hidden)]
 pub mod variant;
 
-#[cfg(feature = "cpu")]
-pub(crate) use compile::target as compile_target;
-#[cfg(feature = "cpu")]
-pub(crate) use driver::driver_error;
-
-pub use buffers::{DeviceLayer, DeviceOutput};
+pub use choose::{choose, choose_streaming};
 pub use cudarc;
-pub use device::{DeviceInfo, available, context, driver_version, limits, memory};
-pub use group::{GroupItem, GroupPlan};
-pub use heuristics::{choose, choose_streaming};
-pub use host::{HostPlan, run_host};
+pub use driver::{DeviceInfo, available, context, driver_version, limits, memory};
 pub use limits::DeviceLimits;
 pub use options::{ImageKind, Options, Precision};
-pub use plan::Plan;
+#[doc(hidden)]
+pub use plan::pack;
+pub use plan::{
+    DeviceLayer, DeviceOutput, GroupItem, GroupPlan, HostPlan, Pass, Plan, StreamingPlan, run_host,
+};
+pub use runtime::Runtime;
 pub use schedule::Schedule;
-pub use streaming::{Pass, StreamingPlan};

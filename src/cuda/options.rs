@@ -29,7 +29,7 @@ pub enum ImageKind {
 pub struct Options {
     /// How exactly matrices are multiplied.
     pub precision: Precision,
-    /// Symbol of a kernel variant that must take part. `None` lets the heuristics choose, unless the environment
+    /// Symbol of a kernel variant that must take part. `None` leaves the choice to [`choose`](super::choose()), unless the environment
     /// variable `ROLLOUT_VARIANT` names one.
     pub variant: Option<String>,
     /// What kernels are compiled to. The environment variable `ROLLOUT_PTX=1` asks for PTX too.

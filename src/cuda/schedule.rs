@@ -1,138 +1,29 @@
-//! What a plan will launch: variants, extents and where operands lie, without an address in it.
+//! What a plan will launch, without an address in it.
 //!
-//! A [`Schedule`] is a value that the heuristics make for any device, real or made up. It prints itself. A plan gives
-//! it addresses and launches it.
+//! A [`Schedule`] is a value that is made for any device, real or made up. It prints itself. A plan gives the
+//! [bases](super::launch::Base) of its launches their addresses, and submits them.
 
 use std::fmt;
-use std::ops::Range;
+use std::sync::Arc;
 
-use super::constants::Constants;
-use super::geometry::{Columns, Extents, Geometry, Splits};
+use super::address::{Base, Bases};
+use super::launch::Launch;
 use super::limits::DeviceLimits;
-use super::pipelines::Pipeline;
 use super::variant::Variant;
-use crate::dtype::DType;
 
-/// Memory that the operands of a launch lie in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Region {
-    /// The plan's workspace.
-    Workspace,
-    /// What the plan uploaded when it was made.
-    Constants,
-    /// The caller's output.
-    Output,
-}
+/// Buffers and tables start at multiples of this: a cache line, and more than any load asks for.
+const PART_ALIGNMENT: usize = 256;
 
-/// A place in a region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    pub region: Region,
-    /// In bytes.
-    pub offset: usize,
-}
-
-/// One f32 matrix per item; strides in elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Matrix {
-    pub place: Place,
-    pub stride_batch: usize,
-    pub stride_row: usize,
-}
-
-impl Matrix {
-    /// The matrices without those of the first `item` items.
-    pub fn skip_items(mut self, item: usize) -> Self {
-        self.place.offset += size_of::<f32>() * item * self.stride_batch;
-        self
-    }
-}
-
-/// Fused maps in window coordinates, `[layers, items, len, len]` with rows padded to 16 bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Fused {
-    pub maps: Matrix,
-    pub stride_layer: usize,
-}
-
-impl Fused {
-    /// The maps of the layer `index` layers later.
-    pub fn layer(&self, index: usize) -> Matrix {
-        let mut maps = self.maps;
-        maps.place.offset += size_of::<f32>() * self.stride_layer * index;
-        maps
-    }
-}
-
-/// Where a kernel that fuses heads finds its maps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
-    /// The caller's layers.
-    Layers,
-    /// Fused maps; its first layer is the first of the launch.
-    Fused(Fused),
-}
-
-/// One fused layer as the factor of a product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Factor {
-    pub maps: Matrix,
-    /// The layer whose residual weights make it `Ahat`; `None` takes the maps as they are.
-    pub layer: Option<usize>,
-    /// Cuts `[items]`, where entries are discarded.
-    pub cuts: Option<Place>,
-    /// Reciprocal row sums `[items, tokens]`, where rows are normalised.
-    pub scales: Option<Place>,
-}
-
-/// What a step does with which operands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Work {
-    ZeroFill {
-        out: Place,
-        /// Entries.
-        len: usize,
-    },
-    RolloutRows {
-        source: Source,
-        layers: Range<usize>,
-        cuts: Option<Place>,
-        partials_in: Option<(Place, u32)>,
-        partials_out: Option<Place>,
-    },
-    RolloutChain {
-        source: Source,
-        layers: Range<usize>,
-        cuts: Option<Place>,
-        /// The output holds the product of the later layers.
-        resumes: bool,
-    },
-    HeadFusion {
-        layers: Range<usize>,
-        fused: Fused,
-    },
-    Discard {
-        fused: Fused,
-        layers: usize,
-        cuts: Place,
-    },
-    RowScales {
-        factor: Factor,
-        scales: Place,
-    },
-    RolloutFirst {
-        factor: Factor,
-        out: Matrix,
-        windowed: bool,
-    },
-    RolloutProduct {
-        factor: Factor,
-        state: Matrix,
-        out: Matrix,
-        /// Rows of the state; 0: as many as the window has tokens.
-        rows: u32,
-        windowed: bool,
-    },
+/// What a plan uploads once, when it is made, for the items of its problem: windows, head weights, discard counts or
+/// start rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Table {
+    /// What its launches know it by.
+    pub base: Base,
+    /// The bytes, ready to copy.
+    pub bytes: Vec<u8>,
+    /// From one item's to the next's; 0: all items share them.
+    pub item_bytes: usize,
 }
 
 /// The stream of a step.
@@ -145,40 +36,31 @@ pub(super) enum Lane {
 }
 
 /// One submission to the driver.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Step {
-    pub variant: Variant,
-    pub work: Work,
-    pub items: Range<usize>,
-    /// Rows that the launch geometry counts: see [`Extents::rows`].
-    pub rows: u32,
-    pub splits: Splits,
-    pub lane: Lane,
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// The launch where the first elements of all layers are 16-byte aligned.
+    pub(super) launch: Launch,
+    /// The launch where they are not, if that makes a difference.
+    pub(super) unaligned: Option<Box<Launch>>,
+    pub(super) lane: Lane,
     /// Event that the step waits for.
-    pub wait: Option<usize>,
+    pub(super) wait: Option<usize>,
     /// Event that marks the step's end.
-    pub signal: Option<usize>,
+    pub(super) signal: Option<usize>,
 }
 
-/// The extents that all launches of a schedule share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Common {
-    pub dtype: DType,
-    pub tokens: u32,
-    /// Tokens of the longest window.
-    pub window_len: u32,
-    /// Every row of every window starts at a multiple of 16 bytes if the maps' first elements do.
-    pub aligned: bool,
-}
+impl Step {
+    /// The launch for layers whose first elements are all at multiples of 16 bytes, or are not.
+    pub fn launch(&self, bases_aligned: bool) -> &Launch {
+        match &self.unaligned {
+            Some(unaligned) if !bases_aligned => unaligned,
+            _ => &self.launch,
+        }
+    }
 
-impl Common {
-    /// How the columns of the longest row of `source` are divided.
-    pub(super) fn columns(&self, source: Source, bases_aligned: bool) -> Columns {
-        let (dtype, aligned) = match source {
-            Source::Fused(_) => (DType::F32, true),
-            Source::Layers => (self.dtype, self.aligned && bases_aligned),
-        };
-        Columns::new(dtype, self.window_len, aligned)
+    /// Both launches, where there are two.
+    pub(super) fn launches(&self) -> impl Iterator<Item = &Launch> {
+        std::iter::once(&self.launch).chain(self.unaligned.as_deref())
     }
 }
 
@@ -186,14 +68,15 @@ impl Common {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     pub(super) title: String,
-    pub(super) pipeline: Pipeline,
     /// Items of one run.
     pub(super) batch: usize,
-    pub(super) common: Common,
-    pub(super) variants: Vec<Variant>,
+    /// Layers of the problem, also those outside its range.
+    pub(super) layers: usize,
+    pub(super) variants: Vec<Arc<Variant>>,
     pub(super) steps: Vec<Step>,
-    pub(super) workspace_bytes: usize,
-    pub(super) constants: Constants,
+    /// Sizes of the buffers in bytes.
+    pub(super) buffers: Vec<usize>,
+    pub(super) tables: Vec<Table>,
     pub(super) map_bytes: usize,
     pub(super) output_bytes: usize,
     /// Bytes of intermediate results that do not stay in L2.
@@ -203,60 +86,40 @@ pub struct Schedule {
     pub(super) pushes: Vec<usize>,
 }
 
-impl Step {
-    /// How the step's kernel is launched; `bases_aligned` tells whether every layer's first element is 16-byte aligned.
-    pub(super) fn geometry(&self, common: &Common, bases_aligned: bool) -> (Geometry, Columns) {
-        let source = match self.work {
-            Work::RolloutRows { source, .. } | Work::RolloutChain { source, .. } => source,
-            _ => Source::Layers,
-        };
-        let mut columns = common.columns(source, bases_aligned);
-        let layers = match &self.work {
-            Work::RolloutRows { layers, .. }
-            | Work::RolloutChain { layers, .. }
-            | Work::HeadFusion { layers, .. } => layers.len(),
-            Work::Discard { layers, .. } => *layers,
-            _ => 1,
-        };
-        if layers == 0 {
-            // A reduction reads all columns and writes them once.
-            columns.tiles = 1;
-        }
-        let batch = match self.work {
-            Work::ZeroFill { len, .. } => len.div_ceil(Variant::FILL_PIECE as usize),
-            _ => self.items.len(),
-        };
-        let geometry = self.variant.geometry(&Extents {
-            batch: batch as u32,
-            layers: layers as u32,
-            tokens: common.tokens,
-            window_len: common.window_len,
-            rows: self.rows,
-            splits: self.splits,
-            columns,
-        });
-        (geometry, columns)
-    }
-}
-
 impl Schedule {
     /// The kernels, each once, in order of first use.
-    pub fn variants(&self) -> &[Variant] {
+    pub fn variants(&self) -> &[Arc<Variant>] {
         &self.variants
     }
 
-    pub(super) fn pipeline(&self) -> Pipeline {
-        self.pipeline
+    /// The submissions, in order.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
     }
 
-    /// Bytes of device memory that a plan allocates besides constants.
+    /// Sizes of the buffers that the launches share, in bytes.
+    pub fn buffers(&self) -> &[usize] {
+        &self.buffers
+    }
+
+    /// What a run finds in memory besides its maps.
+    pub fn tables(&self) -> &[Table] {
+        &self.tables
+    }
+
+    /// Room for the bases of the launches.
+    pub fn bases(&self) -> Bases {
+        Bases::new(self.buffers.len(), self.layers)
+    }
+
+    /// Bytes of device memory that a plan allocates besides tables.
     pub fn workspace_bytes(&self) -> usize {
-        self.workspace_bytes
+        bytes_of_parts(self.buffers.iter().copied())
     }
 
     /// Bytes of device memory for windows, weights and start rows.
     pub fn constants_bytes(&self) -> usize {
-        self.constants.bytes.len()
+        bytes_of_parts(self.tables.iter().map(|table| table.bytes.len()))
     }
 
     /// Bytes that have to cross the memory bus whatever the kernels are: every map once, the output once.
@@ -275,6 +138,35 @@ impl Schedule {
         self.steps.len()
     }
 
+    /// Lets the buffers begin in a workspace at `address`.
+    pub(super) fn place_buffers(&self, bases: &mut Bases, address: u64) {
+        for (index, offset) in offsets(self.buffers.iter().copied()).enumerate() {
+            bases.place(Base::Buffer(index), address + offset as u64);
+        }
+    }
+
+    /// The tables as they lie in one piece of memory.
+    pub(super) fn table_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.constants_bytes());
+        for (table, offset) in self.tables.iter().zip(self.table_offsets()) {
+            bytes.resize(offset, 0);
+            bytes.extend_from_slice(&table.bytes);
+        }
+        bytes
+    }
+
+    /// Lets the tables begin in memory at `address`, those that are by item with item `first`.
+    pub(super) fn place_tables(&self, bases: &mut Bases, address: u64, first: usize) {
+        for (table, offset) in self.tables.iter().zip(self.table_offsets()) {
+            let offset = offset + table.item_bytes * first;
+            bases.place(table.base, address + offset as u64);
+        }
+    }
+
+    fn table_offsets(&self) -> impl Iterator<Item = usize> {
+        offsets(self.tables.iter().map(|table| table.bytes.len()))
+    }
+
     /// Whether some steps run on the plan's own stream, beside the caller's.
     pub(super) fn has_two_lanes(&self) -> bool {
         self.steps.iter().any(|step| step.lane == Lane::Side)
@@ -282,13 +174,29 @@ impl Schedule {
 
     /// Largest dynamic shared memory that `variant` is launched with.
     pub(super) fn shared_bytes(&self, variant: &Variant) -> usize {
-        let launches = self.steps.iter().filter(|step| step.variant == *variant);
+        let launches = self.steps.iter().flat_map(Step::launches);
         launches
-            .flat_map(|step| [false, true].map(|aligned| step.geometry(&self.common, aligned).0))
-            .map(|geometry| geometry.shared_bytes as usize)
+            .filter(|launch| **launch.variant() == *variant)
+            .map(|launch| launch.geometry().shared_bytes as usize)
             .max()
             .unwrap_or(0)
     }
+}
+
+/// Where parts of these sizes begin, one after the other.
+fn offsets(parts: impl Iterator<Item = usize>) -> impl Iterator<Item = usize> {
+    parts.scan(0, |end: &mut usize, bytes| {
+        let start = end.next_multiple_of(PART_ALIGNMENT);
+        *end = start + bytes;
+        Some(start)
+    })
+}
+
+/// Bytes that parts of these sizes take one after the other.
+pub(super) fn bytes_of_parts(parts: impl Iterator<Item = usize> + Clone) -> usize {
+    let starts = offsets(parts.clone());
+    let ends = starts.zip(parts).map(|(start, bytes)| start + bytes);
+    ends.last().unwrap_or(0)
 }
 
 /// Bytes of L2 that data passed between kernels may take: the rest is for maps streaming through.
@@ -303,18 +211,17 @@ impl fmt::Display for Schedule {
             f,
             "  launches {}, workspace {} B, constants {} B, moves {} B, floor {} B ({} B maps, {} B output)",
             self.launches(),
-            self.workspace_bytes,
+            self.workspace_bytes(),
             self.constants_bytes(),
             self.moved_bytes(),
             self.floor_bytes(),
             self.map_bytes,
             self.output_bytes,
         )?;
-        // Steps that look alike are counted, in order of first appearance.
+        // Launches that look alike are counted, in order of first appearance.
         let mut lines: Vec<(String, usize)> = Vec::new();
-        for step in &self.steps {
-            let (geometry, _) = step.geometry(&self.common, true);
-            let line = format!("{}: {geometry}", step.variant);
+        for Step { launch, .. } in &self.steps {
+            let line = format!("{}: {}", launch.variant().symbol, launch.geometry());
             match lines.iter_mut().find(|(seen, _)| *seen == line) {
                 Some((_, count)) => *count += 1,
                 None => lines.push((line, 1)),

@@ -11,12 +11,13 @@ use cudarc::driver::{
 };
 
 use super::case::{Replay, Runner, Setup};
-use super::device_read::{DeviceRead, GRANULE_BYTES};
+use super::device_read::DeviceRead;
 use super::inputs::Inputs;
 use super::rotation;
-use crate::cuda::variant::Arithmetic;
+use crate::cuda::driver::{bind, driver_error};
+use crate::cuda::kernel::Arithmetic;
 use crate::cuda::{
-    self, DeviceLayer, DeviceOutput, GroupItem, GroupPlan, Options, Plan, cudarc, driver_error,
+    self, DeviceLayer, DeviceOutput, GroupItem, GroupPlan, Options, Plan, Runtime, cudarc,
 };
 use crate::error::{Error, Result};
 use crate::layer::HostTensor;
@@ -89,8 +90,8 @@ impl CudaRunner {
                 .map_err(allocation_error(context, "the output", bytes))
         };
         let outputs = problems.iter().map(output).collect::<Result<Vec<_>>>()?;
-        let floor = DeviceRead::new(context, &stream, &options.with_environment())?;
         let map_bytes = problems.iter().map(Problem::map_bytes).sum();
+        let floor = DeviceRead::new(&Runtime::new(context, options)?, map_bytes)?;
         let copies = Copies::new(&stream, inputs, map_bytes)?;
         let event = || {
             context
@@ -100,8 +101,8 @@ impl CudaRunner {
         let mut runner = CudaRunner {
             graphs: Vec::new(),
             plan,
+            floor_bytes: floor.bytes(),
             floor,
-            floor_bytes: map_bytes / GRANULE_BYTES * GRANULE_BYTES,
             copies,
             next: 0,
             output_addresses: outputs
@@ -121,14 +122,14 @@ impl CudaRunner {
 
     /// Lets the floor take the grid that reads fastest.
     fn choose_grid(&mut self) -> Result<()> {
-        let mut best = (Duration::MAX, self.floor.blocks);
+        let mut best = (Duration::MAX, u32::MAX);
         for blocks in self.floor.grids() {
-            self.floor.blocks = blocks;
+            self.floor.limit(blocks);
             for _ in 0..3 {
                 best = best.min((self.read(1)?, blocks));
             }
         }
-        self.floor.blocks = best.1;
+        self.floor.limit(best.1);
         Ok(())
     }
 
@@ -166,12 +167,11 @@ impl CudaRunner {
     }
 
     /// Submits the reading of a copy.
-    fn submit_read(&self, copy: usize) -> Result<()> {
+    fn submit_read(&mut self, copy: usize) -> Result<()> {
+        let address = self.copies.addresses[copy];
+        bind(self.stream.context())?;
         // SAFETY: a copy is at least as long as the bytes that a run must read, aligned, initialised, and never written.
-        unsafe {
-            self.floor
-                .submit(&self.stream, self.copies.addresses[copy], self.floor_bytes)
-        }
+        unsafe { self.floor.submit(&self.stream, address) }
     }
 
     /// The graph of a run over the next copy, captured now if it never was; its place.
@@ -304,9 +304,8 @@ impl Runner for CudaRunner {
         };
         let mut variants: Vec<String> = Vec::new();
         for variant in schedules.iter().flat_map(|schedule| schedule.variants()) {
-            let symbol = variant.symbol();
-            if !variants.contains(&symbol) {
-                variants.push(symbol);
+            if !variants.contains(&variant.symbol) {
+                variants.push(variant.symbol.clone());
             }
         }
         let half = variants

@@ -1,66 +1,28 @@
 //! Forced variants: the named kernel runs, and what it computes is right.
 
 use attention_rollout::cuda::Plan;
-use attention_rollout::cuda::variant::Variant;
+use attention_rollout::cuda::kernel::{self, Kernel};
 use attention_rollout::{
-    DType, Discard, DiscardScope, Error, HeadFusion, Output, Residual, ResidualWeights, Shape,
-    StartRows, Window, reference,
+    DType, Error, HeadFusion, Output, Residual, ResidualWeights, Shape, reference,
 };
 
 use crate::compare::{Budget, check_close};
 use crate::generate::Case;
 use crate::machine::{assert_passes, machine, process_of};
 
-/// A case that `variant` can take part in.
-fn case(variant: &Variant) -> Case {
-    let shape = Shape {
-        layers: 3,
-        batch: 2,
-        heads: 3,
-        tokens: 27,
-    };
-    let mut case = Case::new(shape, 13);
-    let discard = Discard {
-        ratio: 0.3,
-        scope: DiscardScope::Map,
-    };
-    match variant {
-        Variant::RolloutRows {
-            dtype,
-            rows,
-            normalize,
-            discard: discards,
-            ..
-        } => {
-            case.dtype = *dtype;
-            case.config.normalize_rows = *normalize;
-            case.config.discard = discards.then_some(discard);
-            case.config.output = Output::Rows(StartRows::Rows((0..*rows as usize).collect()));
-        }
-        Variant::RolloutChain {
-            dtype, normalize, ..
-        } => {
-            case.dtype = *dtype;
-            case.config.normalize_rows = *normalize;
-            case.config.output = Output::Matrix;
-        }
-        Variant::HeadFusion { dtype, .. } => case.dtype = *dtype,
-        Variant::ZeroFill => {
-            case.config.output = Output::Cumulative;
-            case.windows = vec![Window { start: 3, len: 20 }; 2];
-        }
-        Variant::Discard => case.config.discard = Some(discard),
-        Variant::RowScales => case.config.normalize_rows = true,
-        Variant::RolloutFirst => case.config.output = Output::Matrix,
-        Variant::RolloutProduct {
-            discard: discards, ..
-        } => {
-            case.config.discard = discards.then_some(discard);
-            if variant.symbol().contains("_matrix") {
-                case.config.output = Output::Matrix;
-            }
-        }
-    }
+/// The kernels of a plan.
+fn symbols(plan: &Plan) -> Vec<&str> {
+    let variants = plan.schedule().variants().iter();
+    variants.map(|variant| variant.symbol.as_str()).collect()
+}
+
+/// A case that `kernel` can take part in.
+fn case(kernel: &dyn Kernel) -> Case {
+    let example = kernel.example(3, 27).unwrap();
+    let mut case = Case::new(*example.shape(), 13);
+    case.dtype = example.dtype();
+    case.config = example.config().clone();
+    case.windows = example.windows().to_vec();
     case
 }
 
@@ -87,15 +49,12 @@ fn the_forced_variant_is_the_one_that_ran() {
         "rollout_product_f32_f16x3_rows",
         "rollout_product_f32_tf32x3_matrix",
     ] {
-        let variant: Variant = name.parse().unwrap();
-        let generated = case(&variant).generate();
+        let kernel = kernel::find(name).unwrap();
+        let generated = case(kernel.as_ref()).generate();
         let mut plan = machine.plan(&generated.problem, |options| {
             options.variant = Some(name.to_owned());
         });
-        assert!(
-            plan.schedule().variants().contains(&variant),
-            "{name}: {plan}"
-        );
+        assert!(symbols(&plan).contains(&name), "{name}: {plan}");
         let layers = generated.layers();
         let got = machine.run(&mut plan, &layers);
         if let Some(vcuda) = &machine.vcuda {
@@ -223,8 +182,7 @@ fn the_environment_forces_a_variant() {
         };
         let generated = Case::new(shape, 1).generate();
         let plan = machine.plan(&generated.problem, |_| {});
-        let mut names = plan.schedule().variants().iter().map(Variant::symbol);
-        assert!(names.any(|name| name == NAME), "{plan}");
+        assert!(symbols(&plan).contains(&NAME), "{plan}");
         return;
     }
     let mut process = process_of("forced::the_environment_forces_a_variant");

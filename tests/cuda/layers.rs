@@ -1,7 +1,7 @@
 //! More layers than one launch takes.
 
 use attention_rollout::cuda::StreamingPlan;
-use attention_rollout::cuda::params::MAX_LAYERS_PER_LAUNCH;
+use attention_rollout::cuda::kernel::MAX_LAYERS_PER_LAUNCH;
 use attention_rollout::{
     Discard, DiscardScope, Output, Residual, ResidualWeights, Shape, StartRows, Window,
 };

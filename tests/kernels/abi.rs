@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use attention_rollout::cuda::params::LAYOUTS;
+use attention_rollout::cuda::kernel::LAYOUTS;
 use ptxemu::{Launch, Memory};
 
 use crate::lab::Lab;

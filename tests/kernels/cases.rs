@@ -1,15 +1,16 @@
 //! One rollout to try: its problem, its maps, the kernels that compute it, and the error they may make.
 
-use attention_rollout::cuda::variant::{Arithmetic, Form, Variant};
+use attention_rollout::cuda::kernel::{Arithmetic, Form};
+use attention_rollout::cuda::variant::Variant;
 use attention_rollout::{
     DType, Output, Problem, RolloutConfig, Shape, StartRows, Strides, Window, reference,
 };
 
 use ptxemu::Report;
 
+use crate::device::Device;
 use crate::lab::Lab;
 use crate::maps::{self, Layer};
-use crate::pipeline::Device;
 
 /// How a rollout is computed.
 #[derive(Clone, Copy, Debug)]

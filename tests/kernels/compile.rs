@@ -6,9 +6,9 @@
 //! every file. `ROLLOUT_COMPILE=all` compiles everything for everything, in less than an hour on two cores. What was
 //! compiled once is kept in `kernels/` of the target directory, so that only changed kernels cost time.
 
-use attention_rollout::cuda::entry::{Entry, SHARED_PARAMS};
+use attention_rollout::cuda::kernel::{self, SHARED_PARAMS};
 use attention_rollout::cuda::nvrtc::{Cache, KernelResources, Nvrtc, Options, Source, Target};
-use attention_rollout::cuda::variant::{Arithmetic, Variant};
+use attention_rollout::cuda::variant::{Entry, Variant};
 use libtest_mimic::{Failed, Trial};
 
 /// Turing, Ampere (data centre and consumer), Ada, Hopper, Blackwell (data centre and consumer).
@@ -20,51 +20,28 @@ const FEW: usize = 2;
 /// A variant and how it is entered.
 type Kernel = (Entry, Variant);
 
-/// Registers per thread and bytes of static shared memory per block that a kernel may use at most, from how many blocks
-/// are to share a multiprocessor, which has 65536 registers.
-fn ceilings(&(entry, ref variant): &Kernel) -> (u32, u32) {
-    let (registers, shared_bytes) = alone(variant);
-    match (entry, variant) {
-        (Entry::Alone, _) => (registers, shared_bytes),
-        // One block less than alone, and parameters in shared memory.
-        (Entry::Grouped, Variant::RolloutRows { rows: 1, .. }) => (128, SHARED_PARAMS as u32),
-        (Entry::Grouped, Variant::RolloutRows { .. }) => (255, SHARED_PARAMS as u32),
-        (Entry::Grouped, _) => (
-            registers,
-            (shared_bytes + SHARED_PARAMS as u32).min(48 << 10),
-        ),
-    }
-}
+/// Static shared memory that every architecture has, in bytes.
+const STATIC_SHARED_BYTES: u32 = 48 << 10;
 
-/// The same of a kernel that is entered alone.
-fn alone(variant: &Variant) -> (u32, u32) {
-    match variant {
-        // 3 blocks of 256 threads; with 8 start rows, 2.
-        Variant::RolloutRows { rows: 1, .. } | Variant::HeadFusion { .. } => (80, 0),
-        Variant::RolloutRows { .. } => (128, 0),
-        // 1 block, with all the registers a thread can have and the static shared memory of every architecture.
-        Variant::RolloutChain { .. } => (255, 48 << 10),
-        // 8 blocks of 256 threads, all the threads a multiprocessor can have.
-        Variant::ZeroFill => (32, 0),
-        // 2 blocks of 512 threads; a histogram in shared memory.
-        Variant::Discard => (64, 16 << 10),
-        // 8 blocks of 256 threads, all the threads a multiprocessor can have; 6 blocks.
-        Variant::RowScales => (32, 0),
-        Variant::RolloutFirst => (40, 0),
-        // 3 blocks of 256 threads or 4 of 128; tiles for 2 blocks in the 100 KB of sm_86, sm_89 and sm_120.
-        Variant::RolloutProduct {
-            arithmetic: Arithmetic::F32,
-            ..
-        } => (80, 48 << 10),
-        Variant::RolloutProduct { .. } => (128, 48 << 10),
-    }
+/// Registers per thread and bytes of static shared memory per block that a kernel may use at most.
+fn ceilings((entry, variant): &Kernel) -> (u32, u32) {
+    let shared_bytes = match entry {
+        Entry::Alone => variant.static_shared_bytes,
+        // Parameters lie there.
+        Entry::Grouped => variant.static_shared_bytes + SHARED_PARAMS as u32,
+    };
+    (
+        entry.registers(variant),
+        shared_bytes.min(STATIC_SHARED_BYTES),
+    )
 }
 
 /// One test per file of `kernels/`, architecture and library.
 pub fn trials(nvrtcs: &[Nvrtc]) -> Vec<Trial> {
     let everything = std::env::var_os("ROLLOUT_COMPILE").is_some_and(|value| value == "all");
-    let variants = Variant::all();
-    let mut stems: Vec<&str> = variants.iter().map(Variant::stem).collect();
+    let kernels = kernel::all();
+    let variants: Vec<Variant> = kernels.iter().map(|kernel| kernel.variant()).collect();
+    let mut stems: Vec<&str> = variants.iter().map(|variant| variant.stem).collect();
     stems.sort_unstable();
     stems.dedup();
     let mut trials = Vec::new();
@@ -73,8 +50,8 @@ pub fn trials(nvrtcs: &[Nvrtc]) -> Vec<Trial> {
         for arch in ARCHS {
             for stem in &stems {
                 let of_stem = || {
-                    let variants = variants.iter().filter(|variant| variant.stem() == *stem);
-                    variants.flat_map(|&variant| Entry::ALL.map(|entry| (entry, variant)))
+                    let variants = variants.iter().filter(|variant| variant.stem == *stem);
+                    variants.flat_map(|variant| Entry::ALL.map(|entry| (entry, variant.clone())))
                 };
                 let count = of_stem().count();
                 let dealt: Vec<Kernel> = of_stem()
@@ -101,8 +78,7 @@ pub fn trials(nvrtcs: &[Nvrtc]) -> Vec<Trial> {
 
 /// The architectures that a variant runs on. Blocks of a cluster hold more than the 99 KB of shared memory of sm_120.
 fn archs(variant: &Variant) -> Vec<u32> {
-    let (major, minor) = variant.compute_capability();
-    let runs = |arch: u32| arch >= 10 * major + minor && (variant.cluster() == 1 || arch != 120);
+    let runs = |arch: u32| arch >= variant.arch && (variant.cluster == 1 || arch != 120);
     ARCHS.into_iter().filter(|&arch| runs(arch)).collect()
 }
 
@@ -128,7 +104,7 @@ fn problem(nvrtc: &Nvrtc, cache: &Cache, arch: u32, kernel: &Kernel) -> Option<S
     let (entry, variant) = kernel;
     let (registers, shared_bytes) = ceilings(kernel);
     let symbol = entry.symbol(variant);
-    let file = format!("{}.cu", variant.stem());
+    let file = format!("{}.cu", variant.stem);
     let Some(source) = Source::embedded(&file) else {
         return Some(format!("there is no kernels/{file}"));
     };

@@ -3,10 +3,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use attention_rollout::cuda::entry::Entry;
-use attention_rollout::cuda::geometry::Geometry;
+use attention_rollout::cuda::launch::Geometry;
 use attention_rollout::cuda::nvrtc::{Cache, Image, Nvrtc, Options, Source, Target};
-use attention_rollout::cuda::variant::Variant;
+use attention_rollout::cuda::variant::{Entry, Variant};
 use ptxemu::{Dim3, Launch, Memory, Module, Report};
 
 /// Kernel sources, a compiler for them, and the modules compiled so far.
@@ -82,16 +81,15 @@ impl Lab {
         variant: &Variant,
         geometry: &Geometry,
     ) -> Result<Arc<Module>, String> {
-        let (major, minor) = variant.compute_capability();
         let arch = match geometry.cluster {
-            1 => 10 * major + minor,
+            1 => variant.arch,
             _ => 90,
         };
         let key = format!("{} sm_{arch}", entry.symbol(variant));
         if let Some(module) = self.modules.lock().unwrap().get(&key) {
             return Ok(module.clone());
         }
-        let file = format!("{}.cu", variant.stem());
+        let file = format!("{}.cu", variant.stem);
         let (_, text) = self
             .sources
             .iter()

@@ -6,11 +6,11 @@ mod cases;
 #[path = "../common/nvrtc.rs"]
 mod common;
 mod compile;
+mod device;
 mod entries;
 mod lab;
 mod maps;
 mod mutants;
-mod pipeline;
 mod suite;
 mod traffic;
 

@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use attention_rollout::cuda::variant::{Arithmetic, Variant};
+use attention_rollout::cuda::kernel::Arithmetic;
+use attention_rollout::cuda::variant::Variant;
 use attention_rollout::{DType, Output, Problem, StartRows};
 
 use crate::cases::{Case, Path};
@@ -29,7 +30,7 @@ struct Counts {
 fn count(lab: &Lab, case: &Case, path: Path, stem: &str) -> Result<Counts, String> {
     let mut counts = Counts::default();
     case.run(lab, path, |variant: &Variant, report| {
-        if variant.stem() == stem {
+        if variant.stem == stem {
             for traffic in &report.traffic {
                 if traffic.label == "maps" {
                     counts.asked += traffic.read.bytes;

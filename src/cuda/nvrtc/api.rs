@@ -10,7 +10,8 @@ use std::ptr;
 
 use libloading::Library;
 
-use super::{NvrtcError, Version};
+use super::error::NvrtcError;
+use super::version::Version;
 
 /// `nvrtcResult` of a call that worked.
 const SUCCESS: c_int = 0;

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::{Target, Version};
+use super::target::Target;
+use super::version::Version;
 
 /// An error of finding NVRTC or compiling with it.
 #[derive(Debug, thiserror::Error)]

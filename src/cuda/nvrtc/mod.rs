@@ -37,8 +37,8 @@ mod log;
 mod search;
 mod source;
 mod target;
+mod version;
 
-use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -50,29 +50,7 @@ pub use error::{Looked, NvrtcError};
 pub use log::KernelResources;
 pub use source::{Source, embedded_digest, embedded_sources};
 pub use target::{Arch, ArchFeature, ParseArchError, Target};
-
-/// A version of CUDA: of an NVRTC library, or the newest one a driver supports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Version {
-    /// Major version: 12 in 12.9.
-    pub major: u32,
-    /// Minor version: 9 in 12.9.
-    pub minor: u32,
-}
-
-impl Version {
-    /// The oldest NVRTC accepted.
-    pub const OLDEST_NVRTC: Version = Version {
-        major: 12,
-        minor: 0,
-    };
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
-}
+pub use version::Version;
 
 /// An open NVRTC library. Cheap to clone; may be used from several threads at once.
 ///

@@ -1,6 +1,6 @@
 //! `rollout_chain`.
 
-use attention_rollout::cuda::variant::Arithmetic;
+use attention_rollout::cuda::kernel::Arithmetic;
 use attention_rollout::{DType, Residual, ResidualWeights};
 
 use super::{Entry, features, many_layers};

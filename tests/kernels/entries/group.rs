@@ -3,17 +3,17 @@
 
 use std::rc::Rc;
 
-use attention_rollout::cuda::entry::{self, Member, Table};
-use attention_rollout::cuda::params::MAX_GROUP_ADDRESSES;
-use attention_rollout::cuda::variant::{Arithmetic, Form, Variant};
+use attention_rollout::cuda::kernel::{Arithmetic, Form};
+use attention_rollout::cuda::pack::{Part, pack};
+use attention_rollout::cuda::variant;
 use attention_rollout::{DType, Discard, DiscardScope, StartRows};
 use ptxemu::Memory;
 
 use super::Entry;
 use crate::cases::{Case, Lay, Path, bits, compare};
+use crate::device::{Device, Prepared};
 use crate::lab::Lab;
 use crate::maps;
-use crate::pipeline::{Device, Launch};
 
 pub const ENTRIES: &[Entry] = &[MANY, ROWS, CHAIN, PRODUCT];
 
@@ -153,65 +153,43 @@ fn check(lab: &Lab, cases: &[(Case, Path)]) -> Result<(), String> {
             Device::beside(memory.clone(), lab, problem, layers, case.offset)
         })
         .collect();
-    let (mut launches, outs): (Vec<_>, Vec<u64>) = devices
+    let prepared: Vec<Prepared> = devices
         .iter()
         .zip(cases)
-        .map(|(device, (_, path))| {
-            let (launches, out) = device.record(*path);
-            (launches.into_iter().peekable(), out)
-        })
-        .unzip();
-    while let Some(variant) = launches.iter_mut().find_map(|l| Some(l.peek()?.variant)) {
-        let turn: Vec<Launch> = launches
-            .iter_mut()
-            .filter_map(|launches| launches.next_if(|launch| launch.variant == variant))
-            .collect();
-        launch(lab, &memory, &variant, &turn)?;
+        .map(|(device, (_, path))| device.prepare(*path))
+        .collect();
+    let mut addresses = Vec::new();
+    let mut parts = Vec::new();
+    for (device, prepared) in devices.iter().zip(&prepared) {
+        parts.push(Part {
+            schedule: &prepared.schedule,
+            bases: &prepared.bases,
+            first_address: addresses.len(),
+        });
+        addresses.extend(device.layers());
+        addresses.push(prepared.output);
+    }
+    let aligned = devices.iter().all(Device::aligned);
+    let mut tables = Vec::new();
+    let launches = pack(&parts, aligned, &mut tables);
+    let at = memory.alloc(tables.len());
+    memory.write(at, &tables).unwrap();
+    for mut launch in launches {
+        launch.at(at);
+        let params = bytemuck::bytes_of(launch.link(&addresses)).to_vec();
+        let kernel = (variant::Entry::Grouped, &*launch.variant);
+        lab.launch(&memory, kernel, launch.geometry, &params)?;
     }
     for (index, (case, path)) in cases.iter().enumerate() {
         let fail = |what: String| format!("{index} of the group, {path:?} of {case:?}: {what}");
         let (problem, layers) = (&problems[index], &layers[index]);
         let expected = case.reference(problem, layers);
-        let got = devices[index].download(outs[index]);
+        let got = devices[index].download(prepared[index].output);
         compare(&got, &expected, path.tolerance(problem.layers().len())).map_err(fail)?;
         let alone = Device::new(lab, problem, layers, case.offset);
         if bits(&got) != bits(&alone.run(*path).map_err(fail)?) {
             return Err(fail("other bits than alone".to_owned()));
         }
     }
-    Ok(())
-}
-
-/// Launches `turn` as one. Every address of its parameters comes with the launch; only offsets are in the table.
-fn launch(lab: &Lab, memory: &Memory, variant: &Variant, turn: &[Launch]) -> Result<(), String> {
-    let mut addresses = vec![0u64];
-    let mut member = |launch: &Launch| Member {
-        geometry: launch.geometry,
-        words: bytemuck::cast_slice::<u8, [u8; 8]>(&launch.params)
-            .iter()
-            .map(|word| {
-                let word = u64::from_ne_bytes(*word);
-                let Some((base, _)) = memory.extent(word) else {
-                    return (word, 0);
-                };
-                let known = addresses.iter().position(|&known| known == base);
-                let index = known.unwrap_or_else(|| {
-                    addresses.push(base);
-                    addresses.len() - 1
-                });
-                (word - base, index as u32)
-            })
-            .collect(),
-    };
-    let members: Vec<Member> = turn.iter().map(&mut member).collect();
-    let table = Table::new(&members);
-    let at = memory.alloc(table.bytes.len());
-    memory.write(at, &table.bytes).unwrap();
-    let mut params = table.params(at);
-    assert!(addresses.len() <= MAX_GROUP_ADDRESSES);
-    params.address[..addresses.len()].copy_from_slice(&addresses);
-    let kernel = (entry::Entry::Grouped, variant);
-    let params = bytemuck::bytes_of(&params);
-    lab.launch(memory, kernel, table.geometry, params)?;
     Ok(())
 }

@@ -8,7 +8,7 @@ mod range;
 mod rows;
 mod values;
 
-use attention_rollout::cuda::params::MAX_LAYERS_PER_LAUNCH;
+use attention_rollout::cuda::kernel::MAX_LAYERS_PER_LAUNCH;
 use attention_rollout::{
     DType, Discard, DiscardScope, HeadFusion, Residual, ResidualWeights, StartRows,
 };

@@ -1,6 +1,6 @@
 //! `head_fusion` and the kernels that multiply its maps.
 
-use attention_rollout::cuda::variant::{Arithmetic, Form};
+use attention_rollout::cuda::kernel::{Arithmetic, Form};
 use attention_rollout::{DType, StartRows};
 
 use super::{Entry, features, many_layers, three_windows, weights};

@@ -1,6 +1,6 @@
 //! Values beyond what attention is.
 
-use attention_rollout::cuda::variant::{Arithmetic, Form};
+use attention_rollout::cuda::kernel::{Arithmetic, Form};
 use attention_rollout::{Residual, ResidualWeights};
 
 use super::Entry;

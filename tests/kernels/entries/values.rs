@@ -1,7 +1,7 @@
 //! Entries that are not finite reach every output that depends on them, and no other item; entries that are equal, or
 //! that are not numbers, are discarded in the order of the reference.
 
-use attention_rollout::cuda::variant::{Arithmetic, Form};
+use attention_rollout::cuda::kernel::{Arithmetic, Form};
 use attention_rollout::{DType, DiscardScope, HeadFusion, StartRows};
 
 use super::{Entry, discard, fusions};

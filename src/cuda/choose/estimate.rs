@@ -1,0 +1,359 @@
+//! The time that a pipeline is expected to take: latencies that nothing hides, bytes over bandwidth, operations over
+//! rate, and launches.
+//!
+//! Each constant has one of three origins. *Measured*: derived from `benches/results/h200/2026-11-26.csv`, an H200.
+//! *Predicted*: by a model of one multiprocessor that replays what the kernels execute, and was held to that file.
+//! *Published*: by the maker. They serve for every device, scaled by its multiprocessors.
+
+use super::Workload;
+use crate::cuda::kernel::{
+    Arithmetic, FuseHeads, Fusion, Kernel, MAX_WARPS, RolloutProduct, Splits,
+};
+use crate::cuda::pipeline::Pipeline;
+use crate::cuda::schedule::l2_budget;
+use crate::cuda::variant::Entry;
+use crate::dtype::DType;
+
+/// From one launch to the next where nothing else limits. Predicted 1.0 in a graph, measured 1.45 more on a stream.
+const LAUNCH_US: f64 = 2.0;
+/// Bytes that one multiprocessor gets from memory in a microsecond. Measured: 4.3 TB/s over 132.
+const BYTES_PER_US: f64 = 32_000.0;
+/// Bytes that a block of `rollout_rows` gets in a microsecond beside others: 16 KB on their way for a latency of 700 ns.
+const GROUPED_BYTES_PER_US: f64 = 23_000.0;
+/// Bytes that one multiprocessor gets from L2 in a microsecond. Predicted: 5.6 TB/s over 132.
+const L2_BYTES_PER_US: f64 = 42_000.0;
+/// From asking for granules of maps to having fused them, nothing else being on its way. Measured with what memory takes
+/// for the bytes: 0.9 at batch 16 of DeiT-Ti, by the turns of a warp in a layer.
+const TURN_US: f64 = 0.85;
+/// Issuing the instructions of such a turn, for each warp of a multiprocessor. Predicted: unaligned 16-bit granules are
+/// shifted twice as often.
+const ISSUE_US: f64 = 0.04;
+const ISSUE_16_BIT_US: f64 = 0.07;
+/// The share of what memory takes for the bytes of the maps that the turns do not hide. Predicted.
+const UNHIDDEN: f64 = 0.5;
+/// Heads whose granules `fuse.cuh` asks for in one turn.
+const HEADS_IN_FLIGHT: usize = 4;
+/// One addition of the serial loop over partial sums: an L2 hit. Measured: 0.18 and 0.20 at ViT-L/14@336.
+const PARTIAL_US: f64 = 0.18;
+/// One group of warps adding its sums to those of the block. Predicted.
+const GROUP_US: f64 = 0.06;
+/// The two barriers at the end of a layer of a cluster. Predicted.
+const CLUSTER_US: f64 = 0.25;
+/// One addition of a sum that lies in another block of the cluster. Predicted.
+const PEER_US: f64 = 0.1;
+/// Time that the blocks of a `rollout_chain` cluster lose to waiting for each other, once per 16 rows of a layer.
+const CLUSTER_BARRIER_US: f64 = 0.2;
+/// 16 columns of a `rollout_product` tile: a round trip to L2 that nothing hides. Measured: 0.78 to 0.87, without the
+/// launch.
+const STEP_US: f64 = 0.8;
+/// Columns of such a step.
+const STEP: u32 = 16;
+/// Blocks of `rollout_product` per multiprocessor, by the launch bounds of its tensor-core variants.
+const PRODUCT_BLOCKS: u32 = 4;
+
+impl Workload<'_> {
+    /// The estimated time of a pipeline.
+    pub(super) fn microseconds(&self, pipeline: Pipeline) -> f64 {
+        let fusing = match pipeline {
+            Pipeline::Rows { .. } if self.fused_first => self.fusion_us() + 2.0 * LAUNCH_US,
+            Pipeline::Chain { .. } if self.fused_first => self.memory_us() + 2.0 * LAUNCH_US,
+            _ => 0.0,
+        };
+        fusing
+            + match pipeline {
+                Pipeline::Rows { rows, splits } => self.rows_us(rows, splits),
+                Pipeline::Chain { arithmetic, tokens } => self.chain_us(arithmetic, tokens),
+                Pipeline::Product { .. } if self.problem.start_rows() > 0 => self.rows_product_us(),
+                Pipeline::Product { arithmetic, .. } => self.matrix_product_us(arithmetic),
+            }
+    }
+
+    fn layers(&self) -> f64 {
+        self.problem.layers().len() as f64
+    }
+
+    /// Heads of the maps that `rollout_rows` and `rollout_chain` read.
+    fn source_heads(&self) -> usize {
+        match self.fused_first {
+            true => 1,
+            false => self.problem.shape().heads,
+        }
+    }
+
+    /// Time to read the maps.
+    fn memory_us(&self) -> f64 {
+        self.batch * self.item_bytes / (BYTES_PER_US * f64::from(self.limits.multiprocessors))
+    }
+
+    /// How often the device is filled with blocks of which `resident` fit on one multiprocessor.
+    fn waves(&self, blocks: f64, resident: u32) -> f64 {
+        (blocks / f64::from(self.limits.multiprocessors * resident)).ceil()
+    }
+
+    /// Time of `head_fusion` over all layers, whose warps take four rows each.
+    fn fusion_us(&self) -> f64 {
+        let columns = self.common.layer_columns(true);
+        let rows = f64::from(self.common.window_len) * self.layers() * self.batch;
+        let warps = rows / 4.0 * f64::from(columns.chunks_per_block * columns.tiles);
+        let turns = 4 * self.problem.shape().heads.div_ceil(HEADS_IN_FLIGHT);
+        let blocks = warps / f64::from(MAX_WARPS);
+        let kernel = FuseHeads {
+            dtype: self.common.dtype,
+            fusion: Fusion::from(&self.problem.config().head_fusion),
+        };
+        let resident = kernel.variant().blocks_per_multiprocessor;
+        let turn_us = self.turn_us(self.common.dtype, blocks, resident, MAX_WARPS);
+        let turns_us = turns as f64 * turn_us;
+        reading_us(turns_us, self.memory_us())
+    }
+
+    /// Time of one turn of the warps of all `blocks`, of which `resident`, each of `warps`, fit on a multiprocessor.
+    fn turn_us(&self, dtype: DType, blocks: f64, resident: u32, warps: u32) -> f64 {
+        let issue_us = match dtype {
+            DType::F32 => ISSUE_US,
+            DType::F16 | DType::Bf16 => ISSUE_16_BIT_US,
+        };
+        let multiprocessors = f64::from(self.limits.multiprocessors);
+        let one_us = |blocks: f64| TURN_US.max(blocks * f64::from(warps) * issue_us);
+        let wave = multiprocessors * f64::from(resident);
+        let (full, rest) = ((blocks / wave).floor(), blocks % wave);
+        let last_us = if rest > 0.0 {
+            one_us((rest / multiprocessors).ceil())
+        } else {
+            0.0
+        };
+        full * one_us(f64::from(resident)) + last_us
+    }
+
+    fn rows_us(&self, rows: u32, splits: Splits) -> f64 {
+        let columns = self.columns(true);
+        let len = self.common.window_len;
+        let groups = columns.row_groups();
+        let warps = groups * columns.chunks_per_block;
+        let entry = match self.grouped {
+            true => Entry::Grouped,
+            false => Entry::Alone,
+        };
+        let resident = entry.blocks_per_multiprocessor(&self.rows(rows).variant());
+        let resident = resident * MAX_WARPS / warps;
+        let blocks = self.batch * f64::from(splits.blocks * columns.tiles);
+        let waves = self.waves(blocks, resident);
+        let columns_per_thread = f64::from(len.div_ceil(32 * warps));
+        let in_flight = HEADS_IN_FLIGHT / if rows == 1 || self.grouped { 1 } else { 2 };
+        let turns =
+            len.div_ceil(splits.blocks * groups) as usize * self.source_heads().div_ceil(in_flight);
+        let layer_bytes = self.batch
+            * match self.fused_first {
+                true => 4.0 * f64::from(len).powi(2),
+                false => self.item_bytes / self.layers(),
+            };
+        let active = blocks.min(f64::from(self.limits.multiprocessors));
+        let turns_us = match self.grouped {
+            // While a block waits, those of other members work.
+            true => layer_bytes / blocks / GROUPED_BYTES_PER_US,
+            false => turns as f64 * self.turn_us(self.read_as().0, blocks, resident, warps),
+        };
+        let reading_us = reading_us(turns_us, layer_bytes / (active * BYTES_PER_US));
+        let adding_us = waves * f64::from(groups) * GROUP_US;
+        let layer_us = reading_us + adding_us;
+        if splits.clustered {
+            let peers_us = f64::from(splits.blocks) * columns_per_thread * PEER_US;
+            return LAUNCH_US + self.layers() * (layer_us + waves * (CLUSTER_US + peers_us));
+        }
+        if splits.blocks * columns.tiles == 1 {
+            return LAUNCH_US + self.layers() * layer_us;
+        }
+        // Every block of every launch but the first, and the last launch, adds up all partial sums of the launch before.
+        let start_rows = self.problem.start_rows() as f64;
+        let partials = start_rows * f64::from(splits.blocks);
+        let alone_us = partials * columns_per_thread * PARTIAL_US;
+        let traffic = 4.0 * blocks * partials * f64::from(len);
+        let partials_us = (waves * alone_us).max(traffic / (active * L2_BYTES_PER_US));
+        self.layers() * (LAUNCH_US + layer_us + partials_us) + LAUNCH_US + alone_us
+    }
+
+    fn chain_us(&self, arithmetic: Arithmetic, tokens: u32) -> f64 {
+        let cluster = f64::from(self.chain(arithmetic, tokens).cluster());
+        let slabs = self.common.window_len.div_ceil(16) as f64;
+        let barriers_us = match cluster {
+            1.0 => 0.0,
+            _ => self.layers() * slabs * CLUSTER_BARRIER_US,
+        };
+        let alone_us =
+            (self.item_bytes / BYTES_PER_US).max(self.item_operations() / rate(arithmetic));
+        // A block of 128 tokens, or one of a cluster, fills its multiprocessor; four of 64 do.
+        let resident = (128 / tokens).max(1).pow(2);
+        let blocks = self.batch * cluster;
+        // A multiprocessor with fewer blocks than fit gives each a larger share.
+        let sharing = blocks / f64::from(self.limits.multiprocessors);
+        let sharing = sharing.clamp(1.0, f64::from(resident));
+        let block_us = alone_us / cluster + barriers_us;
+        LAUNCH_US + self.waves(blocks, resident) * sharing * block_us
+    }
+
+    /// Operations of the products of one item.
+    fn item_operations(&self) -> f64 {
+        let len = f64::from(self.common.window_len);
+        let rows = match self.problem.start_rows() {
+            0 => len,
+            rows => rows as f64,
+        };
+        2.0 * self.layers() * rows * len * len
+    }
+
+    /// Parts of the batch that go through the product pipeline one after the other. Two fused maps and two states of each share L2.
+    fn product_chunks(&self) -> f64 {
+        let item = 16.0 * f64::from(self.common.window_len).powi(2);
+        (self.batch * item / l2_budget(self.limits) as f64)
+            .ceil()
+            .max(1.0)
+    }
+
+    /// The product pipeline, where all of its competitors are bound by throughput too.
+    fn matrix_product_us(&self, arithmetic: Arithmetic) -> f64 {
+        let arithmetic_us = self.batch * self.item_operations()
+            / (rate(arithmetic) * f64::from(self.limits.multiprocessors));
+        self.memory_us().max(arithmetic_us)
+            + 2.0 * self.layers() * self.product_chunks() * LAUNCH_US
+    }
+
+    /// The product pipeline for start rows, whose products are too small to be bound by anything but latency.
+    fn rows_product_us(&self) -> f64 {
+        let chunks = self.product_chunks();
+        let len = self.common.window_len;
+        let tiles = (self.problem.start_rows() as u32).div_ceil(RolloutProduct::TILE)
+            * len.div_ceil(RolloutProduct::TILE);
+        let waves = self.waves(self.batch / chunks * f64::from(tiles), PRODUCT_BLOCKS);
+        let product_us = LAUNCH_US + waves * f64::from(len.div_ceil(STEP)) * STEP_US;
+        let fusions = if chunks > 1.0 {
+            self.layers() * chunks
+        } else {
+            1.0
+        };
+        self.fusion_us() + fusions * LAUNCH_US + self.layers() * chunks * product_us
+    }
+}
+
+/// Time to read maps in turns of `turns_us`, one after the other, that memory alone delivers in `memory_us`.
+fn reading_us(turns_us: f64, memory_us: f64) -> f64 {
+    memory_us.max(turns_us + UNHIDDEN * memory_us)
+}
+
+/// Operations per microsecond and multiprocessor at half the peak of an H200, over the products each one takes.
+const fn rate(arithmetic: Arithmetic) -> f64 {
+    match arithmetic {
+        Arithmetic::F32 => 0.25e6,
+        Arithmetic::F16x3 => 1e6,
+        Arithmetic::F16x2 => 1.5e6,
+        Arithmetic::Tf32x3 => 0.5e6,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RolloutConfig;
+    use crate::cuda::kernel::Form;
+    use crate::cuda::limits::DeviceLimits;
+    use crate::cuda::options::Precision;
+    use crate::dtype::DType::{F16, F32};
+    use crate::layout::Shape;
+    use crate::problem::Problem;
+
+    const fn apart(blocks: u32) -> Pipeline {
+        let splits = Splits {
+            blocks,
+            clustered: false,
+        };
+        Pipeline::Rows { rows: 1, splits }
+    }
+
+    const fn cluster(blocks: u32) -> Pipeline {
+        let splits = Splits {
+            blocks,
+            clustered: true,
+        };
+        Pipeline::Rows { rows: 1, splits }
+    }
+
+    const PRODUCT: Pipeline = Pipeline::Product {
+        arithmetic: Arithmetic::F16x3,
+        form: Form::Rows,
+    };
+
+    /// Pipelines with their times.
+    type Times = &'static [(Pipeline, f64)];
+    type Predicted = ([usize; 4], DType, Times);
+
+    /// What the model of a multiprocessor predicts for one row on an H200, in microseconds in a CUDA graph: `[layers,
+    /// batch, heads, tokens]`, type, and pipelines with their times. Predictions, not measurements.
+    #[rustfmt::skip]
+    const PREDICTED: &[Predicted] = &[
+        ([6, 4, 12, 28], F32, &[(apart(1), 68.0), (cluster(2), 42.0), (cluster(4), 26.0), (cluster(8), 26.0), (apart(4), 37.0), (PRODUCT, 33.0)]),
+        ([12, 8, 12, 197], F32, &[(apart(17), 199.0), (apart(25), 174.0), (apart(33), 183.0), (apart(50), 277.0), (apart(13), 204.0), (apart(9), 259.0), (cluster(4), 467.0), (cluster(8), 260.0), (cluster(2), 889.0), (PRODUCT, 179.0)]),
+        ([24, 1, 16, 577], F32, &[(apart(145), 3121.0), (apart(97), 2397.0), (apart(73), 2148.0), (apart(49), 2093.0), (apart(37), 2254.0), (apart(25), 2796.0), (cluster(8), 6979.0), (PRODUCT, 698.0)]),
+        ([12, 2, 12, 512], F32, &[(apart(16), 626.0), (apart(22), 524.0), (apart(32), 440.0), (apart(43), 427.0), (apart(64), 460.0), (apart(86), 547.0), (cluster(8), 1064.0), (PRODUCT, 322.0), (apart(128), 700.0)]),
+        ([12, 1, 12, 197], F32, &[(apart(17), 176.0), (apart(25), 158.0), (apart(33), 173.0), (apart(50), 179.0), (apart(9), 258.0), (cluster(8), 260.0), (PRODUCT, 134.0)]),
+        ([12, 16, 12, 128], F32, &[(apart(4), 175.0), (apart(6), 147.0), (apart(8), 121.0), (apart(11), 131.0), (apart(16), 111.0), (cluster(2), 282.0), (cluster(4), 153.0), (cluster(8), 91.0), (PRODUCT, 120.0)]),
+        ([12, 16, 3, 197], F32, &[(apart(9), 140.0), (apart(13), 124.0), (apart(17), 136.0), (apart(25), 182.0), (cluster(4), 185.0), (cluster(8), 108.0), (PRODUCT, 161.0), (apart(12), 127.0), (apart(7), 149.0)]),
+        ([12, 64, 12, 197], F32, &[(apart(4), 553.0), (apart(6), 479.0), (cluster(2), 898.0), (cluster(4), 538.0), (cluster(8), 553.0), (PRODUCT, 660.0), (apart(5), 570.0), (apart(9), 580.0)]),
+        ([12, 8, 12, 197], F16, &[(apart(9), 175.0), (apart(13), 146.0), (apart(17), 161.0), (apart(25), 148.0), (cluster(4), 287.0), (cluster(8), 174.0), (PRODUCT, 161.0)]),
+        ([12, 1, 12, 197], F16, &[(apart(9), 174.0), (apart(13), 144.0), (apart(17), 149.0), (apart(25), 132.0), (cluster(8), 173.0), (PRODUCT, 132.0)]),
+        ([12, 2, 12, 512], F16, &[(apart(16), 391.0), (apart(22), 348.0), (apart(32), 324.0), (apart(43), 340.0), (apart(64), 402.0), (cluster(8), 591.0), (PRODUCT, 291.0)]),
+        ([24, 1, 16, 577], F16, &[(apart(97), 1919.0), (apart(73), 1592.0), (apart(49), 1436.0), (apart(37), 1457.0), (apart(25), 1693.0), (cluster(8), 3876.0), (PRODUCT, 671.0)]),
+        ([12, 64, 12, 197], F16, &[(apart(4), 381.0), (cluster(2), 520.0), (cluster(4), 364.0), (cluster(8), 386.0), (PRODUCT, 533.0), (apart(5), 433.0), (apart(7), 438.0)]),
+    ];
+
+    fn candidates(
+        [layers, batch, heads, tokens]: [usize; 4],
+        dtype: DType,
+    ) -> Vec<(f64, Pipeline)> {
+        let shape = Shape {
+            layers,
+            batch,
+            heads,
+            tokens,
+        };
+        let problem = Problem::new(shape, dtype, RolloutConfig::default()).unwrap();
+        Workload::new(&problem, batch, &DeviceLimits::H200, false).candidates(Precision::F32)
+    }
+
+    #[test]
+    fn the_cheapest_way_to_a_row_is_within_1_3_of_the_best_predicted() {
+        for &(shape, dtype, predicted) in PREDICTED {
+            let mut candidates = candidates(shape, dtype);
+            candidates.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let chosen = super::super::preferred(&candidates).unwrap();
+            let of_chosen = predicted.iter().find(|(pipeline, _)| *pipeline == chosen);
+            let (_, us) = of_chosen
+                .unwrap_or_else(|| panic!("{shape:?} {dtype}: nobody predicted {chosen:?}"));
+            let best = predicted
+                .iter()
+                .map(|&(_, us)| us)
+                .fold(f64::INFINITY, f64::min);
+            assert!(
+                *us <= 1.3 * best,
+                "{shape:?} {dtype}: {chosen:?} {us} us, the best {best}"
+            );
+        }
+    }
+
+    #[test]
+    fn estimates_are_near_what_is_predicted() {
+        let mut compared = 0;
+        for &(shape, dtype, predicted) in PREDICTED {
+            for (estimate, pipeline) in candidates(shape, dtype) {
+                let Some((_, us)) = predicted.iter().find(|(known, _)| *known == pipeline) else {
+                    continue;
+                };
+                let factor = (estimate / us).max(us / estimate);
+                assert!(
+                    factor < 1.5,
+                    "{shape:?} {dtype} {pipeline:?}: {estimate} us, predicted {us}"
+                );
+                compared += 1;
+            }
+        }
+        assert!(compared >= 60, "{compared} estimates compared");
+    }
+}

@@ -1,0 +1,12 @@
+//! The driver: whether it is there, what devices it has, the objects it gives out, and launches.
+
+mod device;
+mod handles;
+mod library;
+mod submit;
+
+pub use device::{DeviceInfo, available, context, driver_version, limits, memory};
+pub(crate) use handles::{DeviceMemory, Event, Function, PinnedMemory, Stream, bind};
+pub(crate) use library::driver_error;
+pub(crate) use library::version;
+pub(crate) use submit::launch;

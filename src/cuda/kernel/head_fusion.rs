@@ -1,0 +1,115 @@
+//! `head_fusion`: fused f32 maps.
+
+use std::ops::Range;
+
+use super::maps::MAX_WARPS;
+use super::parts::WARP;
+use super::{Columns, Fused, Fusion, Kernel, Maps, MapSource, example_shape};
+use crate::config::{Output, RolloutConfig};
+use crate::cuda::address::Address;
+use crate::cuda::launch::{Geometry, Launch};
+use crate::cuda::parameters::params;
+use crate::cuda::variant::{Variant, symbol};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::problem::Problem;
+
+/// Rows that a warp takes one after the other.
+const ROWS: u32 = 4;
+
+params! {
+    /// Parameters of `head_fusion`.
+    HeadFusionParams {
+        fused: Address,
+        stride_layer: i64,
+        stride_batch: i64,
+        stride_row: i64,
+        chunk_columns: u32,
+        chunks_per_block: u32,
+        maps: Maps,
+    }
+}
+
+/// The kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct FuseHeads {
+    /// Element type of the maps.
+    pub dtype: DType,
+    /// How heads become one map.
+    pub fusion: Fusion,
+}
+
+/// All there are.
+pub(super) fn all() -> impl IntoIterator<Item = FuseHeads> {
+    let fusions = |dtype| Fusion::ALL.map(|fusion| FuseHeads { dtype, fusion });
+    DType::ALL.into_iter().flat_map(fusions)
+}
+
+impl FuseHeads {
+    /// Fuses `layers` of `problem` for `items` of a run, rows divided as `columns` says; windows at most `window_len`
+    /// tokens long.
+    pub fn launch(
+        &self,
+        problem: &Problem,
+        items: &Range<usize>,
+        layers: &Range<usize>,
+        window_len: u32,
+        columns: Columns,
+        fused: Fused,
+    ) -> Launch {
+        let params = HeadFusionParams {
+            fused: fused.maps.base,
+            stride_layer: fused.stride_layer as i64,
+            stride_batch: fused.maps.stride_batch,
+            stride_row: fused.maps.stride_row,
+            chunk_columns: columns.chunk,
+            chunks_per_block: columns.chunks_per_block,
+            maps: Maps::new(problem, MapSource::Layers, layers, items),
+        };
+        let geometry = Geometry {
+            grid: [
+                items.len() as u32,
+                window_len.div_ceil(columns.row_groups() * ROWS),
+                layers.len() as u32 * columns.tiles,
+            ],
+            block: columns.block(),
+            shared_bytes: 0,
+            cluster: 1,
+        };
+        let unused = params.maps.unused_bytes();
+        Launch::new(self.variant(), geometry, &params, unused).passing(2 * items.len() * layers.len() * fused.maps.bytes())
+    }
+}
+
+impl Kernel for FuseHeads {
+    fn variant(&self) -> Variant {
+        let FuseHeads { dtype, fusion } = *self;
+        Variant {
+            stem: "head_fusion",
+            symbol: symbol("head_fusion", &[dtype.name(), fusion.name()], &[]),
+            defines: vec![
+                ("ELEMENT", dtype.name().to_owned()),
+                fusion.define(),
+                ("HEADS_IN_FLIGHT", 4.to_string()),
+                ("MAX_WARPS", MAX_WARPS.to_string()),
+            ],
+            arguments: &[0],
+            arch: 75,
+            block: MAX_WARPS * WARP,
+            blocks_per_multiprocessor: 3,
+            grouped_blocks_per_multiprocessor: 3,
+            static_shared_bytes: 0,
+            shared_bytes: 0,
+            cluster: 1,
+        }
+    }
+
+    fn example(&self, layers: usize, tokens: usize) -> Result<Problem> {
+        let config = RolloutConfig {
+            head_fusion: self.fusion.of_three_heads(),
+            output: Output::Cumulative,
+            ..RolloutConfig::default()
+        };
+        Problem::new(example_shape(layers, tokens), self.dtype, config)
+    }
+}

@@ -1,0 +1,86 @@
+//! `rollout_first`: `Ahat` of one layer from fused maps, the first step of a product; also copies a state.
+
+use super::parts::WARP;
+use super::{FusedMaps, Kernel, Matrices, example_shape};
+use crate::config::{Output, RolloutConfig};
+use crate::cuda::launch::{Geometry, Launch};
+use crate::cuda::parameters::params;
+use crate::cuda::variant::{Variant, symbol};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::problem::Problem;
+
+/// A warp takes a row.
+const BLOCK: u32 = 256;
+
+params! {
+    /// Parameters of `rollout_first`.
+    RolloutFirstParams {
+        maps: FusedMaps,
+        out: Matrices,
+        out_windowed: u32,
+        reserved: u32,
+    }
+}
+
+/// The kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct RolloutFirst;
+
+/// All there are.
+pub(super) fn all() -> [RolloutFirst; 1] {
+    [RolloutFirst]
+}
+
+impl RolloutFirst {
+    /// `Ahat` of one layer into `out`, which holds all tokens where it is `windowed`; windows at most `window_len`
+    /// tokens long.
+    pub fn launch(
+        &self,
+        items: usize,
+        window_len: u32,
+        maps: FusedMaps,
+        out: Matrices,
+        windowed: bool,
+    ) -> Launch {
+        let geometry = Geometry {
+            grid: [items as u32, window_len.div_ceil(BLOCK / WARP), 1],
+            block: BLOCK,
+            shared_bytes: 0,
+            cluster: 1,
+        };
+        let params = RolloutFirstParams {
+            maps,
+            out,
+            out_windowed: windowed.into(),
+            reserved: 0,
+        };
+        Launch::new(self.variant(), geometry, &params, 0).passing(2 * items * maps.state_bytes(window_len))
+    }
+}
+
+impl Kernel for RolloutFirst {
+    fn variant(&self) -> Variant {
+        Variant {
+            stem: "rollout_first",
+            symbol: symbol("rollout_first", &["f32"], &[]),
+            defines: vec![("BLOCK_THREADS", BLOCK.to_string())],
+            arguments: &[0],
+            arch: 75,
+            block: BLOCK,
+            blocks_per_multiprocessor: 6,
+            grouped_blocks_per_multiprocessor: 6,
+            static_shared_bytes: 0,
+            shared_bytes: 0,
+            cluster: 1,
+        }
+    }
+
+    fn example(&self, layers: usize, tokens: usize) -> Result<Problem> {
+        let config = RolloutConfig {
+            output: Output::Cumulative,
+            ..RolloutConfig::default()
+        };
+        Problem::new(example_shape(layers, tokens), DType::F32, config)
+    }
+}

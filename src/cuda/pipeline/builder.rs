@@ -1,0 +1,284 @@
+//! Collects launches and the buffers they share.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::tables::tables;
+use crate::cuda::address::{Address, Base};
+use crate::cuda::kernel::{
+    Columns, FindCuts, FuseHeads, Fused, Fusion, MAX_LAYERS_PER_LAUNCH, MapSource, Matrices,
+    ZeroFill, padded,
+};
+use crate::cuda::launch::Launch;
+use crate::cuda::limits::DeviceLimits;
+use crate::cuda::schedule::{Lane, Schedule, Step, Table, bytes_of_parts, l2_budget};
+use crate::cuda::variant::Variant;
+use crate::dtype::DType;
+use crate::layout::Shape;
+use crate::problem::Problem;
+
+/// Extents and alignment that all launches of a problem share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cuda) struct Common {
+    pub dtype: DType,
+    pub tokens: u32,
+    /// Tokens of the longest window.
+    pub window_len: u32,
+    /// Every row of every window starts at a multiple of 16 bytes if the maps' first elements do.
+    pub aligned: bool,
+}
+
+impl Common {
+    pub fn new(problem: &Problem) -> Self {
+        let dtype = problem.dtype();
+        let granule = 16 / dtype.size_bytes();
+        let strides_aligned = problem.layers().all(|layer| {
+            let strides = problem.strides(layer);
+            [strides.batch, strides.head, strides.row]
+                .iter()
+                .all(|stride| stride.is_multiple_of(granule))
+        });
+        let windows = problem.windows();
+        let starts_aligned = windows
+            .iter()
+            .all(|window| window.start.is_multiple_of(granule));
+        Common {
+            dtype,
+            tokens: problem.shape().tokens as u32,
+            window_len: windows.iter().map(|window| window.len).max().unwrap_or(0) as u32,
+            aligned: strides_aligned && starts_aligned,
+        }
+    }
+
+    /// How the columns of the longest row of `source` are divided.
+    pub fn columns(&self, source: MapSource, bases_aligned: bool) -> Columns {
+        match source {
+            MapSource::Layers => self.layer_columns(bases_aligned),
+            MapSource::Fused(_) => self.fused_columns(),
+        }
+    }
+
+    /// The same of the caller's layers.
+    pub fn layer_columns(&self, bases_aligned: bool) -> Columns {
+        Columns::new(self.dtype, self.window_len, self.aligned && bases_aligned)
+    }
+
+    /// The same of fused maps.
+    pub fn fused_columns(&self) -> Columns {
+        Columns::new(DType::F32, self.window_len, true)
+    }
+}
+
+/// Elements of the output of `batch` items of `problem`.
+pub(in crate::cuda) fn output_len(problem: &Problem, batch: usize) -> usize {
+    problem.output_len() / problem.shape().batch.max(1) * batch
+}
+
+pub(super) struct Builder<'a> {
+    pub problem: &'a Problem,
+    /// Items of one run.
+    pub batch: usize,
+    pub common: Common,
+    pub fusion: Fusion,
+    pub normalize: bool,
+    pub discard: bool,
+    pub steps: Vec<Step>,
+    /// One past the last step of each pushed layer.
+    pub pushes: Vec<usize>,
+    /// From one start row to the next, in elements.
+    start_stride: usize,
+    limits: &'a DeviceLimits,
+    variants: Vec<Arc<Variant>>,
+    buffers: Vec<usize>,
+    events: usize,
+    tables: Vec<Table>,
+}
+
+impl<'a> Builder<'a> {
+    pub fn new(
+        problem: &'a Problem,
+        batch: usize,
+        limits: &'a DeviceLimits,
+        start_stride: usize,
+    ) -> Self {
+        Builder {
+            problem,
+            batch,
+            limits,
+            common: Common::new(problem),
+            fusion: Fusion::from(&problem.config().head_fusion),
+            normalize: problem.config().normalize_rows,
+            discard: problem.config().discard.is_some(),
+            steps: Vec::new(),
+            pushes: Vec::new(),
+            start_stride,
+            variants: Vec::new(),
+            buffers: Vec::new(),
+            events: 0,
+            tables: tables(problem, start_stride),
+        }
+    }
+
+    pub fn finish(self) -> Schedule {
+        let problem = self.problem;
+        let shape = Shape {
+            batch: self.batch,
+            ..*problem.shape()
+        };
+        let share = self.batch as f64 / problem.shape().batch.max(1) as f64;
+        let spilled_bytes =
+            if bytes_of_parts(self.buffers.iter().copied()) <= l2_budget(self.limits) {
+                0
+            } else {
+                let steps = self.steps.iter();
+                steps.map(|step| step.launch.intermediate_bytes).sum()
+            };
+        Schedule {
+            title: format!("{shape} {}", problem.dtype()),
+            batch: self.batch,
+            layers: problem.shape().layers,
+            variants: self.variants,
+            output_bytes: size_of::<f32>() * output_len(problem, self.batch),
+            steps: self.steps,
+            buffers: self.buffers,
+            tables: self.tables,
+            map_bytes: (problem.map_bytes() as f64 * share) as usize,
+            spilled_bytes,
+            events: self.events,
+            pushes: self.pushes,
+        }
+    }
+
+    /// Items, each of which takes so many bytes of fused maps and states, that stay in L2 together: one at least.
+    pub fn items_in_l2(&self, item_bytes: usize) -> usize {
+        (l2_budget(self.limits) / item_bytes).clamp(1, self.batch)
+    }
+
+    /// Whether so many bytes stay in L2.
+    pub fn stays_in_l2(&self, bytes: usize) -> bool {
+        bytes <= l2_budget(self.limits)
+    }
+
+    /// Takes `floats` f32 values of workspace.
+    pub fn buffer(&mut self, floats: usize) -> Address {
+        self.buffers.push(size_of::<f32>() * floats);
+        Address::of(Base::Buffer(self.buffers.len() - 1))
+    }
+
+    /// A new event.
+    pub fn event(&mut self) -> usize {
+        self.events += 1;
+        self.events - 1
+    }
+
+    /// Appends a launch.
+    pub fn push(&mut self, launch: Launch) {
+        self.push_either(launch, None);
+    }
+
+    /// Appends a launch that depends on how the columns of `source` are divided, which may depend on where layers begin.
+    pub fn push_divided(&mut self, source: MapSource, launch: impl Fn(Columns) -> Launch) {
+        let columns = |bases_aligned| self.common.columns(source, bases_aligned);
+        let (aligned, unaligned) = (columns(true), columns(false));
+        let other = (aligned != unaligned).then(|| launch(unaligned));
+        let launch = launch(aligned);
+        let other = other.filter(|other| *other != launch);
+        self.push_either(launch, other);
+    }
+
+    fn push_either(&mut self, mut launch: Launch, mut unaligned: Option<Launch>) {
+        let known = self.variants.iter().find(|known| **known == launch.variant);
+        match known.cloned() {
+            Some(known) => launch.variant = known,
+            None => self.variants.push(launch.variant.clone()),
+        }
+        if let Some(unaligned) = &mut unaligned {
+            unaligned.variant = launch.variant.clone();
+        }
+        self.steps.push(Step {
+            launch,
+            unaligned: unaligned.map(Box::new),
+            lane: Lane::Main,
+            wait: None,
+            signal: None,
+        });
+    }
+
+    /// Zeros for the whole output.
+    pub fn zero_output(&mut self) {
+        let len = output_len(self.problem, self.batch);
+        if len > 0 {
+            self.push(ZeroFill.launch(output(0), len));
+        }
+    }
+
+    /// Elements of one item's fused map.
+    pub fn fused_floats(&self) -> usize {
+        let len = self.common.window_len as usize;
+        len * padded(len)
+    }
+
+    /// Room for fused maps `[layers, items, len, len]`, and for their cuts where the problem discards.
+    pub fn fused_buffer(&mut self, layers: usize, items: usize) -> Fused {
+        let stride_batch = self.fused_floats();
+        let maps = self.buffer(layers * items * stride_batch);
+        Fused {
+            maps: Matrices::new(maps, stride_batch, padded(self.common.window_len as usize)),
+            stride_layer: items * stride_batch,
+            cuts: self.discard.then(|| self.buffer(2 * layers * items)),
+        }
+    }
+
+    /// Fuses `layers` into `fused` and finds their cuts.
+    pub fn fuse(&mut self, items: &Range<usize>, layers: &Range<usize>, fused: Fused) {
+        let (problem, window_len) = (self.problem, self.common.window_len);
+        let kernel = FuseHeads {
+            dtype: self.common.dtype,
+            fusion: self.fusion,
+        };
+        for group in launch_groups(layers) {
+            let fused = fused.skip_layers(group.start - layers.start, items.len());
+            self.push_divided(MapSource::Layers, |columns| {
+                kernel.launch(problem, items, &group, window_len, columns, fused)
+            });
+            if let Some(cuts) = fused.cuts {
+                self.push(FindCuts.launch(problem, items, group.len(), fused, cuts));
+            }
+        }
+    }
+
+    /// Start rows from item `first` of a run on, and elements from one item's to the next's and from one row to the
+    /// next.
+    pub fn start(&self, first: usize) -> Matrices {
+        let table = self.tables.iter().find(|table| table.base == Base::Start);
+        let stride_bytes = table.map_or(0, |table| table.item_bytes);
+        Matrices::new(
+            Address::of(Base::Start) + first * stride_bytes,
+            stride_bytes / size_of::<f32>(),
+            self.start_stride,
+        )
+    }
+}
+
+/// The output from element `index` on.
+pub(super) fn output(index: usize) -> Address {
+    Address::of(Base::Output) + size_of::<f32>() * index
+}
+
+/// `layers` in groups that one launch can take.
+pub(super) fn launch_groups(layers: &Range<usize>) -> Vec<Range<usize>> {
+    split(layers.clone(), MAX_LAYERS_PER_LAUNCH)
+}
+
+/// The batch in chunks.
+pub(super) fn chunks(batch: usize, chunk: usize) -> Vec<Range<usize>> {
+    split(0..batch, chunk)
+}
+
+fn split(range: Range<usize>, part: usize) -> Vec<Range<usize>> {
+    range
+        .clone()
+        .step_by(part)
+        .map(|start| start..range.end.min(start + part))
+        .collect()
+}

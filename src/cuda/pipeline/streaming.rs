@@ -1,0 +1,80 @@
+//! Schedules that take one layer at a time, in forward order.
+
+use super::Pipeline;
+use super::builder::{Builder, chunks};
+use super::product::Steps;
+use crate::config::Output;
+use crate::cuda::kernel::{Arithmetic, Form, MapSource, Matrices};
+
+impl Builder<'_> {
+    /// Any output, as far as `pipeline` says how.
+    pub(super) fn streaming(&mut self, pipeline: Pipeline) {
+        let layers = self.problem.layers();
+        if self.common.window_len == 0 {
+            self.zero_output();
+            self.pushes = vec![self.steps.len(); layers.len()];
+            return;
+        }
+        match (&self.problem.config().output, pipeline) {
+            (Output::Rows(_), _) => self.streamed_rows(pipeline),
+            (_, Pipeline::Product { arithmetic, .. } | Pipeline::Chain { arithmetic, .. }) => {
+                self.streamed_matrix(arithmetic);
+            }
+            (_, Pipeline::Rows { .. }) => self.streamed_matrix(Arithmetic::F32),
+        }
+    }
+
+    /// Keeps the fused maps of all layers; the rows follow when the last one is there.
+    fn streamed_rows(&mut self, pipeline: Pipeline) {
+        let (batch, layers) = (self.batch, self.problem.layers());
+        let items = 0..batch;
+        let stage = self.stage(layers.len(), batch);
+        for layer in layers.clone() {
+            self.fill(&stage, &items, &(layer..layer + 1), layer - layers.start);
+            self.pushes.push(self.steps.len());
+        }
+        match pipeline {
+            Pipeline::Rows { rows, splits } => {
+                let source = MapSource::Fused(stage.fused);
+                let launches = self.rows_launches(source, batch, splits);
+                self.rows(&items, source, rows, &launches);
+            }
+            Pipeline::Product { arithmetic, .. } | Pipeline::Chain { arithmetic, .. } => {
+                let form = Form::Rows;
+                self.zero_outside_windows();
+                let states = self.state_buffers(form, batch);
+                let mut rooms = states.iter().cycle();
+                let mut state = self.first_state(&items);
+                let steps = Steps { arithmetic, form };
+                for layer in layers.clone().rev() {
+                    let factor = self.factor(&stage, &items, layer, layer - layers.start);
+                    let room = rooms.next().copied();
+                    state = Some(self.multiply(&steps, &items, layer, factor, state, room));
+                }
+            }
+        }
+    }
+
+    /// Multiplies each layer when it is pushed, in chunks of items whose fused maps and states stay in L2.
+    fn streamed_matrix(&mut self, arithmetic: Arithmetic) {
+        let form = Form::Matrix;
+        let steps = Steps { arithmetic, form };
+        let layers = self.problem.layers();
+        let chunk = self.items_in_l2(size_of::<f32>() * 3 * self.fused_floats());
+        let stage = self.stage(1, chunk);
+        let states = self.state_buffers(form, self.batch);
+        self.zero_outside_windows();
+        for (index, layer) in layers.clone().enumerate() {
+            for items in chunks(self.batch, chunk) {
+                self.fill(&stage, &items, &(layer..layer + 1), 0);
+                let factor = self.factor(&stage, &items, layer, 0);
+                let of_items = |state: &Matrices| state.skip_items(items.start);
+                let turn = |index: usize| states.get(index % states.len().max(1)).map(of_items);
+                let state = index.checked_sub(1).and_then(turn);
+                let room = turn(index);
+                self.multiply(&steps, &items, layer, factor, state, room);
+            }
+            self.pushes.push(self.steps.len());
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What a plan uploads once, when it is made: windows, head weights, discard counts and start rows.
+
+use crate::config::{HeadFusion, Output, StartRows};
+use crate::cuda::address::Base;
+use crate::cuda::kernel;
+use crate::cuda::schedule::Table;
+use crate::layout::Window;
+use crate::problem::Problem;
+
+/// The tables of `problem` that are not empty; start rows `stride_row` elements apart.
+pub(super) fn tables(problem: &Problem, stride_row: usize) -> Vec<Table> {
+    let batch = problem.shape().batch;
+    let windows = problem.windows().iter();
+    let windows: Vec<kernel::Window> = windows.map(|&window| window.into()).collect();
+    let head_weights = match &problem.config().head_fusion {
+        HeadFusion::Weighted(weights) => weights.as_slice(),
+        _ => &[],
+    };
+    let counts: Vec<u64> = match problem.config().discard {
+        Some(_) => (0..batch)
+            .map(|item| problem.discard_count(item) as u64)
+            .collect(),
+        None => Vec::new(),
+    };
+    let shared = shared_start(problem);
+    let start_bytes = match shared {
+        true => 0,
+        false => size_of::<f32>() * problem.start_rows() * stride_row,
+    };
+    let mut tables = vec![
+        table(Base::Windows, &windows, size_of::<kernel::Window>()),
+        table(Base::HeadWeights, head_weights, 0),
+        table(Base::Counts, &counts, size_of::<u64>()),
+        table(
+            Base::Start,
+            &start_rows(problem, stride_row, shared),
+            start_bytes,
+        ),
+    ];
+    tables.retain(|table| !table.bytes.is_empty());
+    tables
+}
+
+fn table<T: bytemuck::NoUninit>(base: Base, values: &[T], item_bytes: usize) -> Table {
+    Table {
+        base,
+        bytes: bytemuck::cast_slice(values).to_vec(),
+        item_bytes,
+    }
+}
+
+/// Whether one copy of the start rows serves all items.
+fn shared_start(problem: &Problem) -> bool {
+    match &problem.config().output {
+        Output::Rows(StartRows::Rows(_)) => true,
+        Output::Rows(StartRows::Weights { rows, weights }) => {
+            weights.len() == rows * problem.shape().tokens
+        }
+        _ => problem.start_rows() == 0,
+    }
+}
+
+fn start_rows(problem: &Problem, stride_row: usize, shared: bool) -> Vec<f32> {
+    let (rows, tokens) = (problem.start_rows(), problem.shape().tokens);
+    // Shared start rows count from the window's start and ignore its end, so they are those of a full window.
+    let full;
+    let (source, items) = if shared && rows > 0 && problem.shape().batch > 0 {
+        full = problem
+            .slice_batch(0..1)
+            .with_windows(vec![Window::full(tokens)]);
+        (&full, 1)
+    } else {
+        (problem, problem.shape().batch)
+    };
+    let mut weights = vec![0.0; items * rows * stride_row];
+    for (index, row) in weights.chunks_exact_mut(stride_row.max(1)).enumerate() {
+        let (item, row_index) = (index / rows, index % rows);
+        let len = source.windows()[item].len;
+        source.start_weights(item, row_index, &mut row[..len]);
+    }
+    weights
+}

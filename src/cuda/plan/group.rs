@@ -1,0 +1,248 @@
+//! Several problems of any shapes in one submission: the features of a model, each with its own layers and tokens.
+
+mod launches;
+mod merge;
+pub mod pack;
+
+use std::cmp::Reverse;
+use std::fmt;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream};
+
+use super::buffers::{DeviceLayer, DeviceOutput, check_context, check_run, track};
+use super::engine::{Engine, Handover, Memory, is_capturing};
+use crate::cuda::choose::{choose, choose_grouped};
+use crate::cuda::driver::bind;
+use crate::cuda::kernel::{MAX_BLOCKS, SHARED_PARAMS};
+use crate::cuda::limits::DeviceLimits;
+use crate::cuda::options::Options;
+use crate::cuda::runtime::Runtime;
+use crate::cuda::schedule::{Schedule, Step};
+use crate::error::{Error, Result};
+use crate::problem::Problem;
+
+use launches::Launches;
+
+/// Several problems made ready to run together on one device.
+///
+/// The problems share their launches: the next steps of all problems that take the same kernel are one launch, whose
+/// blocks are those of all. How many launches there are depends on how many different kernels, and how many steps, the
+/// problems need, and not on how many problems there are. Many small problems that ask for rows take one launch
+/// together; with discard three. Problems of different element types, head fusions or normalisation need different
+/// kernels and so launches of their own.
+///
+/// Two things add launches. A launch has room for 508 addresses, one for each layer that it reads and each output that
+/// it writes; where there are more, it is divided. And a problem whose fused maps do not stay in L2, which takes the
+/// product on two streams, runs by itself, after the others.
+///
+/// Printing it (`{group}`) shows the launches.
+pub struct GroupPlan {
+    launches: Launches,
+    engines: Vec<Engine>,
+    /// Problems that run by themselves.
+    alone: Vec<usize>,
+    handover: Handover,
+    context: Arc<CudaContext>,
+    /// The layers and the output of each problem, one problem after the other.
+    addresses: Vec<u64>,
+}
+
+/// The buffers of one problem of a group.
+pub struct GroupItem<'a> {
+    /// Every layer of the problem, first to last.
+    pub layers: &'a [DeviceLayer<'a>],
+    /// Its output, shaped as [`Problem::output_shape`].
+    pub out: DeviceOutput<'a>,
+}
+
+impl GroupPlan {
+    /// Makes `problems` ready on the device of `context`. Kernels that several of them use are compiled and loaded once.
+    ///
+    /// # Errors
+    /// As [`Plan::new`](crate::cuda::Plan::new).
+    pub fn new(
+        context: &Arc<CudaContext>,
+        problems: &[Problem],
+        options: &Options,
+    ) -> Result<Self> {
+        GroupPlan::on(&Runtime::new(context, options)?, problems, options)
+    }
+
+    /// As [`new`](GroupPlan::new), with the compiler and the kernels of `runtime`.
+    ///
+    /// # Errors
+    /// As [`new`](GroupPlan::new).
+    pub fn on(runtime: &Runtime, problems: &[Problem], options: &Options) -> Result<Self> {
+        let context = runtime.context();
+        let options = options.with_environment();
+        let schedules = schedules(problems, runtime.limits(), &options)?;
+        // Memory first: what does not fit need not be compiled.
+        let memory = schedules
+            .iter()
+            .map(|schedule| Memory::new(context, std::slice::from_ref(schedule)))
+            .collect::<Result<Vec<_>>>()?;
+        let engines = problems
+            .iter()
+            .zip(schedules)
+            .zip(memory)
+            .map(|((problem, schedule), memory)| {
+                let alone = !shares_launches(&schedule);
+                Engine::member(runtime, problem, schedule, memory, alone)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let (mut together, alone): (Vec<usize>, Vec<usize>) =
+            (0..engines.len()).partition(|&index| shares_launches(engines[index].schedule(0)));
+        // Long blocks first: short ones fill the end of a launch.
+        together.sort_by_key(|&index| Reverse(item_bytes(engines[index].problem())));
+        let addresses = problems.iter().map(launches::addresses).sum();
+        Ok(GroupPlan {
+            launches: Launches::new(runtime, &engines, &together)?,
+            engines,
+            alone,
+            handover: Handover::new(context)?,
+            context: context.clone(),
+            addresses: Vec::with_capacity(addresses),
+        })
+    }
+
+    /// The problems, in order.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.engines.iter().map(Engine::problem)
+    }
+
+    /// What each problem would launch by itself, in order.
+    pub fn schedules(&self) -> impl Iterator<Item = &Schedule> {
+        self.engines.iter().map(|engine| engine.schedule(0))
+    }
+
+    /// Kernels that one run launches for all problems.
+    pub fn launches(&self) -> usize {
+        let alone = self.alone.iter();
+        let alone = alone.map(|&index| self.engines[index].schedule(0).launches());
+        self.launches.aligned().len() + alone.sum::<usize>()
+    }
+
+    /// Device memory the group holds, in bytes.
+    pub fn workspace_bytes(&self) -> usize {
+        self.launches.bytes() + self.engines.iter().map(Engine::bytes).sum::<usize>()
+    }
+
+    /// Submits all problems, `items` holding their buffers in the order of the problems. Launches only, as
+    /// [`Plan::run`](crate::cuda::Plan::run), under the same conditions.
+    ///
+    /// # Errors
+    /// [`Error::Count`] where there are not as many items as problems; otherwise as [`Plan::run`](crate::cuda::Plan::run).
+    /// Nothing is submitted where any item does not fit its problem.
+    pub fn run(&mut self, stream: &Arc<CudaStream>, items: &mut [GroupItem<'_>]) -> Result<()> {
+        if items.len() != self.engines.len() {
+            return Err(Error::Count {
+                what: "items of a group, one per problem",
+                expected: self.engines.len(),
+                got: items.len(),
+            });
+        }
+        check_context(&self.context, Some(stream.context()), || {
+            "the stream".to_owned()
+        })?;
+        for (engine, item) in self.engines.iter().zip(&*items) {
+            check_run(engine.problem(), &self.context, item.layers, &item.out)?;
+        }
+        bind(&self.context)?;
+        let capturing = is_capturing(stream)?;
+        let tracked = self.context.is_managing_stream_synchronization() && !capturing;
+        if !capturing {
+            self.handover.follow(stream)?;
+        }
+        self.addresses.clear();
+        for item in &*items {
+            self.addresses
+                .extend(item.layers.iter().map(DeviceLayer::address));
+            self.addresses.push(item.out.address());
+        }
+        let mut guards = Vec::new();
+        for item in items.iter_mut().filter(|_| tracked) {
+            guards.extend(track(stream, item.layers, &mut item.out));
+        }
+        // SAFETY: the context is bound. Layers and outputs have been checked against their problems; that they stay valid
+        // is promised by whoever made them, and ordered with other uses above.
+        unsafe { self.launches.submit(stream.cu_stream(), &self.addresses) }?;
+        let mut first = 0;
+        for (index, engine) in self.engines.iter_mut().enumerate() {
+            let layers = engine.problem().shape().layers;
+            if self.alone.contains(&index) {
+                let addresses = &self.addresses[first..first + layers];
+                let steps = 0..engine.schedule(0).steps.len();
+                let output = self.addresses[first + layers];
+                // SAFETY: as above.
+                unsafe { engine.submit(0, steps, stream.cu_stream(), addresses, output, 0) }?;
+            }
+            first += layers + 1;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a problem's steps can be parts of launches: they follow one another in one stream, and their blocks can be
+/// counted and need no neighbours.
+fn shares_launches(schedule: &Schedule) -> bool {
+    let fits = |step: &Step| {
+        let mut geometries = step.launches().map(|launch| *launch.geometry());
+        geometries.all(|geometry| geometry.blocks() <= MAX_BLOCKS && geometry.cluster == 1)
+    };
+    !schedule.has_two_lanes() && schedule.steps.iter().all(fits)
+}
+
+/// Bytes of the maps of one item.
+fn item_bytes(problem: &Problem) -> usize {
+    problem.map_bytes() / problem.shape().batch.max(1)
+}
+
+/// How each of `problems` is computed. Blocks of all problems run side by side. So an item takes one block, and few
+/// launches, where the others give the rest of the device as much to read as that block; else its problem is planned for
+/// its share of the device, by the bytes of its maps. One that runs by itself has the whole device.
+fn schedules(
+    problems: &[Problem],
+    limits: &DeviceLimits,
+    options: &Options,
+) -> Result<Vec<Schedule>> {
+    let total: usize = problems.iter().map(Problem::map_bytes).sum();
+    let schedule = |problem: &Problem| {
+        let multiprocessors = f64::from(limits.multiprocessors);
+        let part = |bytes: usize| bytes as f64 / total.max(1) as f64 * multiprocessors;
+        let share = DeviceLimits {
+            multiprocessors: match part(item_bytes(problem)) {
+                part_of_item if part_of_item <= 1.0 => 1,
+                _ => part(problem.map_bytes()).ceil() as u32,
+            },
+            // Grouped kernels keep their parameters there.
+            shared_bytes_per_block: limits.shared_bytes_per_block - SHARED_PARAMS,
+            ..limits.clone()
+        };
+        let schedule = choose_grouped(problem, &share, options)?;
+        if !shares_launches(&schedule) {
+            return choose(problem, limits, options);
+        }
+        Ok(schedule)
+    };
+    problems.iter().map(schedule).collect()
+}
+
+impl fmt::Display for GroupPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} problems, launches {}, workspace {} B",
+            self.engines.len(),
+            self.launches(),
+            self.workspace_bytes()
+        )?;
+        for launch in self.launches.aligned() {
+            writeln!(f, "  {launch}")?;
+        }
+        for &index in &self.alone {
+            write!(f, "by itself: {}", self.engines[index].schedule(0))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,62 @@
+//! Layers in host memory as they are staged: contiguous, without what lies outside the windows.
+
+use std::ops::Range;
+
+use crate::error::Result;
+use crate::layer::HostLayer;
+use crate::layout::{Shape, Strides};
+use crate::problem::Problem;
+
+/// The problem over packed, contiguous maps.
+pub(super) fn packed(problem: &Problem) -> Result<Problem> {
+    let shape = *problem.shape();
+    Problem::builder(shape, problem.dtype())
+        .config(problem.config().clone())
+        .windows(problem.windows().to_vec())
+        .build()
+}
+
+/// Bytes of one packed layer of `items` items.
+pub(super) fn layer_bytes(problem: &Problem, items: usize) -> usize {
+    let Shape { heads, tokens, .. } = *problem.shape();
+    items * heads * tokens * tokens * problem.dtype().size_bytes()
+}
+
+/// Bytes of the packed layers in the problem's range.
+pub(super) fn map_bytes(packed: &Problem, items: usize) -> usize {
+    packed.layers().len() * layer_bytes(packed, items)
+}
+
+/// Copies the windows of `items` of one layer, where item 0 is item `first` of `operands`, to `staged`, contiguous
+/// `[items, heads, tokens, tokens]`.
+pub(super) fn pack_layer(
+    problem: &Problem,
+    layer: usize,
+    operands: &HostLayer<'_>,
+    first: usize,
+    items: Range<usize>,
+    staged: &mut [u8],
+) {
+    let Shape { heads, tokens, .. } = *problem.shape();
+    let Strides { batch, head, row } = *problem.strides(layer);
+    let size = problem.dtype().size_bytes();
+    let HostLayer::Maps(maps) = operands;
+    let bytes = maps.bytes();
+    let map_bytes = tokens * tokens * size;
+    for (item, staged) in items.zip(staged.chunks_exact_mut(heads * map_bytes)) {
+        let window = problem.windows()[item];
+        for (index, staged) in staged.chunks_exact_mut(map_bytes).enumerate() {
+            let map = (first + item) * batch + index * head;
+            if row == tokens && window.len == tokens {
+                staged.copy_from_slice(&bytes[map * size..][..map_bytes]);
+                continue;
+            }
+            for i in window.start..window.end() {
+                let source = (map + i * row + window.start) * size;
+                let target = (i * tokens + window.start) * size;
+                let len = window.len * size;
+                staged[target..target + len].copy_from_slice(&bytes[source..source + len]);
+            }
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! A plan: one problem made ready on one device.
+
+use std::fmt;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream};
+
+use super::buffers::{DeviceLayer, DeviceOutput, check_context, check_run, track};
+use super::engine::{Engine, Handover, is_capturing};
+use crate::cuda::choose::choose;
+use crate::cuda::driver::bind;
+use crate::cuda::options::Options;
+use crate::cuda::runtime::Runtime;
+use crate::cuda::schedule::Schedule;
+use crate::error::Result;
+use crate::problem::Problem;
+
+/// A problem made ready to run on a GPU: kernels chosen, compiled and loaded, workspace allocated.
+///
+/// Printing it (`{plan}`) shows the kernels, their launch geometry, the workspace, and the bytes that have to move.
+pub struct Plan {
+    engine: Engine,
+    handover: Handover,
+    layer_addresses: Vec<u64>,
+}
+
+impl Plan {
+    /// Makes `problem` ready on the device of `context` (see [`context`](crate::cuda::context())).
+    ///
+    /// # Errors
+    /// As [`choose`](crate::cuda::choose()); [`Error::Nvrtc`](crate::Error::Nvrtc) where the compiler is missing or fails;
+    /// [`Error::OutOfDeviceMemory`](crate::Error::OutOfDeviceMemory) where the workspace does not fit, after which
+    /// nothing stays allocated; [`Error::Driver`](crate::Error::Driver).
+    pub fn new(context: &Arc<CudaContext>, problem: &Problem, options: &Options) -> Result<Self> {
+        Plan::on(&Runtime::new(context, options)?, problem, options)
+    }
+
+    /// As [`new`](Plan::new), with the compiler and the kernels of `runtime`.
+    ///
+    /// # Errors
+    /// As [`new`](Plan::new).
+    pub fn on(runtime: &Runtime, problem: &Problem, options: &Options) -> Result<Self> {
+        let options = options.with_environment();
+        let schedule = choose(problem, runtime.limits(), &options)?;
+        Ok(Plan {
+            engine: Engine::alone(runtime, problem, vec![schedule])?,
+            handover: Handover::new(runtime.context())?,
+            layer_addresses: Vec::with_capacity(problem.shape().layers),
+        })
+    }
+
+    /// The problem this plan runs.
+    pub fn problem(&self) -> &Problem {
+        self.engine.problem()
+    }
+
+    /// What a run launches.
+    pub fn schedule(&self) -> &Schedule {
+        self.engine.schedule(0)
+    }
+
+    /// The context the plan belongs to.
+    pub fn context(&self) -> &Arc<CudaContext> {
+        self.engine.context()
+    }
+
+    /// Device memory the plan holds, in bytes: workspace and constants.
+    pub fn workspace_bytes(&self) -> usize {
+        self.engine.bytes()
+    }
+
+    /// Submits the rollout of `layers` (every layer of the problem, first to last) into `out`, shaped as
+    /// [`Problem::output_shape`], to `stream`.
+    ///
+    /// Launches only: nothing is allocated, compiled or waited for, so the call may be part of a stream capture. The
+    /// result is there when the stream has come past; what this call returns is whether it was submitted.
+    ///
+    /// The workspace belongs to one run at a time. Runs on one stream follow each other; a run on another stream than
+    /// the last one waits for that stream. Replays of a captured graph are the caller's to order with other runs.
+    ///
+    /// While `stream` is capturing, cudarc's tracking of buffers is left alone: whoever captures orders the graph's
+    /// launches with other uses of the buffers.
+    ///
+    /// # Errors
+    /// [`Error::WrongDevice`], [`Error::Count`], [`Error::LayerDType`], [`Error::LayerLen`], [`Error::Len`],
+    /// [`Error::Misaligned`], [`Error::Overlap`] before anything is submitted; [`Error::Launch`], [`Error::Driver`].
+    ///
+    /// [`Error::WrongDevice`]: crate::Error::WrongDevice
+    /// [`Error::Count`]: crate::Error::Count
+    /// [`Error::LayerDType`]: crate::Error::LayerDType
+    /// [`Error::LayerLen`]: crate::Error::LayerLen
+    /// [`Error::Len`]: crate::Error::Len
+    /// [`Error::Misaligned`]: crate::Error::Misaligned
+    /// [`Error::Overlap`]: crate::Error::Overlap
+    /// [`Error::Launch`]: crate::Error::Launch
+    /// [`Error::Driver`]: crate::Error::Driver
+    pub fn run<'o>(
+        &mut self,
+        stream: &Arc<CudaStream>,
+        layers: &[DeviceLayer<'_>],
+        out: impl Into<DeviceOutput<'o>>,
+    ) -> Result<()> {
+        let mut out = out.into();
+        check_context(self.context(), Some(stream.context()), || {
+            "the stream".to_owned()
+        })?;
+        check_run(self.problem(), self.context(), layers, &out)?;
+        bind(self.context())?;
+        let capturing = is_capturing(stream)?;
+        let output = out.address();
+        let _guards = if self.context().is_managing_stream_synchronization() && !capturing {
+            track(stream, layers, &mut out)
+        } else {
+            Vec::new()
+        };
+        if !capturing {
+            self.handover.follow(stream)?;
+        }
+        self.layer_addresses.clear();
+        self.layer_addresses
+            .extend(layers.iter().map(DeviceLayer::address));
+        let steps = 0..self.schedule().steps.len();
+        // SAFETY: the context is bound. The layers and the output have been checked against the problem; that they
+        // stay valid is promised by whoever made them, and ordered with other uses above.
+        unsafe {
+            self.engine.submit(
+                0,
+                steps,
+                stream.cu_stream(),
+                &self.layer_addresses,
+                output,
+                0,
+            )
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.schedule().fmt(f)
+    }
+}

@@ -1,0 +1,180 @@
+//! A rollout that takes its layers one by one, in forward order, as a model produces them.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream};
+
+use super::buffers::{DeviceLayer, DeviceOutput, check_context, check_layer, check_output, track};
+use super::engine::{Engine, Handover, is_capturing};
+use crate::cuda::choose::choose_streaming;
+use crate::cuda::driver::bind;
+use crate::cuda::options::Options;
+use crate::cuda::runtime::Runtime;
+use crate::cuda::schedule::Schedule;
+use crate::error::{Error, Result};
+use crate::problem::Problem;
+
+/// A problem made ready to take its layers one by one.
+///
+/// Heads are fused when a layer is pushed, so its maps may go as soon as the stream has passed. What stays, per item:
+/// the rollout so far, `O(tokens^2)`, where the output is a matrix; the fused maps, `O(layers * tokens^2)`, where it is
+/// rows, because rows are computed from the last layer to the first.
+pub struct StreamingPlan {
+    engine: Engine,
+    handover: Handover,
+    layer_addresses: Vec<u64>,
+}
+
+impl StreamingPlan {
+    /// Makes `problem` ready on the device of `context`.
+    ///
+    /// # Errors
+    /// As [`Plan::new`](crate::cuda::Plan::new).
+    pub fn new(context: &Arc<CudaContext>, problem: &Problem, options: &Options) -> Result<Self> {
+        StreamingPlan::on(&Runtime::new(context, options)?, problem, options)
+    }
+
+    /// As [`new`](StreamingPlan::new), with the compiler and the kernels of `runtime`.
+    ///
+    /// # Errors
+    /// As [`new`](StreamingPlan::new).
+    pub fn on(runtime: &Runtime, problem: &Problem, options: &Options) -> Result<Self> {
+        let options = options.with_environment();
+        let schedule = choose_streaming(problem, runtime.limits(), &options)?;
+        Ok(StreamingPlan {
+            engine: Engine::alone(runtime, problem, vec![schedule])?,
+            handover: Handover::new(runtime.context())?,
+            layer_addresses: vec![0; problem.shape().layers],
+        })
+    }
+
+    /// The problem this plan runs.
+    pub fn problem(&self) -> &Problem {
+        self.engine.problem()
+    }
+
+    /// What a whole pass launches.
+    pub fn schedule(&self) -> &Schedule {
+        self.engine.schedule(0)
+    }
+
+    /// Device memory the plan holds, in bytes.
+    pub fn workspace_bytes(&self) -> usize {
+        self.engine.bytes()
+    }
+
+    /// Begins a pass over the layers, into `out`. Everything is submitted to `stream`.
+    ///
+    /// Like [`Plan::run`](crate::cuda::Plan::run) a pass only launches, and may be part of a stream capture.
+    ///
+    /// # Errors
+    /// [`Error::WrongDevice`], [`Error::Len`], [`Error::Misaligned`], [`Error::Driver`].
+    pub fn begin<'a>(
+        &'a mut self,
+        stream: &'a Arc<CudaStream>,
+        out: impl Into<DeviceOutput<'a>>,
+    ) -> Result<Pass<'a>> {
+        let out = out.into();
+        check_context(self.engine.context(), Some(stream.context()), || {
+            "the stream".to_owned()
+        })?;
+        check_output(self.problem(), self.engine.context(), &out)?;
+        bind(self.engine.context())?;
+        let capturing = is_capturing(stream)?;
+        if !capturing {
+            self.handover.follow(stream)?;
+        }
+        Ok(Pass {
+            plan: self,
+            stream,
+            out,
+            pushed: 0,
+        })
+    }
+}
+
+/// One pass over the layers of a [`StreamingPlan`]. Dropped before it is finished, it leaves the output undefined.
+pub struct Pass<'a> {
+    plan: &'a mut StreamingPlan,
+    stream: &'a Arc<CudaStream>,
+    out: DeviceOutput<'a>,
+    pushed: usize,
+}
+
+impl Pass<'_> {
+    /// Takes the next layer of the problem's layer range. The maps may be overwritten or freed as soon as the stream
+    /// has come past this call.
+    ///
+    /// # Errors
+    /// [`Error::StreamedLayers`] where all layers have been pushed; otherwise as [`Plan::run`](crate::cuda::Plan::run).
+    pub fn push_layer<'l>(&mut self, maps: impl Into<DeviceLayer<'l>>) -> Result<()> {
+        let maps = maps.into();
+        let layers = self.plan.problem().layers();
+        if self.pushed == layers.len() {
+            return Err(Error::StreamedLayers {
+                expected: layers.len(),
+                got: self.pushed + 1,
+            });
+        }
+        let layer = layers.start + self.pushed;
+        check_layer(
+            self.plan.problem(),
+            self.plan.engine.context(),
+            layer,
+            &maps,
+        )?;
+        self.plan.layer_addresses[layer] = maps.address();
+        let ends = &self.plan.schedule().pushes;
+        let start = self.pushed.checked_sub(1).map_or(0, |last| ends[last]);
+        let steps = start..ends[self.pushed];
+        self.submit(steps, Some(&maps))?;
+        self.pushed += 1;
+        Ok(())
+    }
+
+    /// Ends the pass: when the stream has come past this call the output is complete.
+    ///
+    /// # Errors
+    /// [`Error::StreamedLayers`] where layers are missing; otherwise as [`Plan::run`](crate::cuda::Plan::run).
+    pub fn finish(mut self) -> Result<()> {
+        let expected = self.plan.problem().layers().len();
+        if self.pushed < expected {
+            return Err(Error::StreamedLayers {
+                expected,
+                got: self.pushed,
+            });
+        }
+        let schedule = self.plan.schedule();
+        let steps = schedule.pushes.last().copied().unwrap_or(0)..schedule.steps.len();
+        self.submit(steps, None)
+    }
+
+    fn submit(
+        &mut self,
+        steps: std::ops::Range<usize>,
+        maps: Option<&DeviceLayer<'_>>,
+    ) -> Result<()> {
+        let context = self.plan.engine.context();
+        bind(context)?;
+        let tracked = context.is_managing_stream_synchronization() && !is_capturing(self.stream)?;
+        let output = self.out.address();
+        let _guards = if tracked {
+            let maps = maps.map_or(&[][..], std::slice::from_ref);
+            track(self.stream, maps, &mut self.out)
+        } else {
+            Vec::new()
+        };
+        // SAFETY: the context is bound; the pushed layer and the output have been checked against the problem, and the
+        // steps of a push read no other layer. That both stay valid is promised by whoever made them.
+        unsafe {
+            self.plan.engine.submit(
+                0,
+                steps,
+                self.stream.cu_stream(),
+                &self.plan.layer_addresses,
+                output,
+                0,
+            )
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! A problem in the interpreter's memory, and the schedules that compute it there: every table and buffer is an
+//! allocation of its own, of its exact size.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use attention_rollout::Problem;
+use attention_rollout::cuda::address::{Base, Bases};
+use attention_rollout::cuda::kernel::{RolloutChain, RolloutRows, Splits};
+use attention_rollout::cuda::launch::MAX_WORDS;
+use attention_rollout::cuda::pipeline::Pipeline;
+use attention_rollout::cuda::variant::{Entry, Variant};
+use attention_rollout::cuda::{DeviceLimits, Schedule};
+use ptxemu::{Memory, Report};
+
+use crate::cases::Path;
+use crate::lab::Lab;
+use crate::maps::Layer;
+
+/// A problem in device memory.
+pub struct Device<'a> {
+    lab: &'a Lab,
+    problem: &'a Problem,
+    memory: Rc<Memory>,
+    /// Address of each layer's first element.
+    layers: Vec<u64>,
+    /// Kernels launched, with what they did.
+    pub reports: RefCell<Vec<(Arc<Variant>, Report)>>,
+}
+
+/// A schedule with memory for all that it works on.
+pub struct Prepared {
+    pub schedule: Schedule,
+    pub bases: Bases,
+    pub output: u64,
+}
+
+impl<'a> Device<'a> {
+    /// Uploads `layers`, each `offset` bytes into its allocation, which ends with the layer.
+    pub fn new(lab: &'a Lab, problem: &'a Problem, layers: &[Layer], offset: usize) -> Self {
+        Device::beside(Rc::default(), lab, problem, layers, offset)
+    }
+
+    /// As [`new`](Device::new), in memory that others use too.
+    pub fn beside(
+        memory: Rc<Memory>,
+        lab: &'a Lab,
+        problem: &'a Problem,
+        layers: &[Layer],
+        offset: usize,
+    ) -> Self {
+        let layers = layers
+            .iter()
+            .map(|layer| {
+                let bytes = layer.bytes();
+                let base = memory.alloc(offset + bytes.len());
+                memory.label(base, "maps");
+                memory.write(base + offset as u64, bytes).unwrap();
+                base + offset as u64
+            })
+            .collect();
+        Device {
+            lab,
+            problem,
+            memory,
+            layers,
+            reports: RefCell::default(),
+        }
+    }
+
+    /// Addresses of the layers.
+    pub fn layers(&self) -> &[u64] {
+        &self.layers
+    }
+
+    /// Whether all layers begin at multiples of 16 bytes.
+    pub fn aligned(&self) -> bool {
+        self.layers.iter().all(|layer| layer.is_multiple_of(16))
+    }
+
+    /// The schedule of `path`, and memory for it.
+    pub fn prepare(&self, path: Path) -> Prepared {
+        let batch = self.problem.shape().batch;
+        let schedule =
+            pipeline(self.problem, path).schedule(self.problem, batch, &DeviceLimits::H200);
+        let mut bases = schedule.bases();
+        for table in schedule.tables() {
+            let at = self.memory.alloc(table.bytes.len());
+            self.memory.write(at, &table.bytes).unwrap();
+            bases.place(table.base, at);
+        }
+        for (index, &bytes) in schedule.buffers().iter().enumerate() {
+            bases.place(Base::Buffer(index), self.memory.alloc(bytes));
+        }
+        for (layer, &address) in self.layers.iter().enumerate() {
+            bases.place(Base::Layer { layer, operand: 0 }, address);
+        }
+        let output = self.memory.alloc(4 * self.problem.output_len());
+        bases.place(Base::Output, output);
+        Prepared {
+            schedule,
+            bases,
+            output,
+        }
+    }
+
+    /// The output of a schedule that has run.
+    pub fn download(&self, output: u64) -> Vec<f32> {
+        let mut out = vec![0f32; self.problem.output_len()];
+        self.memory
+            .read(output, bytemuck::cast_slice_mut(&mut out))
+            .unwrap();
+        out
+    }
+
+    /// Computes the problem by `path`, one launch after the other.
+    pub fn run(&self, path: Path) -> Result<Vec<f32>, String> {
+        let Prepared {
+            schedule,
+            bases,
+            output,
+        } = self.prepare(path);
+        for step in schedule.steps() {
+            let launch = step.launch(self.aligned());
+            // What a kernel should not look at is not there.
+            let mut params = [u64::MAX; MAX_WORDS];
+            launch.link(&bases, &mut params);
+            let variant = launch.variant();
+            let kernel = (Entry::Alone, &**variant);
+            let params = bytemuck::cast_slice(&params);
+            let geometry = *launch.geometry();
+            let report = self.lab.launch(&self.memory, kernel, geometry, params)?;
+            self.reports.borrow_mut().push((variant.clone(), report));
+        }
+        Ok(self.download(output))
+    }
+}
+
+/// The pipeline of `path`, with the smallest kernels that take `problem`.
+fn pipeline(problem: &Problem, path: Path) -> Pipeline {
+    match path {
+        Path::Rows(blocks) => rows(problem, blocks, false),
+        Path::RowsCluster(blocks) => rows(problem, blocks, true),
+        Path::Chain(arithmetic) => {
+            let window_len = problem.windows().iter().map(|window| window.len).max();
+            let mut limits = RolloutChain::TOKENS.into_iter();
+            let tokens = limits.find(|&limit| window_len <= Some(limit as usize));
+            let tokens = tokens.unwrap();
+            Pipeline::Chain { arithmetic, tokens }
+        }
+        Path::Product(arithmetic, form) => Pipeline::Product { arithmetic, form },
+    }
+}
+
+fn rows(problem: &Problem, blocks: u32, clustered: bool) -> Pipeline {
+    let start_rows = problem.start_rows();
+    let mut held = RolloutRows::ROWS.into_iter();
+    Pipeline::Rows {
+        rows: held.find(|&held| start_rows <= held as usize).unwrap(),
+        splits: Splits { blocks, clustered },
+    }
+}
