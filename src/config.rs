@@ -5,6 +5,13 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 
 /// What to compute. The default is PyHealth's rollout: mean over heads, `0.5 (A + I)`, all layers, row 0.
+///
+/// # Entries that are not finite
+/// A NaN or an infinity inside a window makes what it takes part in NaN or infinite, and no more is promised: a form may
+/// skip a row that carries weight 0 (the definition multiplies, and `0 * NaN` is NaN), the causal forms never load what
+/// lies above the diagonal, and f32 overflows where f64 does not. So backends may differ in which elements are finite.
+/// [`validate()`](crate::validate()) and [`first_not_finite`](crate::first_not_finite) find the first such entry. What
+/// lies outside the windows never matters.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RolloutConfig {
     /// How the heads of a layer become one map.

@@ -1,5 +1,6 @@
 //! Element types of attention maps.
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 /// Element type of an attention map. State and accumulation are f32 whatever the maps are.
@@ -90,6 +91,10 @@ pub trait Element: sealed::Sealed + bytemuck::Pod + Send + Sync {
 
     /// The nearest value, ties to even.
     fn from_f32(value: f32) -> Self;
+
+    /// Writes the values, exactly, into `into`, which is as long.
+    #[doc(hidden)]
+    fn widen(values: &[Self], into: &mut [f32]);
 }
 
 impl Element for f32 {
@@ -101,6 +106,10 @@ impl Element for f32 {
 
     fn from_f32(value: f32) -> Self {
         value
+    }
+
+    fn widen(values: &[f32], into: &mut [f32]) {
+        into.copy_from_slice(values);
     }
 }
 
@@ -114,6 +123,10 @@ impl Element for f16 {
     fn from_f32(value: f32) -> Self {
         f16::from_f32(value)
     }
+
+    fn widen(values: &[f16], into: &mut [f32]) {
+        values.convert_to_f32_slice(into);
+    }
 }
 
 impl Element for bf16 {
@@ -125,5 +138,9 @@ impl Element for bf16 {
 
     fn from_f32(value: f32) -> Self {
         bf16::from_f32(value)
+    }
+
+    fn widen(values: &[bf16], into: &mut [f32]) {
+        values.convert_to_f32_slice(into);
     }
 }

@@ -32,22 +32,17 @@ impl Shape {
                 return Err(Error::ZeroExtent { what });
             }
         }
-        // The largest things ever indexed: all maps of all layers, and a cumulative f32 output.
+        // The largest things ever indexed: all maps of all layers, and a cumulative f32 output. An empty batch has
+        // none, but what is kept per layer must still have room.
+        let batch = self.batch.max(1);
         for what in [
             product(
                 "attention maps",
-                &[
-                    self.layers,
-                    self.batch,
-                    self.heads,
-                    self.tokens,
-                    self.tokens,
-                    4,
-                ],
+                &[self.layers, batch, self.heads, self.tokens, self.tokens, 4],
             )?,
             product(
                 "rollout",
-                &[self.layers, self.batch, self.tokens, self.tokens, 4],
+                &[self.layers, batch, self.tokens, self.tokens, 4],
             )?,
         ] {
             if what > isize::MAX as usize {

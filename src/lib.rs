@@ -57,6 +57,8 @@ mod layout;
 #[cfg(feature = "measure")]
 #[doc(hidden)]
 pub mod measure;
+#[doc(hidden)]
+pub mod memory;
 pub mod post;
 mod problem;
 #[cfg(any(feature = "cpu", feature = "cuda"))]
@@ -75,7 +77,7 @@ pub use layout::{Shape, Strides, Window};
 pub use problem::{Problem, ProblemBuilder};
 #[cfg(any(feature = "cpu", feature = "cuda"))]
 pub use progress::Progress;
-pub use validate::{Defect, DefectKind, validate};
+pub use validate::{Defect, DefectKind, first_not_finite, validate};
 
 // Compiles the examples of the README, and runs that of the CPU.
 #[cfg(all(doctest, feature = "cpu", feature = "cuda"))]

@@ -9,6 +9,7 @@ use crate::config::{
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::layout::{Shape, Strides, Window, product};
+use crate::memory::filled;
 
 /// A validated rollout problem.
 ///
@@ -36,8 +37,19 @@ pub struct ProblemBuilder {
     shape: Shape,
     dtype: DType,
     config: RolloutConfig,
-    strides: Option<Vec<Strides>>,
+    strides: StridesOf,
     windows: Option<Vec<Window>>,
+}
+
+/// Strides, before there is room for one per layer.
+#[derive(Clone, Debug)]
+enum StridesOf {
+    /// Contiguous in every layer.
+    Contiguous,
+    /// The same in every layer.
+    Every(Strides),
+    /// Layer by layer.
+    Each(Vec<Strides>),
 }
 
 impl ProblemBuilder {
@@ -48,14 +60,14 @@ impl ProblemBuilder {
     }
 
     /// The strides of every layer; contiguous unless called.
-    pub fn strides(self, strides: Strides) -> Self {
-        let layers = self.shape.layers;
-        self.layer_strides(vec![strides; layers])
+    pub fn strides(mut self, strides: Strides) -> Self {
+        self.strides = StridesOf::Every(strides);
+        self
     }
 
     /// Strides layer by layer.
     pub fn layer_strides(mut self, strides: Vec<Strides>) -> Self {
-        self.strides = Some(strides);
+        self.strides = StridesOf::Each(strides);
         self
     }
 
@@ -68,7 +80,8 @@ impl ProblemBuilder {
     /// Checks everything.
     ///
     /// # Errors
-    /// The variant of [`Error`] that tells what does not fit, with the number expected and the number got.
+    /// The variant of [`Error`] that tells what does not fit, with the number expected and the number got;
+    /// [`Error::HostMemory`] for more layers or items than the machine can list.
     pub fn build(self) -> Result<Problem> {
         let ProblemBuilder {
             shape,
@@ -78,12 +91,20 @@ impl ProblemBuilder {
             windows,
         } = self;
         shape.validate()?;
-        let strides = strides.unwrap_or_else(|| vec![Strides::contiguous(&shape); shape.layers]);
+        let every = |strides| filled("strides", shape.layers, strides);
+        let strides = match strides {
+            StridesOf::Contiguous => every(Strides::contiguous(&shape))?,
+            StridesOf::Every(strides) => every(strides)?,
+            StridesOf::Each(strides) => strides,
+        };
         check_count("strides, one per layer", shape.layers, strides.len())?;
         for layer in &strides {
             layer.span(&shape)?;
         }
-        let windows = windows.unwrap_or_else(|| vec![Window::full(shape.tokens); shape.batch]);
+        let windows = match windows {
+            Some(windows) => windows,
+            None => filled("windows", shape.batch, Window::full(shape.tokens))?,
+        };
         check_count("windows, one per item", shape.batch, windows.len())?;
         for (item, &Window { start, len }) in windows.iter().enumerate() {
             if start.checked_add(len).is_none_or(|end| end > shape.tokens) {
@@ -137,7 +158,7 @@ impl Problem {
             shape,
             dtype,
             config,
-            strides: None,
+            strides: StridesOf::Contiguous,
             windows: None,
         }
     }

@@ -1,10 +1,15 @@
 //! Are these attention maps? Looks for the first entry that no softmax gives.
 
 use std::fmt;
+use std::ops::Range;
+
+#[cfg(feature = "cpu")]
+use rayon::prelude::*;
 
 use crate::dtype::{Element, with_element};
 use crate::error::{Error, Result};
 use crate::layer::HostLayer;
+use crate::layout::Shape;
 use crate::problem::Problem;
 
 /// Values summed side by side, so that the sum does not wait for itself.
@@ -93,69 +98,132 @@ pub fn validate(
             got: tolerance,
         });
     }
-    problem.check_layers(layers, problem.output_len())?;
-    Ok(problem.layers().find_map(|layer| {
-        let HostLayer::Maps(maps) = layers[layer];
-        with_element!(maps.dtype(), T => {
-            check_layer::<T>(problem, layer, maps.as_slice()?, tolerance)
-        })
-    }))
+    first_defect(problem, layers, Rule::Distribution { tolerance })
 }
 
-fn check_layer<T: Element>(
-    problem: &Problem,
+/// Finds the first entry, in the order layer, item, head, row, that is infinite or NaN, among those a rollout reads (as
+/// [`validate`]).
+///
+/// # Errors
+/// As [`Problem::check_layers`] for the layers.
+pub fn first_not_finite(problem: &Problem, layers: &[HostLayer<'_>]) -> Result<Option<Defect>> {
+    first_defect(problem, layers, Rule::Finite)
+}
+
+/// What rows must be.
+#[derive(Clone, Copy)]
+enum Rule {
+    Finite,
+    Distribution { tolerance: f64 },
+}
+
+/// Rows of a head that are looked at as one piece of work.
+const ROWS: usize = 64;
+
+/// Finds the first row that breaks the rule, on all threads of rayon's pool where there is one.
+fn first_defect(problem: &Problem, layers: &[HostLayer<'_>], rule: Rule) -> Result<Option<Defect>> {
+    problem.check_layers(layers, problem.output_len())?;
+    let Shape {
+        batch,
+        heads,
+        tokens,
+        ..
+    } = *problem.shape();
+    let blocks = tokens.div_ceil(ROWS);
+    // In the order in which defects are looked for.
+    let pieces = 0..problem.layers().len() * batch * heads * blocks;
+    let check = |piece: usize| {
+        let (head, block) = (piece / blocks, piece % blocks);
+        let (item, head) = (head / heads, head % heads);
+        let (layer, item) = (problem.layers().start + item / batch, item % batch);
+        let place = Place { layer, item, head };
+        let rows = block * ROWS..tokens.min((block + 1) * ROWS);
+        let HostLayer::Maps(maps) = layers[layer];
+        with_element!(maps.dtype(), T => {
+            check_rows::<T>(problem, maps.as_slice()?, place, rows, rule)
+        })
+    };
+    #[cfg(feature = "cpu")]
+    let found = pieces.into_par_iter().find_map_first(check);
+    #[cfg(not(feature = "cpu"))]
+    let found = pieces.into_iter().find_map(check);
+    Ok(found)
+}
+
+/// One head of one item.
+struct Place {
     layer: usize,
+    item: usize,
+    head: usize,
+}
+
+/// Checks the rows that are in `rows`, counted from the window's start, and in the window.
+fn check_rows<T: Element>(
+    problem: &Problem,
     maps: &[T],
-    tolerance: f64,
+    place: Place,
+    rows: Range<usize>,
+    rule: Rule,
 ) -> Option<Defect> {
+    let Place { layer, item, head } = place;
     let strides = problem.strides(layer);
-    for (item, window) in problem.windows().iter().enumerate() {
-        for head in 0..problem.shape().heads {
-            for i in 0..window.len {
-                let row = window.start + i;
-                let present = if problem.config().causal {
-                    i + 1
-                } else {
-                    window.len
-                };
-                let first = item * strides.batch + head * strides.head + row * strides.row;
-                let entries = &maps[first + window.start..][..present];
-                if let Some(kind) = check_row(entries, window.start, tolerance) {
-                    return Some(Defect {
-                        layer,
-                        item,
-                        head,
-                        row,
-                        kind,
-                    });
-                }
+    let window = problem.windows()[item];
+    (rows.start..rows.end.min(window.len)).find_map(|i| {
+        let row = window.start + i;
+        let present = if problem.config().causal {
+            i + 1
+        } else {
+            window.len
+        };
+        let first = item * strides.batch + head * strides.head + row * strides.row;
+        let entries = &maps[first + window.start..][..present];
+        let kind = check_row(entries, window.start, rule)?;
+        Some(Defect {
+            layer,
+            item,
+            head,
+            row,
+            kind,
+        })
+    })
+}
+
+/// Entries widened at a time.
+const CHUNK: usize = 512;
+
+fn check_row<T: Element>(row: &[T], first_column: usize, rule: Rule) -> Option<DefectKind> {
+    let lowest = match rule {
+        Rule::Finite => f32::MIN,
+        Rule::Distribution { .. } => 0.0,
+    };
+    let right = lowest..=f32::MAX;
+    let mut sums = [0.0; LANES];
+    let mut buffer = [0.0; CHUNK];
+    for (chunk, entries) in row.chunks(CHUNK).enumerate() {
+        let values = &mut buffer[..entries.len()];
+        T::widen(entries, values);
+        let is_wrong = |value: &f32| !right.contains(value);
+        if values
+            .iter()
+            .fold(false, |any, value| any | is_wrong(value))
+        {
+            let at = values.iter().position(is_wrong)?;
+            let (column, value) = (first_column + chunk * CHUNK + at, values[at]);
+            return Some(if value.is_finite() {
+                DefectKind::Negative { column, value }
+            } else {
+                DefectKind::NotFinite { column, value }
+            });
+        }
+        for values in values.chunks(LANES) {
+            for (sum, &value) in sums.iter_mut().zip(values) {
+                *sum += f64::from(value);
             }
         }
     }
-    None
-}
-
-fn check_row<T: Element>(row: &[T], first_column: usize, tolerance: f64) -> Option<DefectKind> {
-    let mut sums = [0.0; LANES];
-    for chunk in row.chunks(LANES) {
-        for (sum, value) in sums.iter_mut().zip(chunk) {
-            *sum += f64::from(value.to_f32());
-        }
-    }
+    let Rule::Distribution { tolerance } = rule else {
+        return None;
+    };
     let sum: f64 = sums.iter().sum();
-    let wrong = |value: f32| !value.is_finite() || value < 0.0;
-    if row.iter().fold(false, |any, v| any | wrong(v.to_f32())) {
-        let (column, value) = row
-            .iter()
-            .map(|v| v.to_f32())
-            .enumerate()
-            .find(|&(_, value)| wrong(value))?;
-        let column = first_column + column;
-        return Some(if value.is_finite() {
-            DefectKind::Negative { column, value }
-        } else {
-            DefectKind::NotFinite { column, value }
-        });
-    }
     ((sum - 1.0).abs() > tolerance).then_some(DefectKind::RowSum { sum, tolerance })
 }

@@ -92,6 +92,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             args.device.device.to_string(),
         ));
     }
+    args.config.check_heeded(Some(args.output_kind), false)?;
     let members = match &args.input {
         Some(path) => file_members(args, path)?,
         None => vec![random_member(args)?],
@@ -117,7 +118,6 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         true => print_json(args, &backend, &case, &times),
         false => print_lines(&backend, &case, &times),
     }
-    Ok(())
 }
 
 /// Every feature of a file.
@@ -140,6 +140,7 @@ fn file_members(args: &BenchArgs, path: &Path) -> Result<Vec<(Problem, Inputs)>>
 
 fn random_member(args: &BenchArgs) -> Result<(Problem, Inputs)> {
     let ShapeArg(shape) = args.shape;
+    args.config.check_rows_for([""].into_iter())?;
     let feature = Feature::without_maps(shape, args.dtype);
     let problem = problem(
         &Tensors::none(),
@@ -158,7 +159,7 @@ fn floor_ratio(times: &Times) -> f64 {
     measure::minimum(&times.runs).as_secs_f64() / measure::minimum(&times.floor).as_secs_f64()
 }
 
-fn print_json(args: &BenchArgs, backend: &Backend, case: &Case, times: &Times) {
+fn print_json(args: &BenchArgs, backend: &Backend, case: &Case, times: &Times) -> Result<()> {
     let setup = case.setup();
     let micros = |times: &[Duration]| -> Vec<f64> {
         times.iter().map(|time| time.as_secs_f64() * 1e6).collect()
@@ -186,16 +187,16 @@ fn print_json(args: &BenchArgs, backend: &Backend, case: &Case, times: &Times) {
         "floor_ratio": floor_ratio(times),
         "graph_us": micros(&device_times(times)),
         "graph_latency_us": micros(&latencies(times)),
-    }));
+    }))
 }
 
-fn print_lines(backend: &Backend, case: &Case, times: &Times) {
+fn print_lines(backend: &Backend, case: &Case, times: &Times) -> Result<()> {
     let setup = case.setup();
     for problem in case.problems() {
         let (shape, dtype) = (problem.shape(), problem.dtype());
-        report::line(format_args!("maps       {shape} {dtype}"));
+        report::line(format_args!("maps       {shape} {dtype}"))?;
     }
-    report::line(format_args!("variants   {}", setup.variants.join(" + ")));
+    report::line(format_args!("variants   {}", setup.variants.join(" + ")))?;
     let row = |name: &str, times: &[Duration], bytes: usize| {
         let (minimum, median) = (measure::minimum(times), measure::median(times));
         report::line(format_args!(
@@ -204,17 +205,17 @@ fn print_lines(backend: &Backend, case: &Case, times: &Times) {
             median.as_secs_f64() * 1e3,
             measure::gb_per_s(bytes, minimum),
             bytes as f64 * 1e-6,
-        ));
+        ))
     };
-    row("rollout", &times.runs, case.map_bytes());
-    row("map read", &times.floor, setup.floor_bytes);
+    row("rollout", &times.runs, case.map_bytes())?;
+    row("map read", &times.floor, setup.floor_bytes)?;
     if !times.replays.is_empty() {
-        row("as a graph", &device_times(times), case.map_bytes());
+        row("as a graph", &device_times(times), case.map_bytes())?;
         let latency = measure::minimum(&latencies(times));
         report::line(format_args!(
             "latency    {:10.4} ms, launching the graph and waiting for it",
             latency.as_secs_f64() * 1e3
-        ));
+        ))?;
     }
     report::line(format_args!(
         "{:.2} times the read, {} runs on {} ({})",
@@ -222,7 +223,7 @@ fn print_lines(backend: &Backend, case: &Case, times: &Times) {
         times.runs.len(),
         backend.label(),
         backend.device_name(),
-    ));
+    ))
 }
 
 fn device_times(times: &Times) -> Vec<Duration> {

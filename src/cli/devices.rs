@@ -4,6 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::backend::cpu_threads;
+use crate::error::Result;
 use crate::report;
 
 /// List the devices a rollout can run on.
@@ -15,7 +16,7 @@ pub struct DevicesArgs {
 }
 
 /// Runs the subcommand.
-pub fn run(args: &DevicesArgs) {
+pub fn run(args: &DevicesArgs) -> Result<()> {
     let (threads, simd) = (cpu_threads(), cpu_simd());
     let cuda = cuda();
     if args.json {
@@ -23,23 +24,25 @@ pub fn run(args: &DevicesArgs) {
         report::line(json!({
             "cpu": { "architecture": architecture, "threads": threads, "simd": simd },
             "cuda": cuda.iter().map(|(name, value)| json!({ *name: value })).collect::<Vec<_>>(),
-        }));
+        }))?;
     } else {
         let simd = match simd.join(", ") {
             none if none.is_empty() => "none detected".to_owned(),
             simd => simd,
         };
-        report::line(format_args!("cpu: {threads} threads; SIMD: {simd}"));
+        report::line(format_args!("cpu: {threads} threads; SIMD: {simd}"))?;
         for (name, value) in cuda {
-            report::line(format_args!("{name}: {value}"));
+            report::line(format_args!("{name}: {value}"))?;
         }
     }
+    Ok(())
 }
 
 /// Driver, compiler and GPUs, or what each lacks.
 #[cfg(feature = "cuda")]
 fn cuda() -> Vec<(&'static str, String)> {
-    use attention_rollout::cuda::{self, nvrtc::Nvrtc};
+    use attention_rollout::cuda;
+    use attention_rollout::cuda::nvrtc::{Cache, Nvrtc};
     let driver = cuda::driver_version();
     let nvrtc = match &driver {
         Ok(driver) => Nvrtc::load_for_driver(*driver),
@@ -61,6 +64,17 @@ fn cuda() -> Vec<(&'static str, String)> {
             ),
         ),
     ];
+    let cache = Cache::from_env();
+    if let Some(directory) = cache.directory() {
+        let directory = directory.display();
+        lines.push((
+            "kernel cache",
+            match cache.distrusted() {
+                Some(reason) => format!("{directory}, not used: {reason}"),
+                None => directory.to_string(),
+            },
+        ));
+    }
     for device in cuda::available().into_iter().flatten() {
         let usable = match device.supported() {
             Ok(()) => device.to_string(),

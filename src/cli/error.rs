@@ -2,34 +2,47 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::shown::{shown, shown_sentence};
+
 /// Result with the command line's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Everything that ends a command early. [`Error::exit_status`] tells wrong input from the rest.
+///
+/// Names, paths and whatever else comes from outside is shown escaped and cut.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An option's value does not fit the input or another option.
-    #[error("{option}: expected {expected}, got {got}")]
+    #[error("{option}: expected {}, got {}", shown_sentence(expected), shown(got))]
     Argument {
         option: &'static str,
         expected: String,
         got: String,
     },
     /// An input file cannot be read, or is not what its name says.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {}", shown_path(path), shown_sentence(reason))]
     Input { path: PathBuf, reason: String },
     /// A tensor has the wrong element type, shape or values.
-    #[error("tensor {name}: expected {expected}, got {got}")]
+    #[error(
+        "tensor {}: expected {}, got {}",
+        shown(name),
+        shown_sentence(expected),
+        shown(got)
+    )]
     Tensor {
         name: String,
         expected: String,
         got: String,
     },
     /// A tensor that an option needs is not in the file.
-    #[error("tensor {name}: expected by {needed_by}, got no such tensor")]
+    #[error(
+        "tensor {}: expected by {}, got no such tensor",
+        shown(name),
+        shown(needed_by)
+    )]
     MissingTensor { name: String, needed_by: String },
     /// The library refuses the problem, or the machine cannot run it.
-    #[error("{place}: {source}")]
+    #[error("{}: {source}", shown(place))]
     Rollout {
         place: String,
         source: attention_rollout::Error,
@@ -41,12 +54,27 @@ pub enum Error {
     #[error("{failed} of {total} checks exceed their error budget")]
     Verify { failed: usize, total: usize },
     /// An output cannot be written.
-    #[error("{}: {action}: {source}", path.display())]
+    #[error("{}: {action}: {source}", shown_path(path))]
     Output {
         path: PathBuf,
         action: &'static str,
         source: std::io::Error,
     },
+    /// A finished output cannot be given its name.
+    #[error(
+        "{}: cannot rename into place: {source}; what is finished is kept: {}",
+        shown_path(path),
+        kept.iter().map(|path| shown_path(path)).collect::<Vec<_>>().join(", ")
+    )]
+    Rename {
+        path: PathBuf,
+        /// The temporary files.
+        kept: Vec<PathBuf>,
+        source: std::io::Error,
+    },
+    /// What was to be printed cannot be.
+    #[error("standard output: cannot write: {source}")]
+    Stdout { source: std::io::Error },
 }
 
 impl Error {
@@ -68,7 +96,11 @@ impl Error {
                 | Library::Variant { .. } => 1,
                 _ => 2,
             },
-            Error::Device { .. } | Error::Verify { .. } | Error::Output { .. } => 1,
+            Error::Device { .. }
+            | Error::Verify { .. }
+            | Error::Output { .. }
+            | Error::Rename { .. }
+            | Error::Stdout { .. } => 1,
         }
     }
 
@@ -117,4 +149,9 @@ impl Error {
             source,
         }
     }
+}
+
+/// A path for people.
+pub fn shown_path(path: &Path) -> String {
+    shown(&path.to_string_lossy())
 }

@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use attention_rollout::{DType, HostLayer, HostTensor, OwnedTensor, Shape};
+use attention_rollout::{DType, Defect, HostLayer, HostTensor, OwnedTensor, Shape};
 use half::{bf16, f16};
 use memmap2::Mmap;
-use safetensors::tensor::{TensorInfo, TensorView};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown_path};
+use crate::header;
+use crate::shown::shown;
 
 /// A memory-mapped safetensors file.
 ///
@@ -24,22 +27,24 @@ pub struct InputFile {
 impl InputFile {
     /// Maps the file at `path`.
     pub fn open(path: &Path) -> Result<Self> {
-        let fail = |e: std::io::Error| Error::input(path, e);
-        let file = File::open(path).map_err(fail)?;
-        let metadata = file.metadata().map_err(fail)?;
-        if !metadata.is_file() {
-            return Err(Error::input(path, "expected a regular file"));
-        }
-        if metadata.len() < 8 {
-            let got = metadata.len();
+        let (file, length) = open_regular(path)?;
+        if length < 8 {
             return Err(Error::input(
                 path,
-                format!("expected a safetensors file of at least 8 bytes, got {got}"),
+                format!("expected a safetensors file of at least 8 bytes, got {length}"),
             ));
         }
         // SAFETY: the map is read-only and private to this process. What another process writes into the file while
         // it is mapped is read as numbers, and all sizes are checked once against the map's fixed length.
-        let map = unsafe { Mmap::map(&file) }.map_err(fail)?;
+        let map = unsafe { Mmap::map(&file) }.map_err(|error| match error.kind() {
+            io::ErrorKind::OutOfMemory => {
+                Error::rollout(shown_path(path))(attention_rollout::Error::HostMemory {
+                    what: "the map of the file",
+                    required: usize::try_from(length).unwrap_or(usize::MAX),
+                })
+            }
+            _ => Error::input(path, error),
+        })?;
         Ok(InputFile {
             path: path.to_owned(),
             map,
@@ -54,64 +59,41 @@ impl InputFile {
                 format!("not a valid safetensors file: {reason}"),
             )
         };
-        check_header(&self.map).map_err(malformed)?;
-        let tensors = SafeTensors::deserialize(&self.map).map_err(|e| malformed(e.to_string()))?;
+        let (entries, data) = header::read(&self.map).map_err(malformed)?;
+        let mut views = BTreeMap::new();
+        for (name, entry) in entries {
+            let (start, end) = entry.data_offsets;
+            let view = TensorView::new(entry.dtype, entry.shape, &data[start..end])
+                .map_err(|e| malformed(format!("tensor {}: {e}", shown(&name))))?;
+            if let Some(name) = views.insert(name.clone(), view).map(|_| name) {
+                return Err(malformed(format!(
+                    "tensor {} is listed twice",
+                    shown(&name)
+                )));
+            }
+        }
         Ok(Tensors {
             path: &self.path,
-            views: tensors.tensors().into_iter().collect(),
+            views,
         })
     }
 }
 
-/// The largest header the format allows.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
-
-/// Checks that the header and every tensor stay inside the file, naming the tensor that does not.
-///
-/// `SafeTensors::deserialize` checks the same and more, but adds up offsets before it compares them with the length
-/// of the file; those sums can overflow.
-fn check_header(file: &[u8]) -> Result<(), String> {
-    let (length, rest) = file
-        .split_first_chunk::<8>()
-        .ok_or("the header length is cut off")?;
-    let length = u64::from_le_bytes(*length);
-    if length > rest.len().min(MAX_HEADER_BYTES as usize) as u64 {
-        let available = rest.len();
-        return Err(format!(
-            "expected a header of at most {MAX_HEADER_BYTES} bytes inside the {available} bytes after its length, \
-             got {length} bytes"
-        ));
+/// Opens a regular file to be read, and tells its length. What has no end, or waits for somebody to write (devices,
+/// pipes), is refused.
+pub fn open_regular(path: &Path) -> Result<(File, u64)> {
+    let fail = |e: io::Error| Error::input(path, e);
+    let mut options = File::options();
+    options.read(true);
+    // Opening a pipe does not wait then; regular files do not heed it.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
+    let file = options.open(path).map_err(fail)?;
+    let metadata = file.metadata().map_err(fail)?;
+    if !metadata.is_file() {
+        return Err(Error::input(path, "expected a regular file"));
     }
-    let (header, data) = rest.split_at(length as usize);
-    let header: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(header).map_err(|e| format!("invalid header: {e}"))?;
-    for (name, value) in header {
-        if name == "__metadata__" {
-            continue;
-        }
-        let TensorInfo {
-            dtype,
-            shape,
-            data_offsets: (start, end),
-        } = serde_json::from_value(value).map_err(|e| format!("tensor {name}: {e}"))?;
-        if start > end || end > data.len() {
-            let available = data.len();
-            return Err(format!(
-                "tensor {name}: expected offsets inside the {available} bytes of data, got {start}..{end}"
-            ));
-        }
-        let bits = shape
-            .iter()
-            .try_fold(dtype.bitsize(), |bits, &extent| bits.checked_mul(extent))
-            .ok_or_else(|| format!("tensor {name}: shape {shape:?} overflows the address space"))?;
-        if bits.div_ceil(8) != end - start {
-            let (expected, got) = (bits.div_ceil(8), end - start);
-            return Err(format!(
-                "tensor {name}: expected {expected} bytes for {dtype} {shape:?}, got {got}"
-            ));
-        }
-    }
-    Ok(())
+    Ok((file, metadata.len()))
 }
 
 /// The tensors of a file.
@@ -185,10 +167,15 @@ fn layer_name(name: &str) -> Result<Option<(&str, usize)>> {
         return Ok(None);
     }
     match digits.parse() {
-        Ok(number) if digits == "0" || !digits.starts_with('0') => Ok(Some((prefix, number))),
-        _ => Err(Error::tensor(
+        Ok(_) if digits != "0" && digits.starts_with('0') => Err(Error::tensor(
             name,
             "a layer number without leading zeros",
+            digits,
+        )),
+        Ok(number) => Ok(Some((prefix, number))),
+        Err(_) => Err(Error::tensor(
+            name,
+            format!("a layer number of at most {}", usize::MAX),
             digits,
         )),
     }
@@ -251,20 +238,27 @@ impl<'a> Feature<'a> {
         })
     }
 
-    /// The prefix without its slash; `.` where there is none.
+    /// The prefix without its slash; as it is where that would be another feature's (`/`, `a//`). Empty where there
+    /// is none.
     pub fn name(&self) -> &str {
-        match self.prefix.trim_end_matches('/') {
-            "" => ".",
-            name => name,
+        match self.prefix.strip_suffix('/') {
+            Some(name) if !name.is_empty() && !name.ends_with('/') => name,
+            _ => &self.prefix,
         }
     }
 
     /// Name for messages.
     pub fn place(&self) -> String {
         match self.name() {
-            "." => "input".to_owned(),
+            "" => "input".to_owned(),
             name => format!("feature {name}"),
         }
+    }
+
+    /// The error of maps in which `defect` was found.
+    pub fn refuse(&self, expected: &str, defect: &Defect) -> Error {
+        let name = format!("{}layer.{}", self.prefix, defect.layer);
+        Error::tensor(&name, expected, defect.to_string())
     }
 
     /// The maps of `items` in every layer, straight from the file; a copy only where the file does not align them.
@@ -326,14 +320,16 @@ fn map_extents(name: &str, view: &TensorView<'_>) -> Result<[usize; 3]> {
 }
 
 /// The elements of a tensor of any common type as f64 (64-bit integers to the nearest one).
-pub fn numbers(name: &str, view: &TensorView<'_>) -> Result<Vec<f64>> {
-    fn read<const N: usize>(bytes: &[u8], number: fn([u8; N]) -> f64) -> Vec<f64> {
-        bytes
-            .as_chunks::<N>()
-            .0
-            .iter()
-            .map(|&element| number(element))
-            .collect()
+pub fn numbers<'a>(
+    name: &str,
+    view: &TensorView<'a>,
+) -> Result<Box<dyn Iterator<Item = f64> + 'a>> {
+    fn read<'a, const N: usize>(
+        bytes: &'a [u8],
+        number: impl Fn([u8; N]) -> f64 + 'a,
+    ) -> Box<dyn Iterator<Item = f64> + 'a> {
+        let elements = bytes.as_chunks::<N>().0.iter();
+        Box::new(elements.map(move |&element| number(element)))
     }
     let data = view.data();
     Ok(match view.dtype() {

@@ -23,6 +23,7 @@ pub fn jobs<'a>(
     kind: OutputKind,
 ) -> Result<Vec<Job<'a>>> {
     let mut features = tensors.features()?;
+    config.check_rows_for(features.iter().map(|feature| feature.prefix.as_str()))?;
     if let Some(path) = &select.feature {
         let names: Vec<String> = features.iter().map(|f| f.prefix.clone()).collect();
         features.retain(|feature| is_below(&feature.prefix, path));
@@ -51,14 +52,14 @@ pub fn problem(
     config: &ConfigArgs,
     kind: OutputKind,
 ) -> Result<Problem> {
-    // First of all, so that no extent below exceeds the bytes of the file.
+    // First of all: no product of extents below overflows.
     feature
         .shape
         .validate()
         .map_err(Error::rollout(feature.place()))?;
     let beside = Beside { tensors, feature };
     let output = match kind {
-        OutputKind::Rows => Output::Rows(beside.start_rows(config.rows_of(&feature.prefix))?),
+        OutputKind::Rows => Output::Rows(beside.start_rows(&config.rows_of(&feature.prefix))?),
         OutputKind::Matrix => Output::Matrix,
         OutputKind::Cumulative => Output::Cumulative,
     };
@@ -90,6 +91,11 @@ fn residual(config: &ConfigArgs, layers: usize) -> Result<ResidualWeights> {
             format!("{count} weights"),
         )),
     };
+    if let ([attention], [identity]) = (&config.attention_weight[..], &config.identity_weight[..]) {
+        return Ok(ResidualWeights::Uniform(Residual::new(
+            *attention, *identity,
+        )));
+    }
     let residuals: Vec<Residual> = (0..layers)
         .map(|layer| {
             Ok(Residual::new(
@@ -138,7 +144,6 @@ impl<'a> Beside<'_, 'a> {
         let batch = self.feature.shape.batch;
         check_shape(&name, view, &[batch])?;
         numbers(&name, view)?
-            .into_iter()
             .map(|index| {
                 // Exact for every index that can lie inside a window.
                 if index >= 0.0 && index.fract() == 0.0 && index < (1u64 << 53) as f64 {
@@ -155,19 +160,15 @@ impl<'a> Beside<'_, 'a> {
         let (name, view) = self.require(tensor, &format!("--rows count:{tensor}"))?;
         let (batch, tokens) = (self.feature.shape.batch, self.feature.shape.tokens);
         check_leading_shape(&name, view, batch, tokens)?;
-        let values = numbers(&name, view)?;
-        if values.is_empty() {
-            return Ok(vec![0; batch]);
-        }
-        let per_token = values.len() / (batch * tokens);
-        Ok(values
-            .chunks_exact(tokens * per_token)
-            .map(|item| {
-                let valid = |token: &&[f64]| token.iter().any(|&value| value != 0.0);
-                let count = item.chunks_exact(per_token).filter(valid).count();
-                count.saturating_sub(1)
-            })
-            .collect())
+        let elements: usize = view.shape().iter().product();
+        let per_token = elements.checked_div(batch * tokens).unwrap_or(0);
+        let mut values = numbers(&name, view)?;
+        let mut is_valid = || {
+            let token = values.by_ref().take(per_token);
+            token.fold(false, |any, value| any | (value != 0.0))
+        };
+        let row = |_item| (0..tokens).filter(|_| is_valid()).count().saturating_sub(1);
+        Ok((0..batch).map(row).collect())
     }
 
     fn head_fusion(&self, fusion: &FusionArg) -> Result<HeadFusion> {
@@ -180,7 +181,7 @@ impl<'a> Beside<'_, 'a> {
                     self.require(tensor, &format!("--head-fusion weights:{tensor}"))?;
                 check_shape(&name, view, &[self.feature.shape.heads])?;
                 let weights = numbers(&name, view)?;
-                HeadFusion::Weighted(weights.into_iter().map(|w| w as f32).collect())
+                HeadFusion::Weighted(weights.map(|w| w as f32).collect())
             }
         })
     }
@@ -193,7 +194,6 @@ impl<'a> Beside<'_, 'a> {
         let (batch, tokens) = (self.feature.shape.batch, self.feature.shape.tokens);
         check_shape(&name, view, &[batch, tokens])?;
         let mask: Vec<bool> = numbers(&name, view)?
-            .into_iter()
             .map(|value| {
                 // An additive mask (0 for valid, large negative for masked) means the opposite.
                 if value >= 0.0 {

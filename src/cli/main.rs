@@ -8,17 +8,21 @@ mod devices;
 mod error;
 #[cfg(feature = "cuda")]
 mod gpu;
+mod header;
 mod heatmap;
 mod input;
 mod job;
 mod options;
 mod output;
+mod pending;
 mod plan;
 mod progress;
 mod report;
 mod run;
 #[cfg(feature = "cuda")]
 mod selftest;
+mod shown;
+mod signals;
 mod verify;
 
 use std::io::Write;
@@ -48,15 +52,13 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    signals::install();
     let result = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Plan(args) => plan::run(&args),
-        Command::Devices(args) => {
-            devices::run(&args);
-            Ok(())
-        }
+        Command::Devices(args) => devices::run(&args),
         #[cfg(feature = "cuda")]
         Command::Selftest(args) => selftest::run(&args),
     };

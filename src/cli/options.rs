@@ -14,9 +14,9 @@ use crate::error::{Error, Result};
 #[derive(Args, Clone, Debug)]
 pub struct ConfigArgs {
     /// Start rows, counted from the first valid token: 0 | 3,7 | last | mean | tensor:NAME (one row per item) |
-    /// count:NAME (row max(k - 1, 0) of an item with k non-zero tokens in NAME)
-    #[arg(long, default_value = "0", value_name = "ROWS")]
-    pub rows: RowsArg,
+    /// count:NAME (row max(k - 1, 0) of an item with k non-zero tokens in NAME); row 0 unless given
+    #[arg(long, value_name = "ROWS")]
+    pub rows: Option<RowsArg>,
 
     /// Start rows of one feature (or of all features below a path), instead of --rows
     #[arg(long, value_name = "FEATURE=ROWS")]
@@ -59,12 +59,12 @@ pub struct ConfigArgs {
     pub discard_ratio: f64,
 
     /// Which entries --discard-ratio looks at: the whole map, or the map without the special tokens
-    #[arg(long, value_enum, default_value_t = ScopeArg::Map)]
+    #[arg(long, value_enum, default_value_t = ScopeArg::Map, requires = "discard_ratio")]
     pub discard_scope: ScopeArg,
 
-    /// Leading tokens that are not patches (CLS, registers)
-    #[arg(long, value_name = "COUNT", default_value_t = 1)]
-    pub special_tokens: usize,
+    /// Leading tokens that are not patches (CLS, registers), for --discard-scope patches and --heatmap; 1 unless given
+    #[arg(long, value_name = "COUNT")]
+    pub special_tokens: Option<usize>,
 
     /// Promise that no token attends to a later one; the upper triangle is then never read
     #[arg(long)]
@@ -77,19 +77,72 @@ impl ConfigArgs {
         let scope = match self.discard_scope {
             ScopeArg::Map => DiscardScope::Map,
             ScopeArg::Patches => DiscardScope::Patches {
-                special_tokens: self.special_tokens,
+                special_tokens: self.special_tokens(),
             },
         };
         Discard::new(self.discard_ratio, scope).map_err(Error::rollout("--discard-ratio"))
     }
 
-    /// The start rows of the feature with this prefix: the most specific `--rows-for`, else `--rows`.
-    pub fn rows_of(&self, prefix: &str) -> &RowsArg {
-        self.rows_for
+    /// Leading tokens that are not patches.
+    pub fn special_tokens(&self) -> usize {
+        self.special_tokens.unwrap_or(1)
+    }
+
+    /// The start rows of the feature with this prefix: the most specific `--rows-for`, else `--rows`, else row 0.
+    pub fn rows_of(&self, prefix: &str) -> RowsArg {
+        let specific = self
+            .rows_for
             .iter()
             .filter(|rows| rows.covers(prefix))
             .max_by_key(|rows| rows.feature.len())
-            .map_or(&self.rows, |rows| &rows.rows)
+            .map(|rows| &rows.rows);
+        let rows = specific.or(self.rows.as_ref());
+        rows.cloned().unwrap_or(RowsArg::Rows(vec![0]))
+    }
+
+    /// Refuses options that nothing would heed where `kind` comes out (every kind where it is `None`), and where
+    /// patches are drawn or not.
+    pub fn check_heeded(&self, kind: Option<OutputKind>, draws_patches: bool) -> Result<()> {
+        let rows = [
+            ("--rows", self.rows.is_some()),
+            ("--rows-for", !self.rows_for.is_empty()),
+        ];
+        for (option, is_given) in rows {
+            if let Some(kind @ (OutputKind::Matrix | OutputKind::Cumulative)) = kind
+                && is_given
+            {
+                let got = format!("{kind:?}").to_lowercase();
+                return Err(Error::argument(option, "--output-kind rows", got));
+            }
+        }
+        let has_patches = draws_patches || self.discard_scope == ScopeArg::Patches;
+        if self.special_tokens.is_some() && !has_patches {
+            return Err(Error::argument(
+                "--special-tokens",
+                "--discard-scope patches, or --heatmap of patches",
+                "neither",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses a `--rows-for` that covers none of the features with these prefixes.
+    pub fn check_rows_for<'a>(
+        &self,
+        prefixes: impl Iterator<Item = &'a str> + Clone,
+    ) -> Result<()> {
+        let is_idle = |rows: &&RowsFor| !prefixes.clone().any(|prefix| rows.covers(prefix));
+        match self.rows_for.iter().find(is_idle) {
+            Some(rows) => Err(Error::argument(
+                "--rows-for",
+                format!(
+                    "one of {:?} or a path above them",
+                    prefixes.collect::<Vec<_>>()
+                ),
+                rows.feature.as_str(),
+            )),
+            None => Ok(()),
+        }
     }
 }
 

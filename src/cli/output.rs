@@ -1,68 +1,13 @@
-//! Output files: written under a temporary name beside their target, renamed when they are whole.
+//! The output file: f32 tensors, written piece by piece.
 
 use std::collections::HashMap;
-use std::io::{Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
-use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
-
-/// A file that appears under its name only when [`commit`](PendingFile::commit) is called, and whole.
-pub struct PendingFile {
-    path: PathBuf,
-    temporary: NamedTempFile,
-}
-
-impl PendingFile {
-    /// Starts a file that will be called `path`, or what `path` links to. Only a regular file is ever replaced.
-    pub fn create(path: &Path) -> Result<Self> {
-        let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let is_taken = std::fs::metadata(path).is_ok_and(|there| !there.is_file());
-        if is_taken || path.file_name().is_none() {
-            let source = std::io::Error::other("expected the name of a regular file");
-            return Err(Error::output(path, "cannot create")(source));
-        }
-        let directory = match path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".attention-rollout-").suffix(".tmp");
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            // The process's umask takes away from this what it takes from any other new file.
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
-        }
-        let temporary = builder
-            .tempfile_in(directory)
-            .map_err(Error::output(path, "cannot create"))?;
-        Ok(PendingFile {
-            path: path.to_owned(),
-            temporary,
-        })
-    }
-
-    /// Writes `bytes` at `offset`.
-    pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let file = self.temporary.as_file_mut();
-        file.seek(SeekFrom::Start(offset))
-            .and_then(|_| file.write_all(bytes))
-            .map_err(Error::output(&self.path, "cannot write"))
-    }
-
-    /// Gives the file its name, replacing what had it.
-    pub fn commit(self) -> Result<()> {
-        let PendingFile { path, temporary } = self;
-        temporary
-            .persist(&path)
-            .map(drop)
-            .map_err(|e| Error::output(&path, "cannot rename into place")(e.error))
-    }
-}
+use crate::pending::PendingFile;
 
 /// Name and shape of one f32 output tensor.
 pub struct TensorSpec {
@@ -124,10 +69,7 @@ impl TensorFile {
         let mut file = PendingFile::create(path)?;
         file.write_at(0, &(header.len() as u64).to_le_bytes())?;
         file.write_at(8, &header)?;
-        file.temporary
-            .as_file()
-            .set_len(data + end as u64)
-            .map_err(Error::output(path, "cannot write"))?;
+        file.set_len(data + end as u64)?;
         let offsets = infos
             .into_iter()
             .map(|(name, info)| (name, data + info.data_offsets.0 as u64))

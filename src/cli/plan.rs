@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 
 use attention_rollout::measure::HostRead;
+use attention_rollout::memory::filled;
 use attention_rollout::{DType, HostLayer, Shape};
 use clap::Args;
 use serde_json::json;
@@ -65,6 +66,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         heads: args.heads,
         tokens: args.tokens,
     };
+    args.config.check_heeded(Some(args.output_kind), false)?;
+    args.config.check_rows_for([""].into_iter())?;
     let feature = Feature::without_maps(shape, args.dtype);
     let select = SelectArgs::default();
     let problem = problem(
@@ -99,28 +102,28 @@ pub fn run(args: &PlanArgs) -> Result<()> {
             "workspace_bytes": workspace,
             "read_bytes_per_second": bandwidth,
             "floor_seconds": floor,
-        }));
+        }))?;
         return Ok(());
     }
-    report::line(format_args!("problem    {shape}, {}", args.dtype));
-    report::line(format_args!("device     {device}, {threads} threads"));
-    report::line(format_args!("variant    {variant}"));
-    report::line(format_args!("workspace  {}", bytes(workspace)));
+    report::line(format_args!("problem    {shape}, {}", args.dtype))?;
+    report::line(format_args!("device     {device}, {threads} threads"))?;
+    report::line(format_args!("variant    {variant}"))?;
+    report::line(format_args!("workspace  {}", bytes(workspace)))?;
     report::line(format_args!(
         "to move    {} of maps, {} of output",
         bytes(map_bytes),
         bytes(output_bytes)
-    ));
+    ))?;
     if let (Some(floor), Some(bandwidth)) = (floor, bandwidth) {
         report::line(format_args!(
             "floor      {:.3} ms to read the maps once from memory, at {:.1} GB/s (measured just now)",
             1e3 * floor,
             bandwidth / 1e9
-        ));
+        ))?;
     }
     #[cfg(feature = "cuda")]
     if let Plan::Cuda(plan) = &plan {
-        report::line(format_args!("launches   {}", plan.schedule()));
+        report::line(format_args!("launches   {}", plan.schedule()))?;
     }
     Ok(())
 }
@@ -129,7 +132,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
 fn read_bandwidth(threads: NonZeroUsize, sample_bytes: usize) -> Result<f64> {
     let place = "reading memory";
     let read = HostRead::new(threads).map_err(Error::rollout(place))?;
-    let sample = vec![1.0f32; sample_bytes / 4];
+    let sample = filled("the memory to read", sample_bytes / 4, 1.0f32);
+    let sample = sample.map_err(Error::rollout(place))?;
     let times = (0..3).map(|_| read.time(&[HostLayer::from(&sample[..])], sample_bytes));
     let best = times.min().unwrap_or_default();
     Ok(sample_bytes as f64 / best.as_secs_f64())

@@ -1,20 +1,22 @@
 //! `run`: the rollout of every feature of a file.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use attention_rollout::memory::filled;
 use attention_rollout::{DType, HostLayer, Output, Problem, post, validate};
 use clap::Args;
 use serde_json::json;
 
 use crate::backend::Backend;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown_path};
 use crate::heatmap::{self, Drawing, HeatmapArgs};
 use crate::input::{InputFile, Maps, Tensors};
 use crate::job::{Job, check_leading_shape, jobs};
 use crate::options::{ConfigArgs, DeviceArgs, OutputKind, SelectArgs};
-use crate::output::{PendingFile, TensorFile, TensorSpec};
+use crate::output::{TensorFile, TensorSpec};
+use crate::pending::{self, PendingFile, Target};
 use crate::progress::Progress;
 use crate::report;
 
@@ -76,6 +78,9 @@ pub fn run(args: &RunArgs) -> Result<()> {
             format!("{:?}", args.output_kind).to_lowercase(),
         ));
     }
+    let draws_patches = args.heatmap.draws_patches() && args.output_kind == OutputKind::Rows;
+    args.config
+        .check_heeded(Some(args.output_kind), draws_patches)?;
     let file = InputFile::open(&args.input)?;
     check_paths(args)?;
     let tensors = file.tensors()?;
@@ -85,7 +90,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
         .iter()
         .map(|job| output_specs(args, &tensors, job))
         .collect::<Result<_>>()?;
-    let drawing = heatmap::prepare(&args.heatmap, args.config.special_tokens, &jobs)?;
+    let drawing = heatmap::prepare(&args.heatmap, args.config.special_tokens(), &jobs)?;
     let file = match &args.output {
         Some(path) => Some(TensorFile::create(path, specs.iter().flatten())?),
         None => None,
@@ -113,21 +118,29 @@ pub fn run(args: &RunArgs) -> Result<()> {
 
 /// Refuses to write over a file that is being read, and one file over another.
 fn check_paths(args: &RunArgs) -> Result<()> {
-    let mut taken = vec![args.input.clone()];
-    taken.extend(args.heatmap.image.clone());
-    taken.extend(args.heatmap.tokens.clone());
+    let inputs = [
+        Some(&args.input),
+        args.heatmap.image.as_ref(),
+        args.heatmap.tokens.as_ref(),
+    ];
+    // An input that is not there is told of when it is opened.
+    let mut taken: Vec<Target> = inputs
+        .into_iter()
+        .flatten()
+        .filter_map(|path| Target::resolve(path).ok())
+        .collect();
     let outputs = [
         ("--output", &args.output),
         ("--heatmap", &args.heatmap.heatmap),
     ];
     for (option, path) in outputs {
         let Some(path) = path else { continue };
-        let whole = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        if let Some(other) = taken.iter().find(|other| whole(other) == whole(path)) {
-            let got = other.display().to_string();
+        let target = Target::resolve(path).map_err(Error::output(path, "cannot create"))?;
+        if let Some(other) = taken.iter().find(|other| other.is_same(&target)) {
+            let got = other.path().display().to_string();
             return Err(Error::argument(option, "a file of its own", got));
         }
-        taken.push(path.clone());
+        taken.push(target);
     }
     Ok(())
 }
@@ -214,7 +227,7 @@ impl Sink {
             if let Some(tolerance) = validate {
                 check_maps(job, &part, &layers, start, tolerance)?;
             }
-            let mut out = zeros(part.output_len()).map_err(place())?;
+            let mut out = filled("the rollout", part.output_len(), 0.0).map_err(place())?;
 
             let started = Instant::now();
             let mut plan = backend.plan(&part).map_err(place())?;
@@ -245,10 +258,7 @@ impl Sink {
     /// Gives the finished files their names.
     fn commit(self) -> Result<()> {
         let files = [self.file.map(TensorFile::into_pending), self.drawn];
-        files
-            .into_iter()
-            .flatten()
-            .try_for_each(PendingFile::commit)
+        pending::commit(files.into_iter().flatten())
     }
 }
 
@@ -269,22 +279,9 @@ fn check_maps(
     let defect = validate(part, layers, tolerance).map_err(Error::rollout("--validate"))?;
     defect.map_or(Ok(()), |mut defect| {
         defect.item += first_item;
-        let name = format!("{}layer.{}", job.feature.prefix, defect.layer);
         let expected = "rows of probabilities (--validate)";
-        Err(Error::tensor(&name, expected, defect.to_string()))
+        Err(job.feature.refuse(expected, &defect))
     })
-}
-
-/// Memory that may be more than there is.
-fn zeros(len: usize) -> attention_rollout::Result<Vec<f32>> {
-    let mut out = Vec::new();
-    out.try_reserve_exact(len)
-        .map_err(|_| attention_rollout::Error::HostMemory {
-            what: "rollout",
-            required: len.saturating_mul(4),
-        })?;
-    out.resize(len, 0.0);
-    Ok(out)
 }
 
 /// Writes the results of `items` to where they belong in each output tensor.
@@ -330,9 +327,9 @@ fn summarize(
         let plural = if features == 1 { "" } else { "s" };
         report::line(format_args!(
             "rollout of {features} feature{plural} on {device} in {seconds:.3} s"
-        ));
+        ))?;
         for path in [&args.output, &args.heatmap.heatmap].into_iter().flatten() {
-            report::line(format_args!("wrote {}", path.display()));
+            report::line(format_args!("wrote {}", shown_path(path)))?;
         }
         return Ok(());
     }
@@ -347,7 +344,7 @@ fn summarize(
                 .map(|spec| (spec.name.clone(), json!(spec.shape)))
                 .collect();
             json!({
-                "feature": job.feature.prefix.trim_end_matches('/'),
+                "feature": job.feature.name(),
                 "layers": shape.layers,
                 "batch": shape.batch,
                 "heads": shape.heads,
@@ -360,15 +357,19 @@ fn summarize(
             })
         })
         .collect();
+    // JSON is Unicode, paths need not be.
+    let lossy = |path: &Option<PathBuf>| {
+        path.as_ref()
+            .map(|path| path.to_string_lossy().into_owned())
+    };
     report::line(json!({
-        "input": args.input,
-        "output": args.output,
-        "heatmap": args.heatmap.heatmap,
+        "input": args.input.to_string_lossy(),
+        "output": lossy(&args.output),
+        "heatmap": lossy(&args.heatmap.heatmap),
         "device": backend.device(),
         "threads": backend.threads(),
         "precision": if backend.is_half() { "half" } else { "f32" },
         "seconds": elapsed.as_secs_f64(),
         "features": features,
-    }));
-    Ok(())
+    }))
 }

@@ -62,7 +62,7 @@ pub fn run(args: &SelftestArgs) -> Result<()> {
             Err(error) => format!("FAILED: {error}"),
         };
         failed += usize::from(verdict.contains("FAILED"));
-        report::line(format_args!("{symbol:62}  {verdict}"));
+        report::line(format_args!("{symbol:62}  {verdict}"))?;
     }
     if total == 0 {
         return Err(Error::argument(
@@ -75,7 +75,7 @@ pub fn run(args: &SelftestArgs) -> Result<()> {
     report::line(format_args!(
         "{name}: {} of {total} kernels are right",
         total - failed
-    ));
+    ))?;
     match failed {
         0 => Ok(()),
         failed => Err(Error::Verify { failed, total }),

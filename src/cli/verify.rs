@@ -4,7 +4,8 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use attention_rollout::{
-    HeadFusion, HostLayer, Problem, Residual, ResidualWeights, RolloutConfig, reference,
+    HeadFusion, HostLayer, Problem, Residual, ResidualWeights, RolloutConfig, first_not_finite,
+    reference,
 };
 use clap::Args;
 use serde_json::json;
@@ -16,6 +17,7 @@ use crate::job::{Job, jobs};
 use crate::options::{ConfigArgs, DeviceArg, DeviceArgs, OutputKind, SelectArgs};
 use crate::progress::Progress;
 use crate::report;
+use crate::shown::shown;
 
 /// Check every backend that can run here against the f64 reference, on your own maps.
 ///
@@ -67,6 +69,7 @@ const KINDS: [(OutputKind, &str); 3] = [
 
 /// Runs the subcommand.
 pub fn run(args: &VerifyArgs) -> Result<()> {
+    args.config.check_heeded(None, false)?;
     let file = InputFile::open(&args.input)?;
     let tensors = file.tensors()?;
     let backends = backends(&args.device)?;
@@ -90,9 +93,9 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
 
     let failed = checks.iter().filter(|check| !check.is_ok()).count();
     if args.json {
-        print_json(&checks);
+        print_json(&checks)?;
     } else {
-        print_table(&checks);
+        print_table(&checks)?;
     }
     match failed {
         0 => Ok(()),
@@ -115,6 +118,11 @@ fn check(
     let problem = job.problem.slice_batch(items.clone());
     let maps = job.feature.maps(items).map_err(place())?;
     let layers: Vec<HostLayer<'_>> = maps.iter().map(Maps::host_layer).collect();
+    // Forms may differ where a NaN or an infinity takes part: nothing to hold them to.
+    let defect = first_not_finite(&problem, &layers).map_err(place())?;
+    if let Some(defect) = defect {
+        return Err(job.feature.refuse("finite entries", &defect));
+    }
     let expected = reference::rollout(&problem, &layers).map_err(place())?;
     let budget = budget(&problem, &layers, &expected).map_err(place())?;
     let mut seen = Vec::new();
@@ -134,7 +142,10 @@ fn check(
         let mut out = vec![f32::NAN; problem.output_len()];
         plan.run(&layers, &mut out).map_err(place())?;
         checks.push(Check {
-            feature: job.feature.name().to_owned(),
+            feature: match job.feature.name() {
+                "" => ".".to_owned(),
+                name => name.to_owned(),
+            },
             output,
             backend: label,
             error: max_error(&out, &expected),
@@ -231,9 +242,11 @@ fn without_cancellation(problem: &Problem) -> attention_rollout::Result<Option<P
         .map(Some)
 }
 
-fn print_table(checks: &[Check]) {
+fn print_table(checks: &[Check]) -> Result<()> {
     let width = |column: fn(&Check) -> &str, title: &str| {
-        let widths = checks.iter().map(|check| column(check).len());
+        let widths = checks
+            .iter()
+            .map(|check| shown(column(check)).chars().count());
         widths.max().unwrap_or(0).max(title.len())
     };
     let feature = width(|check| &check.feature, "feature");
@@ -241,17 +254,22 @@ fn print_table(checks: &[Check]) {
     report::line(format_args!(
         "{:feature$}  {:10}  {:backend$}  {:>13}  {:>9}",
         "feature", "output", "backend", "max abs error", "budget"
-    ));
+    ))?;
     for check in checks {
         let verdict = if check.is_ok() { "ok" } else { "FAILED" };
         report::line(format_args!(
             "{:feature$}  {:10}  {:backend$}  {:>13.2e}  {:>9.2e}  {verdict}",
-            check.feature, check.output, check.backend, check.error, check.budget
-        ));
+            shown(&check.feature),
+            check.output,
+            check.backend,
+            check.error,
+            check.budget
+        ))?;
     }
+    Ok(())
 }
 
-fn print_json(checks: &[Check]) {
+fn print_json(checks: &[Check]) -> Result<()> {
     let checks: Vec<_> = checks
         .iter()
         .map(|check| {
@@ -266,7 +284,7 @@ fn print_json(checks: &[Check]) {
             })
         })
         .collect();
-    report::line(json!({ "checks": checks }));
+    report::line(json!({ "checks": checks }))
 }
 
 #[cfg(test)]

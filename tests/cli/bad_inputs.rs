@@ -310,7 +310,7 @@ fn headers() {
     let one = |shape: &str, start, end| format!("{{{}}}", layer("layer.0", shape, start, end));
     refuses(one("[1,1,1]", 0, 8), 4, "tensor layer.0: expected offsets");
     refuses(one("[1,1,1]", 4, 0), 4, "got 4..0");
-    refuses(one("[1,1,1]", 0, 4), 8, "file not fully covered");
+    refuses(one("[1,1,1]", 0, 4), 8, "expected 4 bytes of data");
     refuses(one("[1,1,1]", 0, 4), 0, "got 0..4");
     let wrong_size = "tensor layer.0: expected 8 bytes for F32 [2, 1, 1], got 4";
     refuses(one("[2,1,1]", 0, 4), 4, wrong_size);
@@ -335,11 +335,13 @@ fn headers() {
         "must be at least 1, got 0",
     );
     let two = |second| format!("{{{},{second}}}", layer("layer.0", "[1,1,1]", 0, 4));
-    refuses(two(layer("layer.1", "[1,1,1]", 0, 4)), 4, "invalid offset");
+    let follows = "follows the tensor before it, at 4, got";
+    refuses(two(layer("layer.1", "[1,1,1]", 0, 4)), 4, follows);
+    refuses(two(layer("layer.1", "[1,1,1]", 8, 12)), 12, follows);
     refuses(
-        two(layer("layer.1", "[1,1,1]", 8, 12)),
-        12,
-        "invalid offset",
+        two(layer("layer.0", "[1,1,1]", 4, 8)),
+        8,
+        "layer.0 is listed twice",
     );
     let deep = format!("{{\"layer.0\":{}", "[".repeat(100_000));
     refuses(deep, 0, "invalid header");

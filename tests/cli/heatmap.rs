@@ -116,7 +116,8 @@ fn text_leaves_out_padding() {
     let lists: serde_json::Value =
         serde_json::from_slice(&std::fs::read(&tokens).unwrap()).unwrap();
     let valid = &lists["tokens"][1].as_array().unwrap()[..14];
-    std::fs::write(bench.path("valid.json"), serde_json::to_vec(valid).unwrap()).unwrap();
+    let lists = serde_json::json!([[], valid]);
+    std::fs::write(bench.path("valid.json"), lists.to_string()).unwrap();
     let few = "--heatmap few.png --item 1 --tokens valid.json";
     bench.run(&input, few).expect_status(0);
     assert_eq!(open(&bench, "all.png"), open(&bench, "few.png"));

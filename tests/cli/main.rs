@@ -7,8 +7,12 @@ mod gpu;
 mod heatmap;
 mod hostile;
 mod large;
+mod limits;
+mod messages;
 mod outputs;
+mod paths;
 mod real_data;
+mod signals;
 mod support;
 
 #[cfg(feature = "cuda")]

@@ -80,6 +80,36 @@ impl Bench {
     }
 }
 
+/// A file of f32 maps of one item and head, all zeros, that takes no room on the disk.
+pub fn sparse(path: &Path, layers: usize, tokens: usize) {
+    let bytes = 4 * tokens * tokens;
+    let layer = |l: usize| {
+        let (start, end) = (l * bytes, (l + 1) * bytes);
+        format!(
+            r#""layer.{l}":{{"dtype":"F32","shape":[1,{tokens},{tokens}],"data_offsets":[{start},{end}]}}"#
+        )
+    };
+    let entries: Vec<String> = (0..layers).map(layer).collect();
+    let mut header = format!("{{{}}}", entries.join(","));
+    while header.len() % 8 != 0 {
+        header.push(' ');
+    }
+    let length = (header.len() as u64).to_le_bytes();
+    std::fs::write(path, [&length[..], header.as_bytes()].concat()).unwrap();
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.set_len((8 + header.len() + layers * bytes) as u64)
+        .unwrap();
+}
+
+/// Says that this test did nothing.
+pub fn skipped(why: &str) {
+    use std::io::Write;
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    // Not through `eprintln`, which the test harness keeps to itself when a test passes.
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");
+}
+
 /// A safetensors file of these tensors.
 pub fn serialize(tensors: &[(&str, Tensor)]) -> Vec<u8> {
     let views = tensors.iter().map(|(name, tensor)| {

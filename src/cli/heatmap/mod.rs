@@ -3,6 +3,7 @@
 //! Everything that can be wrong with the options, the photo and the tokens is found before anything is computed.
 
 mod canvas;
+mod labels;
 mod matrix;
 mod photo;
 mod scale;
@@ -19,7 +20,7 @@ use image::{ImageFormat, RgbImage};
 
 use crate::error::{Error, Result};
 use crate::job::Job;
-use crate::output::PendingFile;
+use crate::pending::PendingFile;
 use photo::Grid;
 use scale::{ColorMap, ScaleOptions};
 
@@ -45,7 +46,8 @@ pub struct HeatmapArgs {
     #[arg(long, value_name = "HxW", requires = "heatmap")]
     grid: Option<GridArg>,
 
-    /// Token labels as JSON: lists of strings, one list per item, alone or under "tokens"
+    /// Token labels as JSON: lists of strings, one list per item, alone or under "tokens"; one list alone is that of
+    /// item 0
     #[arg(long, value_name = "FILE", requires = "heatmap")]
     pub tokens: Option<PathBuf>,
 
@@ -70,6 +72,13 @@ pub struct HeatmapArgs {
     /// Add a colour bar below the photo (text and matrix always have one)
     #[arg(long, requires = "heatmap")]
     colorbar: bool,
+}
+
+impl HeatmapArgs {
+    /// Whether relevance of patches is drawn, if rows come out.
+    pub fn draws_patches(&self) -> bool {
+        self.heatmap.is_some() && self.tokens.is_none()
+    }
 }
 
 fn percentile(text: &str) -> Result<f64, String> {
@@ -234,10 +243,10 @@ fn kind(args: &HeatmapArgs, special_tokens: usize, job: &Job<'_>, window: Window
 
 /// The labels of the item's valid tokens.
 fn labels(path: &Path, item: usize, window: Window, tokens: usize) -> Result<Vec<String>> {
-    let labels = tokens::read(path, item)?;
-    match labels.len() {
-        len if len == tokens => Ok(labels[window.start..window.end()].to_vec()),
-        len if len == window.len => Ok(labels),
+    let (labels, count) = labels::read(path, item, tokens)?;
+    match count {
+        count if count == tokens => Ok(labels[window.start..window.end()].to_vec()),
+        count if count == window.len => Ok(labels),
         got => Err(Error::input(
             path,
             format!(

@@ -1,13 +1,15 @@
 //! Relevance of patches, over the photo or as a map of its own.
 
+use std::io::BufReader;
 use std::path::Path;
 
 use image::imageops::{FilterType, resize};
-use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageReader, Luma, RgbImage};
+use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageReader, Limits, Luma, RgbImage};
 
 use super::canvas::{Canvas, mix};
 use super::scale::{BAR_HEIGHT, Scale};
 use crate::error::{Error, Result};
+use crate::input::open_regular;
 
 /// How strongly the colours cover the photo.
 const OPACITY: f32 = 0.55;
@@ -22,13 +24,31 @@ pub struct Grid {
     pub width: usize,
 }
 
-/// Opens the photo, turned as its EXIF orientation says.
+/// Longest side of a photo, in pixels.
+const MAX_SIDE: u32 = 32_768;
+/// Most pixels of a photo: some ten bytes are needed for each.
+const MAX_PIXELS: u64 = 1 << 26;
+/// Bytes that decoding may take, besides the picture.
+const MAX_DECODER_BYTES: u64 = 512 << 20;
+
+/// Opens the photo, turned as its EXIF orientation says. How large it is, is known before anything is decoded.
 pub fn open(path: &Path) -> Result<RgbImage> {
     let fail = |e: &dyn std::fmt::Display| Error::input(path, e);
-    let reader = ImageReader::open(path)
-        .and_then(ImageReader::with_guessed_format)
+    let (file, _) = open_regular(path)?;
+    let mut reader = ImageReader::new(BufReader::new(file))
+        .with_guessed_format()
         .map_err(|e| fail(&e))?;
+    let mut limits = Limits::no_limits();
+    limits.max_image_width = Some(MAX_SIDE);
+    limits.max_image_height = Some(MAX_SIDE);
+    limits.max_alloc = Some(MAX_DECODER_BYTES);
+    reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(|e| fail(&e))?;
+    let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > MAX_PIXELS {
+        let expected = format!("expected a photo of at most {MAX_PIXELS} pixels");
+        return Err(fail(&format_args!("{expected}, got {width}x{height}")));
+    }
     let orientation = decoder.orientation().map_err(|e| fail(&e))?;
     let mut photo = DynamicImage::from_decoder(decoder).map_err(|e| fail(&e))?;
     photo.apply_orientation(orientation);

@@ -1,13 +1,9 @@
 //! Relevance of text: one coloured box per token, in reading order.
 
-use std::path::Path;
-
 use image::RgbImage;
-use serde_json::Value;
 
 use super::canvas::{BLACK, Canvas, GREY, WHITE, text_width};
 use super::scale::{BAR_HEIGHT, ScaleOptions, short, text_color};
-use crate::error::{Error, Result};
 
 const WIDTH: u32 = 960;
 const MARGIN: u32 = 16;
@@ -17,55 +13,6 @@ const LABEL: f32 = 20.0;
 const NUMBER: f32 = 12.0;
 const BOX_HEIGHT: u32 = 44;
 const BAR_WIDTH: u32 = 240;
-
-/// Longest label drawn; the rest of a longer token is cut off.
-const LABEL_CHARS: usize = 32;
-
-/// Reads the labels of item `item` from `[[...], ...]`, `{"tokens": [[...], ...]}`, or a single list.
-pub fn read(path: &Path, item: usize) -> Result<Vec<String>> {
-    let file = std::fs::read(path).map_err(|e| Error::input(path, e))?;
-    let value: Value =
-        serde_json::from_slice(&file).map_err(|e| Error::input(path, format!("not JSON: {e}")))?;
-    let value = match &value {
-        Value::Object(object) => object.get("tokens").unwrap_or(&Value::Null),
-        value => value,
-    };
-    let labels = |list: &[Value]| -> Option<Vec<String>> {
-        let label = |value: &Value| value.as_str().map(printable);
-        list.iter().map(label).collect()
-    };
-    let malformed = || {
-        let expected = "expected lists of strings, one list per item, alone or under \"tokens\"";
-        Error::input(path, expected)
-    };
-    let list = value.as_array().ok_or_else(malformed)?;
-    if list.iter().all(Value::is_string) {
-        return labels(list).ok_or_else(malformed);
-    }
-    match list.get(item) {
-        None => Err(Error::input(
-            path,
-            format!("expected tokens of item {item}, got {} items", list.len()),
-        )),
-        Some(list) => list
-            .as_array()
-            .and_then(|list| labels(list))
-            .ok_or_else(malformed),
-    }
-}
-
-/// The token as it is drawn: one line, of bounded length.
-fn printable(token: &str) -> String {
-    let mut label: String = token
-        .chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .take(LABEL_CHARS)
-        .collect();
-    if token.chars().count() > LABEL_CHARS {
-        label.push('…');
-    }
-    label
-}
 
 /// Whether a token stands for no text: `[CLS]`, `<s>`, `<|endoftext|>`.
 pub fn is_special(label: &str) -> bool {

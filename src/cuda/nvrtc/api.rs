@@ -208,6 +208,17 @@ impl Api {
     }
 }
 
+/// Opens a library and keeps it, for one that will ask for it by its bare name: the loader gives out what is open
+/// already, wherever it lies. NVRTC so finds its builtins in its own directory, to which not every wheel of it points.
+/// What cannot be opened is missed by the library that needs it, which says so.
+pub(super) fn keep_open(file: &Path) {
+    // SAFETY: loading runs the library's initialisers. It lies beside the NVRTC that is opened next and has its
+    // builtins' name; they have no requirements.
+    if let Ok(library) = unsafe { Library::new(file) } {
+        std::mem::forget(library);
+    }
+}
+
 /// A program; destroyed on drop.
 pub(super) struct Program<'a> {
     api: &'a Api,

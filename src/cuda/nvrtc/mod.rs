@@ -9,6 +9,9 @@
 //! 4. the active Python environment (`VIRTUAL_ENV`, `CONDA_PREFIX`, the `python3` on `PATH`, the user's own packages),
 //!    where `pip install nvidia-cuda-nvrtc` and PyTorch put it.
 //!
+//! Relative paths in variables other than the first are not followed. A library found is tried out on an empty kernel, and
+//! passed over if it cannot compile that.
+//!
 //! Several versions can be open side by side. [`Cache`] keeps compiled kernels on disk.
 //!
 //! ```no_run
@@ -70,7 +73,7 @@ impl Nvrtc {
     /// [`NvrtcError::NotFound`] with every place looked at. When `ROLLOUT_NVRTC` is set, whatever is wrong with the
     /// library it names.
     pub fn load() -> Result<Self, NvrtcError> {
-        search::find(&|name| std::env::var_os(name), &|_| Ok(()))
+        search::find(&|name| std::env::var_os(name), &Self::try_out)
     }
 
     /// Finds and opens an NVRTC whose cubins a driver can load: like [`load`](Self::load), but passes over a library
@@ -88,8 +91,24 @@ impl Nvrtc {
                     driver,
                 });
             }
-            Ok(())
+            nvrtc.try_out()
         })
+    }
+
+    /// Compiles an empty kernel: opening a library does not tell whether it can. The cache remembers that it could, so
+    /// that only the first process pays for it.
+    fn try_out(&self) -> Result<(), NvrtcError> {
+        let Some(&arch) = self.archs.last() else {
+            return Ok(());
+        };
+        let source = Source {
+            // Tells libraries of one version in different places apart.
+            name: &format!("empty.cu for {}", self.path().display()),
+            text: "extern \"C\" __global__ void empty() {}",
+            headers: &[],
+        };
+        let options = Options::new(Target::Ptx(arch.into()));
+        Cache::from_env().compile(self, &source, &options).map(drop)
     }
 
     /// Opens a library file, or the library in a directory.

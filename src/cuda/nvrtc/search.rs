@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::api::Api;
+use super::api::{Api, keep_open};
 use super::{Looked, Nvrtc, NvrtcError};
 
 /// The library's names, most wanted first.
@@ -34,14 +34,17 @@ pub(super) fn find(
         outcome: "not set".to_owned(),
     }];
     for name in NAMES {
-        let opened = Api::open(OsStr::new(name)).and_then(Nvrtc::from_api);
-        match accepted(opened) {
-            Ok(nvrtc) => return Ok(nvrtc),
-            Err(error) => looked.push(Looked {
-                place: format!("loader path, {name}"),
-                outcome: reason(error),
-            }),
-        }
+        let outcome = match relative_on_loader_path(variables, name) {
+            Some(file) => format!("not opened: LD_LIBRARY_PATH leads to {}", file.display()),
+            None => match accepted(Api::open(OsStr::new(name)).and_then(Nvrtc::from_api)) {
+                Ok(nvrtc) => return Ok(nvrtc),
+                Err(error) => reason(error),
+            },
+        };
+        looked.push(Looked {
+            place: format!("loader path, {name}"),
+            outcome,
+        });
     }
     for place in places(variables) {
         let files = libraries(&place.directories);
@@ -82,7 +85,19 @@ pub(super) fn open(path: &Path) -> Result<Nvrtc, NvrtcError> {
         path.to_owned()
     };
     let file = std::path::absolute(file).map_err(|error| failed(error.to_string()))?;
-    Api::open(beside_builtins(file).as_os_str()).and_then(Nvrtc::from_api)
+    let file = beside_builtins(file);
+    builtins_of(&file).iter().for_each(|file| keep_open(file));
+    Api::open(file.as_os_str()).and_then(Nvrtc::from_api)
+}
+
+/// The file of that name to which an entry of `LD_LIBRARY_PATH` leads that depends on the working directory (an empty
+/// one does). Whoever may write there is not trusted with this process; the loader would open it.
+fn relative_on_loader_path(variables: Variables<'_>, name: &str) -> Option<PathBuf> {
+    let path = set(variables, "LD_LIBRARY_PATH")?;
+    std::env::split_paths(&path)
+        .filter(|directory| !directory.is_absolute())
+        .map(|directory| Path::new(".").join(directory).join(name))
+        .find(|file| file.exists())
 }
 
 /// A place where the library may be.
@@ -95,9 +110,14 @@ struct Place {
     directories: Vec<PathBuf>,
 }
 
-/// The places after the loader path, in order.
+/// The places after the loader path, in order. A variable that holds a relative path counts as not set: the working
+/// directory is never searched.
 fn places(variables: Variables<'_>) -> Vec<Place> {
-    let variable = |name: &str| set(variables, name).map(PathBuf::from);
+    let variable = |name: &str| {
+        set(variables, name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
     let mut places = Vec::new();
     for name in ["CUDA_PATH", "CUDA_HOME"] {
         places.push(place(name, variable(name), toolkit));
@@ -111,8 +131,9 @@ fn places(variables: Variables<'_>) -> Vec<Place> {
             directories
         }));
     }
-    let path = variable("PATH").unwrap_or_default();
+    let path = set(variables, "PATH").unwrap_or_default();
     let python = std::env::split_paths(&path)
+        .filter(|directory| directory.is_absolute())
         .map(|directory| directory.join("python3"))
         .find(|file| file.is_file());
     places.push(place("python3 on PATH", python, |python| {
@@ -192,17 +213,20 @@ fn libraries(directories: &[PathBuf]) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The path to open a library by. It looks for its builtins in the directory it was opened from, so where they are not
-/// beside a link, the file that the link leads to is opened.
+/// The builtins libraries in the directory of a library.
+fn builtins_of(file: &Path) -> Vec<PathBuf> {
+    let mut siblings = file.parent().map(children).unwrap_or_default();
+    siblings.retain(|sibling| {
+        let name = sibling.file_name().unwrap_or_default();
+        name.as_encoded_bytes().starts_with(BUILTINS.as_bytes())
+    });
+    siblings
+}
+
+/// The path to open a library by. Its builtins belong beside it, so where they are not beside a link, the file that the
+/// link leads to is opened.
 fn beside_builtins(file: PathBuf) -> PathBuf {
-    let complete = |file: &Path| {
-        file.parent().is_some_and(|directory| {
-            children(directory).iter().any(|sibling| {
-                let name = sibling.file_name().unwrap_or_default();
-                name.as_encoded_bytes().starts_with(BUILTINS.as_bytes())
-            })
-        })
-    };
+    let complete = |file: &Path| !builtins_of(file).is_empty();
     if complete(&file) {
         return file;
     }
@@ -298,6 +322,42 @@ mod tests {
             .unwrap();
         let found = found(root.path(), &[("PATH", "environment/bin")]);
         assert_eq!(found, [environment, real]);
+    }
+
+    #[test]
+    fn the_working_directory_is_never_searched() {
+        let here = [
+            ("CUDA_PATH", "."),
+            ("CUDA_HOME", "tests"),
+            ("VIRTUAL_ENV", "."),
+            ("CONDA_PREFIX", "./"),
+            ("HOME", "home"),
+            ("PATH", ":.:src"),
+        ];
+        let lookup = |name: &str| {
+            let (_, value) = here.iter().find(|(variable, _)| *variable == name)?;
+            Some(OsString::from(value))
+        };
+        for place in places(&lookup) {
+            let relative = place.directories.iter().find(|path| path.is_relative());
+            assert_eq!(relative, None, "{}", place.name);
+        }
+    }
+
+    #[test]
+    fn a_loader_path_into_the_working_directory_is_not_followed() {
+        // The tests run in the package's directory, where this file is.
+        let found = |path: &str| {
+            let lookup = |name: &str| (name == "LD_LIBRARY_PATH").then(|| path.into());
+            relative_on_loader_path(&lookup, "Cargo.toml")
+        };
+        let here = std::env::current_dir().unwrap();
+        for path in [":", ".", "/lib:", "src/.."] {
+            assert!(found(path).is_some(), "{path:?}");
+        }
+        for path in ["/lib", "src", here.to_str().unwrap()] {
+            assert_eq!(found(path), None, "{path:?}");
+        }
     }
 
     #[test]

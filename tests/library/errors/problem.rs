@@ -65,6 +65,12 @@ fn sizes_that_overflow() {
             layers: usize::MAX / 2,
             ..SHAPE
         },
+        Shape {
+            layers: usize::MAX,
+            batch: 0,
+            heads: 1,
+            tokens: 1,
+        },
     ] {
         assert_error!(shape_error(shape), Error::SizeOverflow { .. });
     }
@@ -323,4 +329,30 @@ fn parameters_outside_their_ranges() {
             ..
         }
     );
+}
+
+/// Lists of so many layers or items need more bytes than a process can address.
+#[test]
+fn more_than_a_machine_can_list() {
+    let many = 100_000_000_000_000;
+    let one = Shape {
+        layers: 1,
+        batch: 1,
+        heads: 1,
+        tokens: 1,
+    };
+    for shape in [
+        Shape {
+            layers: many,
+            ..one
+        },
+        Shape { batch: many, ..one },
+    ] {
+        let required = many * size_of::<Window>();
+        let error = shape_error(shape);
+        assert_error!(error, Error::HostMemory { required: r, .. } if r >= required);
+        let strides = Strides::contiguous(&shape);
+        let same = Problem::builder(shape, DType::F32).strides(strides).build();
+        assert_error!(same, Err(Error::HostMemory { .. }));
+    }
 }
