@@ -157,20 +157,20 @@ fn pipes_and_devices_are_no_inputs() {
     let binary = env!("CARGO_BIN_EXE_attention-rollout");
     let before = bench.files();
     for (input, options) in [
-        ("pipe", ["--output", "out", "--device", "cpu"]),
-        ("in.st", ["--heatmap", "out", "--tokens", "pipe"]),
-        ("in.st", ["--heatmap", "out", "--tokens", "/dev/zero"]),
-        ("in.st", ["--heatmap", "out", "--image", "pipe"]),
-        ("in.st", ["--heatmap", "out", "--image", "/dev/zero"]),
+        ("pipe", "--output out --device cpu"),
+        ("in.st", "--heatmap out --tokens pipe"),
+        ("in.st", "--heatmap out --tokens /dev/zero"),
+        ("in.st", "--heatmap out --grid 1x3 --image pipe"),
+        ("in.st", "--heatmap out --grid 1x3 --image /dev/zero"),
     ] {
         let output = Command::new("timeout")
-            .args(["20", binary, "run", input, "--grid", "1x3"])
-            .args(options)
+            .args(["20", binary, "run", input])
+            .args(options.split(' '))
             .current_dir(bench.directory.path())
             .output()
             .unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{options:?}: {stderr}");
+        assert_eq!(output.status.code(), Some(2), "{options}: {stderr}");
         assert!(stderr.contains("expected a regular file"), "{stderr}");
         assert_eq!(bench.files(), before);
     }
