@@ -29,9 +29,12 @@ pub struct Entry {
     pub data_offsets: (usize, usize),
 }
 
+/// Tensors by name.
+pub type Entries = Vec<(String, Entry)>;
+
 /// The tensors of `file` in order of their data, and the data. Every tensor lies inside it and has as many bytes as its
 /// shape and type need; together they cover it.
-pub fn read(file: &[u8]) -> Result<(Vec<(String, Entry)>, &[u8]), String> {
+pub fn read(file: &[u8]) -> Result<(Entries, &[u8]), String> {
     let (length, rest) = file
         .split_first_chunk::<8>()
         .ok_or("the header length is cut off")?;
@@ -92,7 +95,7 @@ fn check(entry: &Entry, covered: usize, available: usize) -> Result<(), String> 
 }
 
 /// The entries as they are listed.
-struct Header(Vec<(String, Entry)>);
+struct Header(Entries);
 
 impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

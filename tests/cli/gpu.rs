@@ -133,3 +133,28 @@ fn devices_says_what_is_there_and_what_lacks() {
             .expect_failure(1, &["cuda:0", "no NVIDIA driver", "Install"]);
     }
 }
+
+/// A library without its builtins opens, and compiles nothing.
+#[test]
+fn a_compiler_that_cannot_compile_leaves_the_cpu() {
+    let Some(mut gpu) = bench("sm_90") else {
+        return;
+    };
+    let nvrtc = nvrtcs().remove(0);
+    let real = std::fs::canonicalize(nvrtc.path()).unwrap();
+    let alone = gpu.path("libnvrtc.so");
+    std::fs::copy(real, &alone).unwrap();
+    gpu.environment.retain(|(name, _)| *name != "ROLLOUT_NVRTC");
+    gpu.environment.push(("ROLLOUT_NVRTC", alone.into()));
+    let maps = data("minilm_batch4.safetensors");
+    let run = gpu.run(&maps, "--device auto").expect_status(0);
+    let parts = ["note: computing on the CPU", "builtins"];
+    for part in parts {
+        assert!(run.stderr.contains(part), "{part:?} not in {}", run.stderr);
+    }
+    gpu.run(&maps, "--device cuda")
+        .expect_failure(1, &["cuda:0", "builtins"]);
+    let list = gpu.command(["devices"]).expect_status(0).stdout;
+    let line = list.lines().find(|line| line.starts_with("nvrtc: "));
+    assert!(line.unwrap().contains("builtins"), "{list}");
+}

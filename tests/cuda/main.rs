@@ -4,6 +4,7 @@ mod choice;
 #[path = "../common/mod.rs"]
 mod common;
 mod contract;
+mod every_call;
 mod failures;
 mod forced;
 mod given;

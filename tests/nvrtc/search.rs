@@ -3,6 +3,7 @@
 
 use std::env;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -185,17 +186,67 @@ fn an_error_tells_where_was_looked_and_what_to_do() {
     }
 }
 
+/// A library in a folder of its own, without its builtins. A hard link, so that it leads nowhere else; a copy where the
+/// library is on another disk.
+fn without_builtins(nvrtc: &Nvrtc, folder: &Path) -> PathBuf {
+    let alone = folder.join(format!("libnvrtc.so.{}", nvrtc.version().major));
+    let real = fs::canonicalize(nvrtc.path()).unwrap();
+    if fs::hard_link(&real, &alone).is_err() {
+        fs::copy(&real, &alone).unwrap();
+    }
+    alone
+}
+
+#[test]
+fn a_library_that_does_not_find_its_builtins_by_itself_is_given_them() {
+    let Some(file) = env::var_os("ROLLOUT_NVRTC_13_0").map(PathBuf::from) else {
+        let missing = "SKIPPED: no ROLLOUT_NVRTC_13_0: run `. tests/fetch_nvrtc.sh` in this shell";
+        let is_required = env::var_os("ROLLOUT_REQUIRE_NVRTC").is_some_and(|value| value == "1");
+        assert!(!is_required, "{missing}");
+        let _ = writeln!(std::io::stderr(), "{missing}");
+        return;
+    };
+    for path in [&file, file.parent().unwrap()] {
+        match search("any", &[("ROLLOUT_NVRTC", path)]) {
+            Outcome::Compiled { version, path } => {
+                assert_eq!((&version[..], path), ("13.0", file.clone()));
+            }
+            Outcome::Failed(message) => panic!("{message}"),
+        }
+    }
+}
+
+#[test]
+fn a_library_that_cannot_compile_is_passed_over() {
+    let nvrtcs = nvrtcs();
+    if nvrtcs.is_empty() || system_has_one() {
+        return;
+    }
+    for nvrtc in &nvrtcs {
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let toolkit = tempfile::tempdir_in(target).unwrap();
+        let lib = toolkit.path().join("lib64");
+        fs::create_dir(&lib).unwrap();
+        without_builtins(nvrtc, &lib);
+        let environment = environment(std::slice::from_ref(nvrtc));
+        let variables = [
+            ("CUDA_PATH", toolkit.path()),
+            ("VIRTUAL_ENV", environment.path()),
+        ];
+        assert_found(search("any", &variables), nvrtc);
+        match search("any", &variables[..1]) {
+            Outcome::Failed(message) => assert!(message.contains("builtins"), "{message}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 #[test]
 fn a_library_without_its_builtins_says_so() {
     for nvrtc in nvrtcs() {
         let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let folder = tempfile::tempdir_in(target).unwrap();
-        let alone = folder.path().join("libnvrtc.so");
-        // A hard link, so that it leads nowhere else; a copy where the library is on another disk.
-        let real = fs::canonicalize(nvrtc.path()).unwrap();
-        if fs::hard_link(&real, &alone).is_err() {
-            fs::copy(&real, &alone).unwrap();
-        }
+        let alone = without_builtins(&nvrtc, folder.path());
         match search("any", &[("ROLLOUT_NVRTC", &alone)]) {
             Outcome::Failed(message) => assert!(
                 message.contains("builtins library") && message.contains("same directory"),

@@ -19,6 +19,11 @@ pub(crate) fn bind(context: &Arc<CudaContext>) -> Result<()> {
         .map_err(driver_error("cuCtxSetCurrent"))
 }
 
+/// Drops the result of giving something back: nobody can do anything about it. cudarc would keep it and hand it to the
+/// next user of the context, as the failure of a call that had nothing to do with it; what is wrong with the device or
+/// the context, the next call finds by itself.
+fn forget(_result: std::result::Result<(), result::DriverError>) {}
+
 /// Device memory, aligned to at least 256 bytes.
 #[derive(Debug)]
 pub(crate) struct DeviceMemory {
@@ -87,7 +92,7 @@ impl Drop for DeviceMemory {
             let context = &self.context;
             context.record_err(context.bind_to_thread());
             // SAFETY: this value owns the allocation. The driver waits for work that uses it before it frees it.
-            context.record_err(unsafe { result::free_sync(self.address) });
+            forget(unsafe { result::free_sync(self.address) });
         }
     }
 }
@@ -149,7 +154,7 @@ impl Drop for PinnedMemory {
             let context = &self.context;
             context.record_err(context.bind_to_thread());
             // SAFETY: this value owns the allocation; whoever copies from or to it waits before letting it go.
-            context.record_err(unsafe { result::free_host(self.start.cast::<c_void>()) });
+            forget(unsafe { result::free_host(self.start.cast::<c_void>()) });
         }
     }
 }
@@ -196,8 +201,7 @@ impl Drop for Stream {
     fn drop(&mut self) {
         self.context.record_err(self.context.bind_to_thread());
         // SAFETY: this value owns the stream; the driver lets its work finish.
-        self.context
-            .record_err(unsafe { result::stream::destroy(self.raw) });
+        forget(unsafe { result::stream::destroy(self.raw) });
     }
 }
 
@@ -262,8 +266,7 @@ impl Drop for Event {
     fn drop(&mut self) {
         self.context.record_err(self.context.bind_to_thread());
         // SAFETY: this value owns the event.
-        self.context
-            .record_err(unsafe { result::event::destroy(self.raw) });
+        forget(unsafe { result::event::destroy(self.raw) });
     }
 }
 
@@ -356,7 +359,6 @@ impl Drop for Function {
     fn drop(&mut self) {
         self.context.record_err(self.context.bind_to_thread());
         // SAFETY: this value owns the module, and nothing launches its kernel any more.
-        self.context
-            .record_err(unsafe { result::module::unload(self.module) });
+        forget(unsafe { result::module::unload(self.module) });
     }
 }

@@ -350,7 +350,7 @@ fn more_than_a_machine_can_list() {
     ] {
         let required = many * size_of::<Window>();
         let error = shape_error(shape);
-        assert_error!(error, Error::HostMemory { required: r, .. } if r >= required);
+        assert_error!(error, Error::HostMemory { required: r, .. } if *r >= required);
         let strides = Strides::contiguous(&shape);
         let same = Problem::builder(shape, DType::F32).strides(strides).build();
         assert_error!(same, Err(Error::HostMemory { .. }));
