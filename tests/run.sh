@@ -23,7 +23,7 @@ if [ "${ROLLOUT_REQUIRE_GPU:-0}" = 1 ] || [ -e /dev/nvidiactl ]; then gpu=1; fi
 # Counts, per tier, what `cargo test` says it ran, and what its tests say they skipped.
 tiers='
 BEGIN {
-    split("attention_rollout library cpu allocations cli, nvrtc, kernels ptxemu api behaviour instructions vocabulary " \
+    split("attention_rollout library cpu allocations cli fuzz, nvrtc, kernels ptxemu api behaviour instructions vocabulary " \
         "vcuda driver, golden", targets, ",")
     for (i = 1; i <= 4; i++) {
         count = split(targets[i], of_tier, " ")

@@ -15,3 +15,7 @@ pub mod measuring {}
 /// Getting attention maps out of a model and into a file.
 #[doc = include_str!("saving_maps.md")]
 pub mod saving_maps {}
+
+/// What is trusted and what is not: files, photos, libraries, the cache of kernels.
+#[doc = include_str!("trust.md")]
+pub mod trust {}

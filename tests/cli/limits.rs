@@ -202,3 +202,84 @@ fn too_little_memory_is_status_1_and_leaves_nothing() {
         assert!(statuses.contains(&Some(status)), "{statuses:?}");
     }
 }
+
+/// Fails the allocation of the number in FAIL_ALLOCATION, counted from when the program handles SIGABRT on, and says so.
+const FAIL_ALLOCATION: &str = r#"
+    #define _GNU_SOURCE
+    #include <dlfcn.h>
+    #include <errno.h>
+    #include <signal.h>
+    #include <stdlib.h>
+    #include <unistd.h>
+    void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t);
+    void *__libc_memalign(size_t, size_t);
+    static long left;
+    static int fails(void) {
+        if (left == 0 || --left != 0) return 0;
+        if (write(2, "allocation failed\n", 18) != 18) _exit(3);
+        errno = ENOMEM;
+        return 1;
+    }
+    int sigaction(int number, const struct sigaction *action, struct sigaction *old) {
+        int (*next)(int, const struct sigaction *, struct sigaction *) = dlsym(RTLD_NEXT, "sigaction");
+        if (number == SIGABRT && left == 0) left = atol(getenv("FAIL_ALLOCATION"));
+        return next(number, action, old);
+    }
+    void *malloc(size_t bytes) { return fails() ? 0 : __libc_malloc(bytes); }
+    void *calloc(size_t count, size_t bytes) { return fails() ? 0 : __libc_calloc(count, bytes); }
+    void *realloc(void *old, size_t bytes) { return fails() ? 0 : __libc_realloc(old, bytes); }
+    int posix_memalign(void **out, size_t alignment, size_t bytes) {
+        if (fails()) return ENOMEM;
+        *out = __libc_memalign(alignment, bytes);
+        return *out ? 0 : ENOMEM;
+    }
+    void *aligned_alloc(size_t alignment, size_t bytes) {
+        return fails() ? 0 : __libc_memalign(alignment, bytes);
+    }
+"#;
+
+/// The whole program, with each of its allocations failed in turn.
+#[cfg(target_env = "gnu")]
+#[test]
+fn every_allocation_may_fail() {
+    let bench = Bench::new();
+    bench.write("in.st", &[("layer.0", Tensor::maps(1, 1, 3, 0))]);
+    let tools = tempfile::tempdir().unwrap();
+    let [source, library] = ["fail.c", "fail.so"].map(|name| tools.path().join(name));
+    fs::write(&source, FAIL_ALLOCATION).unwrap();
+    let mut cc = Command::new("cc");
+    let cc = cc
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&library, &source])
+        .arg("-ldl");
+    assert!(cc.status().unwrap().success());
+    let run = "run in.st --output out --output-kind matrix --device cpu --threads 1";
+    let mut failed = 0;
+    for k in 1.. {
+        let output = Command::new(env!("CARGO_BIN_EXE_attention-rollout"))
+            .args(run.split(' '))
+            .current_dir(bench.directory.path())
+            .env("LD_PRELOAD", &library)
+            .env("FAIL_ALLOCATION", k.to_string())
+            .env("RUST_BACKTRACE", "0")
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let status = output.status.code();
+        assert!(
+            matches!(status, Some(0 | 1)),
+            "allocation {k}: {status:?} {stderr}"
+        );
+        let files = match status {
+            Some(0) => &["in.st", "out"][..],
+            _ => &["in.st"],
+        };
+        assert_eq!(bench.files(), files, "allocation {k}: {stderr}");
+        clear(&bench);
+        if !stderr.contains("allocation failed") {
+            break;
+        }
+        failed += 1;
+    }
+    assert!(failed > 100, "{failed}");
+}

@@ -165,11 +165,13 @@ fn every_driver_call_may_fail() {
                         failed.push((kind, call));
                     }
                 }
-                // A failing destroy keeps what it should have given back, and nothing else is kept.
-                if !["Destroy", "Free", "Unload"]
-                    .iter()
-                    .any(|name| call.contains(name))
-                {
+                // A failing destroy keeps what it should have given back, and nothing else is kept. (cudarc's own
+                // slices, in which all but `host` hold their maps, keep more.)
+                let may_keep = match kind {
+                    "host" => &["Destroy", "Free", "Unload"][..],
+                    _ => &["Destroy", "Free", "Unload", "cuCtx", "cuEvent", "cuStream"],
+                };
+                if !may_keep.iter().any(|name| call.contains(name)) {
                     assert_eq!(after.bytes, before.bytes, "{what}");
                     assert_eq!(after.host_ranges, before.host_ranges, "{what}");
                     assert_eq!(after.objects, before.objects, "{what}");
@@ -183,8 +185,7 @@ fn every_driver_call_may_fail() {
     // A list of names that are never called would show nothing.
     for (kind, _) in PIPELINES {
         for call in ["cuMemAlloc_v2", "cuLaunchKernelEx", "cuModuleLoadData"] {
-            let has_failed = failed.contains(&(kind, call));
-            assert!(has_failed || call == "cuLaunchKernelEx", "{kind}, {call}");
+            assert!(failed.contains(&(kind, call)), "{kind}, {call}");
         }
     }
 }
