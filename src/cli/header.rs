@@ -47,8 +47,9 @@ pub fn read(file: &[u8]) -> Result<(Entries, &[u8]), String> {
         ));
     }
     let (header, data) = rest.split_at(length as usize);
-    let Header(mut entries) =
-        serde_json::from_slice(header).map_err(|e| format!("invalid header: {e}"))?;
+    let invalid = |reason: &dyn fmt::Display| format!("invalid header: {reason}");
+    let header = std::str::from_utf8(header).map_err(|e| invalid(&e))?;
+    let Header(mut entries) = serde_json::from_str(header).map_err(|e| invalid(&e))?;
     entries.sort_by_key(|(_, entry)| entry.data_offsets);
     let mut covered = 0;
     for (name, entry) in &entries {

@@ -203,7 +203,7 @@ fn too_little_memory_is_status_1_and_leaves_nothing() {
     }
 }
 
-/// Fails the allocation of the number in FAIL_ALLOCATION, counted from when the program handles SIGABRT on, and says so.
+/// Fails the allocation of the number in FAIL_ALLOCATION, counted from when the program handles SIGABRT on (it then sets up SIGBUS), and says so.
 const FAIL_ALLOCATION: &str = r#"
     #define _GNU_SOURCE
     #include <dlfcn.h>
@@ -222,7 +222,7 @@ const FAIL_ALLOCATION: &str = r#"
     }
     int sigaction(int number, const struct sigaction *action, struct sigaction *old) {
         int (*next)(int, const struct sigaction *, struct sigaction *) = dlsym(RTLD_NEXT, "sigaction");
-        if (number == SIGABRT && left == 0) left = atol(getenv("FAIL_ALLOCATION"));
+        if (number == SIGBUS && left == 0) left = atol(getenv("FAIL_ALLOCATION"));
         return next(number, action, old);
     }
     void *malloc(size_t bytes) { return fails() ? 0 : __libc_malloc(bytes); }
