@@ -69,6 +69,9 @@ const PIPELINES: [(&str, Pipeline); 4] = [
 ];
 
 fn upload(stream: &Arc<CudaStream>, maps: &HostLayer<'_>) -> Result<Buffer, DriverError> {
+    let HostLayer::Maps(maps) = maps else {
+        unreachable!("the case has maps");
+    };
     let maps = maps.as_slice().expect("the case has f32 maps");
     stream.clone_htod(maps).map(Buffer::F32)
 }
