@@ -188,7 +188,7 @@ fn arguments() {
         ("--discard-ratio -0.1", &["--discard-ratio", "got -0.1"]),
         ("--discard-ratio NaN", &["--discard-ratio", "got NaN"]),
         (
-            "--discard-scope patches --special-tokens 4",
+            "--discard-ratio 0.5 --discard-scope patches --special-tokens 4",
             &["special tokens", "the 3 tokens", "got 4"],
         ),
         (
