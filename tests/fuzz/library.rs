@@ -55,7 +55,6 @@ fn alone(generated: &Generated, count: usize, pick: u8) {
         simd: simd[usize::from(pick >> 2) % simd.len()],
         form: [Form::Rows, Form::Product][usize::from(pick & 1)],
         share_rest: pick & 2 != 0,
-        ..Choice::of(problem)
     };
     let options = options(count);
     let poisoned = || vec![f32::NAN; problem.output_len()];
