@@ -16,12 +16,19 @@ use crate::error::{Error, Result};
 pub struct RolloutConfig {
     /// How the heads of a layer become one map.
     pub head_fusion: HeadFusion,
+    /// Weigh the maps by their gradients; `None` takes them as they are.
+    pub gradients: Option<GradientRule>,
     /// `a` and `b` of `a * fused + b * I`.
     pub residual: ResidualWeights,
     /// Divide each row of `a * fused + b * I` by its sum; a row whose sum is 0 becomes 0.
     pub normalize_rows: bool,
     /// Zero the smallest entries of the fused map, before the residual.
     pub discard: Option<Discard>,
+    /// Tokens that nothing shall attend to (sinks, registers, newlines), counted from the start of each item's window.
+    /// After discard and before the residual their columns of the fused map are zeroed and each row is divided by the sum
+    /// of what is left; a row of which nothing is left becomes 0. Of an item whose window has none of these tokens, rows are divided all
+    /// the same.
+    pub exclude_from_attention: Vec<usize>,
     /// Layers to multiply, `start..end`; `None` is all of them.
     pub layers: Option<Range<usize>>,
     /// The caller promises `A[i, j] = 0` for `j > i`; those entries are never loaded.
@@ -46,6 +53,19 @@ pub enum HeadFusion {
     Min,
     /// Sum of the heads times these weights, one per head. They are not normalised.
     Weighted(Vec<f32>),
+}
+
+/// How gradients weigh a map: what is pushed towards the answer counts, what is pushed away from it does not.
+///
+/// An entry of a head times its gradient is one rounded f32 product, and `relu` leaves NaN as it is. Such entries are not
+/// bounded by 1, and their rows sum to anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GradientRule {
+    /// `fuse_h relu(G * A)`: head by head, before the fusion (with the mean, Chefer et al. 2021, arXiv 2103.15679,
+    /// equation 5).
+    Heads,
+    /// `relu(fuse_h (G * A))`: after the fusion (with the mean, vit-explain's gradient rollout).
+    Fused,
 }
 
 /// Weights of the attention and of the identity in `Ahat = attention * fused + identity * I`.

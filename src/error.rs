@@ -1,5 +1,6 @@
 //! The one error type of the crate. Every variant carries the numbers that tell what was wrong.
 
+use crate::config::HeadFusion;
 use crate::dtype::DType;
 
 /// Result with this crate's [`enum@Error`].
@@ -81,6 +82,26 @@ pub enum Error {
         /// Special tokens given.
         got: usize,
     },
+    /// A range of columns is empty or leaves the tokens.
+    #[error("columns {start}..{end} are empty or leave the {tokens} tokens")]
+    Columns {
+        /// First column.
+        start: usize,
+        /// One past the last column.
+        end: usize,
+        /// Tokens of a row.
+        tokens: usize,
+    },
+    /// A token is not among those of the problem.
+    #[error("token {token}, {what}, is not among the {tokens} tokens")]
+    Token {
+        /// What the token is for.
+        what: &'static str,
+        /// The token.
+        token: usize,
+        /// How many there are.
+        tokens: usize,
+    },
     /// A parameter is not a finite number or leaves its range.
     #[error("{what} must be {expected}, got {got}")]
     Parameter {
@@ -90,6 +111,16 @@ pub enum Error {
         expected: &'static str,
         /// The value given.
         got: f64,
+    },
+    /// A layer has other tensors than the problem's source of attention.
+    #[error("layer {layer}: expected {expected}, got {got}")]
+    LayerSource {
+        /// The layer.
+        layer: usize,
+        /// What the problem takes, in words.
+        expected: &'static str,
+        /// What the layer has.
+        got: &'static str,
     },
     /// A layer's elements are of another type than the problem says.
     #[error("layer {layer}: expected {expected} elements, got {got}")]
@@ -147,6 +178,36 @@ pub enum Error {
         /// What is wrong with it.
         source: Box<Error>,
     },
+    /// A model failed while it ran.
+    #[error("the model failed: {0}")]
+    Model(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A model has no feature with attention.
+    #[error("the model hands out no feature with attention layers")]
+    NoFeatures,
+    /// One feature of a model cannot be explained.
+    #[error("feature {feature}: {source}")]
+    Feature {
+        /// The feature's key.
+        feature: String,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
+    /// A model did not keep what was asked for.
+    #[error("layer {layer}: expected the model to keep the {what}, got none")]
+    NotCaptured {
+        /// The layer of the feature.
+        layer: usize,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// A head fusion that is not accepted here.
+    #[error("head fusion must be {expected}, got {got:?}")]
+    HeadFusion {
+        /// Which one is, in words.
+        expected: &'static str,
+        /// The one asked for.
+        got: HeadFusion,
+    },
     /// The CPU thread pool could not be started.
     #[error("could not start {threads} CPU threads: {reason}")]
     Threads {
@@ -191,6 +252,13 @@ pub enum Error {
         ordinal: usize,
         /// Devices there are.
         available: usize,
+    },
+    /// Something that the kernels do not compute.
+    #[cfg(feature = "cuda")]
+    #[error("{what}: computed on the CPU alone, not on GPUs")]
+    CpuAlone {
+        /// What was asked for.
+        what: &'static str,
     },
     /// A device is too old for the kernels.
     #[cfg(feature = "cuda")]

@@ -14,18 +14,36 @@ pub enum Layer<T> {
     /// Post-softmax attention, `[batch, heads, tokens, tokens]`, laid out by the problem's
     /// [`Strides`](crate::Strides).
     Maps(T),
+    /// Attention and the gradients by which it is weighed, as
+    /// [`RolloutConfig::gradients`](crate::RolloutConfig::gradients) says: both of the problem's element type, and laid
+    /// out by the same strides.
+    Gradients {
+        /// Post-softmax attention.
+        maps: T,
+        /// Derivatives of a score with respect to each entry of `maps`.
+        gradients: T,
+    },
 }
 
 /// One layer in host memory. `From` makes it from the maps: `&[f32]`, `&[f16]` or `&[bf16]`.
 pub type HostLayer<'a> = Layer<HostTensor<'a>>;
 
 impl<T> Layer<T> {
+    /// What the tensors are, in words.
+    fn source(&self) -> &'static str {
+        match self {
+            Layer::Maps(_) => "maps",
+            Layer::Gradients { .. } => "maps and gradients",
+        }
+    }
+
     /// The tensors, in the order of their names in the arms.
     pub fn operands(&self) -> impl Iterator<Item = &T> {
         let operands = match self {
-            Layer::Maps(maps) => [maps],
+            Layer::Maps(maps) => [Some(maps), None],
+            Layer::Gradients { maps, gradients } => [Some(maps), Some(gradients)],
         };
-        operands.into_iter()
+        operands.into_iter().flatten()
     }
 }
 
@@ -181,7 +199,7 @@ impl Problem {
     /// Checks that layer `layer` of the problem can be read from `operands`.
     ///
     /// # Errors
-    /// [`Error::LayerDType`], [`Error::LayerLen`].
+    /// [`Error::LayerSource`], [`Error::LayerDType`], [`Error::LayerLen`].
     pub fn check_layer(&self, layer: usize, operands: &HostLayer<'_>) -> Result<()> {
         self.check_operands(layer, operands)
     }
@@ -192,6 +210,18 @@ impl Problem {
         layer: usize,
         operands: &Layer<T>,
     ) -> Result<()> {
+        let expected = match self.config().gradients {
+            None => "maps",
+            Some(_) => "maps and gradients",
+        };
+        let got = operands.source();
+        if expected != got {
+            return Err(Error::LayerSource {
+                layer,
+                expected,
+                got,
+            });
+        }
         let mut operands = operands.operands();
         operands.try_for_each(|tensor| self.check_layer_extent(layer, tensor.dtype(), tensor.len()))
     }
@@ -245,7 +275,7 @@ impl Problem {
     /// Checks that `layers` holds every layer of the problem and `out` has the output's length.
     ///
     /// # Errors
-    /// [`Error::Count`], [`Error::LayerDType`], [`Error::LayerLen`], [`Error::Len`].
+    /// [`Error::Count`], [`Error::LayerSource`], [`Error::LayerDType`], [`Error::LayerLen`], [`Error::Len`].
     pub fn check_layers(&self, layers: &[HostLayer<'_>], out_len: usize) -> Result<()> {
         self.check_layer_count(layers.len())?;
         for (layer, operands) in layers.iter().enumerate() {

@@ -11,6 +11,7 @@
 //! | addresses and a stream of another framework | [`cuda::DeviceLayer::from_raw`], as below |
 //! | a model that runs just now, layer by layer | [`cpu::StreamingPlan`], [`cuda::StreamingPlan`] |
 //! | many problems of different sizes | [`cpu::GroupPlan`], [`cuda::GroupPlan`] |
+//! | a model that can hand out its attention | [`mod@model`]: it runs, and is explained feature by feature |
 //! | a file of maps | the binary: [`guide::command_line`] |
 //! | maps that may not be attention | [`validate()`] |
 //! | relevance to be shown or compared | [`post`] |
@@ -59,6 +60,8 @@ mod layout;
 pub mod measure;
 #[doc(hidden)]
 pub mod memory;
+#[cfg(feature = "cpu")]
+pub mod model;
 pub mod post;
 mod problem;
 #[cfg(any(feature = "cpu", feature = "cuda"))]
@@ -68,7 +71,8 @@ pub mod reference;
 mod validate;
 
 pub use config::{
-    Discard, DiscardScope, HeadFusion, Output, Residual, ResidualWeights, RolloutConfig, StartRows,
+    Discard, DiscardScope, GradientRule, HeadFusion, Output, Residual, ResidualWeights,
+    RolloutConfig, StartRows,
 };
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};

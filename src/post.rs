@@ -1,4 +1,7 @@
-//! After the rollout: relevance given to the elements of an input, laid out as a picture, or scaled to be shown.
+//! After the rollout: relevance of some tokens, given to the elements of an input, laid out as a picture, or scaled to be
+//! shown.
+
+use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::layout::product;
@@ -95,6 +98,116 @@ pub fn grid(
         .flat_map(|row| &row[special_tokens..])
         .copied()
         .collect())
+}
+
+/// The columns `columns` of each row of `relevance`, `[rows, tokens]`: `[rows, columns]`. What the image tokens of a
+/// vision-language model count for, say.
+///
+/// They sum to what those tokens have of the whole; [`normalize`] them with [`Normalization::Sum`] where they shall be
+/// compared with each other alone.
+///
+/// # Errors
+/// [`Error::Columns`] where `columns` is empty or leaves the `tokens`; [`Error::ZeroExtent`]; [`Error::Len`] where
+/// `relevance` is not whole rows.
+pub fn columns(relevance: &[f32], tokens: usize, columns: Range<usize>) -> Result<Vec<f32>> {
+    check_rows(relevance, tokens)?;
+    if columns.is_empty() || columns.end > tokens {
+        return Err(Error::Columns {
+            start: columns.start,
+            end: columns.end,
+            tokens,
+        });
+    }
+    Ok(relevance
+        .chunks_exact(tokens)
+        .flat_map(|row| &row[columns.clone()])
+        .copied()
+        .collect())
+}
+
+/// Takes the tokens `excluded` out of each row of `relevance`, `[rows, tokens]`: their entries become 0, and the row is
+/// divided by the sum of the others, as [`normalize`] does it. Sinks and separators, say, that would outshine the rest.
+///
+/// # Errors
+/// [`Error::Token`] where one of `excluded` is not among the `tokens`; [`Error::ZeroExtent`]; [`Error::Len`] where
+/// `relevance` is not whole rows.
+pub fn exclude_from_relevance(
+    relevance: &mut [f32],
+    tokens: usize,
+    excluded: &[usize],
+) -> Result<()> {
+    check_rows(relevance, tokens)?;
+    if let Some(&token) = excluded.iter().find(|&&token| token >= tokens) {
+        return Err(Error::Token {
+            what: "excluded from relevance",
+            token,
+            tokens,
+        });
+    }
+    for row in relevance.chunks_exact_mut(tokens) {
+        for &token in excluded {
+            row[token] = 0.0;
+        }
+    }
+    normalize(relevance, tokens, Normalization::Sum)
+}
+
+/// Enlarges pictures to another size, bilinearly: `[pictures, height, width]` of `size` becomes `[pictures, height, width]`
+/// of `to`.
+///
+/// Pixels are areas: the centre of the first lies half a pixel inside the edge, and beyond the centres at the edges
+/// their values go on (PyTorch's `interpolate(mode="bilinear", align_corners=False)`). Made smaller, a picture is
+/// sampled at the new centres, not averaged. The sums are in f64, rounded once.
+///
+/// # Errors
+/// [`Error::ZeroExtent`] where an extent of either size is 0; [`Error::Len`] where `grids` is not whole pictures;
+/// [`Error::SizeOverflow`].
+pub fn upsample(grids: &[f32], size: (usize, usize), to: (usize, usize)) -> Result<Vec<f32>> {
+    let (height, width) = size;
+    for extent in [height, width, to.0, to.1] {
+        if extent == 0 {
+            return Err(Error::ZeroExtent {
+                what: "height and width",
+            });
+        }
+    }
+    let picture = product("picture", &[height, width])?;
+    check_rows(grids, picture)?;
+    let pictures = grids.len() / picture;
+    let len = product("enlarged pictures", &[pictures, to.0, to.1, 4])? / 4;
+    let (rows, columns) = (samples(height, to.0), samples(width, to.1));
+    let mut enlarged = Vec::with_capacity(len);
+    for picture in grids.chunks_exact(picture) {
+        let pixel = |row: usize, column: usize| f64::from(picture[row * width + column]);
+        for &(row, next_row, down) in &rows {
+            for &(column, next_column, right) in &columns {
+                let between = |row| mix(pixel(row, column), pixel(row, next_column), right);
+                enlarged.push(mix(between(row), between(next_row), down) as f32);
+            }
+        }
+    }
+    Ok(enlarged)
+}
+
+/// For each of `to` pixels, the two of `from` pixels that it lies between, and how far it is on its way to the second.
+fn samples(from: usize, to: usize) -> Vec<(usize, usize, f64)> {
+    let scale = from as f64 / to as f64;
+    (0..to)
+        .map(|pixel| {
+            let at = ((pixel as f64 + 0.5) * scale - 0.5).clamp(0.0, (from - 1) as f64);
+            let first = at as usize;
+            (first, (first + 1).min(from - 1), at - first as f64)
+        })
+        .collect()
+}
+
+/// `first` where `share` is 0, and nothing of `second` then, be it NaN.
+fn mix(first: f64, second: f64, share: f64) -> f64 {
+    if share == 0.0 {
+        first
+    } else {
+        first + (second - first) * share
+    }
 }
 
 /// How [`normalize`] scales a row.

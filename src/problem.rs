@@ -125,6 +125,7 @@ impl ProblemBuilder {
             });
         }
         check_weights(&config, &shape)?;
+        check_excluded(&mut config.exclude_from_attention, shape.tokens)?;
         check_discard(&config, shape.tokens)?;
         // What zeroes nothing shall not make a backend look for the smallest entries.
         config.discard = config.discard.filter(|discard| discard.ratio != 0.0);
@@ -173,7 +174,7 @@ impl Problem {
         self.dtype
     }
 
-    /// What to compute; without a discard whose ratio is 0.
+    /// What to compute; without a discard whose ratio is 0, and with excluded tokens in ascending order, each once.
     pub fn config(&self) -> &RolloutConfig {
         &self.config
     }
@@ -271,8 +272,8 @@ impl Problem {
         }
     }
 
-    /// Bytes of map elements that any evaluation must read at least once: the windows, of the triangle where the
-    /// maps are causal, and of the last layer only rows that carry start weight.
+    /// Bytes of map elements, and of as many gradients where they take part, that any evaluation must read at least once:
+    /// the windows, of the triangle where the maps are causal, and of the last layer only rows that carry start weight.
     pub fn map_bytes(&self) -> usize {
         let Shape { heads, .. } = self.shape;
         let row_elements = |i: usize, len: usize| if self.config.causal { i + 1 } else { len };
@@ -307,17 +308,21 @@ impl Problem {
             };
             elements += heads * (all * (self.layers.len() - 1) + last);
         }
-        elements * self.dtype.size_bytes()
+        let operands = 1 + usize::from(self.config.gradients.is_some());
+        elements * operands * self.dtype.size_bytes()
     }
 
     /// The largest absolute value that an entry of the rollout or of a fused map can reach, on the way too, if every
-    /// row of every head is a probability distribution.
+    /// row of every head is a probability distribution. Infinite where the maps are weighed by gradients.
     ///
     /// A layer multiplies the largest row sum by at most `|a| f + |b|`, where `f` is 1 for the mean and the smallest
     /// head, the number of heads for the largest, and the sum of the absolute weights for a weighted sum. With row
     /// normalisation and no negative weight, rows sum to 1 whatever the weights are. Backends whose arithmetic has a
     /// narrow range (f16) ask this before they use it.
     pub fn growth_bound(&self) -> f64 {
+        if self.config.gradients.is_some() {
+            return f64::INFINITY;
+        }
         let (fused, negative) = match &self.config.head_fusion {
             HeadFusion::Mean | HeadFusion::Min => (1.0, false),
             HeadFusion::Max => (self.shape.heads as f64, false),
@@ -331,6 +336,12 @@ impl Problem {
             _ => fused,
         };
         let mut largest = f64::max(1.0, entry);
+        // What is left of a row is divided by its sum, which may be arbitrarily close to 0 where entries are negative.
+        let (fused, entry) = match (self.config.exclude_from_attention.is_empty(), negative) {
+            (true, _) => (fused, entry),
+            (false, false) => (1.0, 1.0),
+            (false, true) => (f64::INFINITY, f64::INFINITY),
+        };
         let mut rollout = 1.0;
         for residual in self.layers().map(|layer| self.residual(layer)) {
             let negative = negative || residual.attention < 0.0 || residual.identity < 0.0;
@@ -428,6 +439,20 @@ fn check_discard(config: &RolloutConfig, tokens: usize) -> Result<()> {
     };
     match Discard::new(ratio, scope)?.scope.first() {
         got if got > tokens => Err(Error::SpecialTokens { tokens, got }),
+        _ => Ok(()),
+    }
+}
+
+/// Puts the excluded tokens in order.
+fn check_excluded(excluded: &mut Vec<usize>, tokens: usize) -> Result<()> {
+    excluded.sort_unstable();
+    excluded.dedup();
+    match excluded.last() {
+        Some(&token) if token >= tokens => Err(Error::Token {
+            what: "excluded from attention",
+            token,
+            tokens,
+        }),
         _ => Ok(()),
     }
 }

@@ -3,9 +3,9 @@
 //! Abnar & Zuidema 2020 (arXiv 2005.00928), section 3: `Ahat = a * fused + b * I`, `R = Ahat_L ... Ahat_1`.
 //! Nothing here is fast and everything is allocated on the way.
 
-use crate::config::{HeadFusion, Output};
+use crate::config::{GradientRule, HeadFusion, Output};
 use crate::error::Result;
-use crate::layer::HostLayer;
+use crate::layer::{HostLayer, Layer};
 use crate::layout::{Shape, Window};
 use crate::problem::Problem;
 
@@ -61,43 +61,69 @@ pub fn rollout(problem: &Problem, layers: &[HostLayer<'_>]) -> Result<Vec<f64>> 
     Ok(out)
 }
 
-/// `Ahat` of one layer and item: heads fused, smallest entries discarded, residual added, rows normalised.
+/// `Ahat` of one layer and item: heads fused, smallest entries discarded, tokens excluded, residual added, rows normalised.
 pub(crate) fn layer_matrix(
     problem: &Problem,
     layer: usize,
     operands: &HostLayer<'_>,
     item: usize,
 ) -> Matrix {
+    let config = problem.config();
     let len = problem.windows()[item].len;
     let mut ahat = vec![vec![0.0; len]; len];
     let mut fused_f32 = vec![vec![0.0; len]; len];
     for i in 0..len {
-        for j in 0..if problem.config().causal { i + 1 } else { len } {
+        for j in 0..if config.causal { i + 1 } else { len } {
             let heads = head_entries(problem, layer, operands, item, i, j);
-            ahat[i][j] = fuse_f64(&problem.config().head_fusion, &heads);
-            fused_f32[i][j] = fuse_f32(&problem.config().head_fusion, &heads);
+            let (exact, rounded): (Vec<f64>, Vec<f32>) = heads.into_iter().unzip();
+            fused_f32[i][j] = fuse_f32(&config.head_fusion, &rounded);
+            ahat[i][j] = match &config.head_fusion {
+                HeadFusion::Mean => exact.iter().sum::<f64>() / exact.len() as f64,
+                HeadFusion::Weighted(weights) => {
+                    let weighted = exact.iter().zip(weights);
+                    weighted.map(|(v, &w)| v * f64::from(w)).sum()
+                }
+                HeadFusion::Max | HeadFusion::Min => fused_f32[i][j].into(),
+            };
+            if config.gradients == Some(GradientRule::Fused) {
+                ahat[i][j] = relu(ahat[i][j], 0.0);
+                fused_f32[i][j] = relu(fused_f32[i][j], 0.0);
+            }
         }
     }
     for (i, j) in discarded(problem, item, &fused_f32) {
         ahat[i][j] = 0.0;
     }
+    let excluded = &config.exclude_from_attention;
     let residual = problem.residual(layer);
     for (i, row) in ahat.iter_mut().enumerate() {
+        if !excluded.is_empty() {
+            for &token in excluded.iter().filter(|&&token| token < len) {
+                row[token] = 0.0;
+            }
+            divide_by_sum(row);
+        }
         for entry in row.iter_mut() {
             *entry *= f64::from(residual.attention);
         }
         row[i] += f64::from(residual.identity);
-        if problem.config().normalize_rows {
-            let sum: f64 = row.iter().sum();
-            for entry in row.iter_mut() {
-                *entry = if sum == 0.0 { 0.0 } else { *entry / sum };
-            }
+        if config.normalize_rows {
+            divide_by_sum(row);
         }
     }
     ahat
 }
 
-/// The source's entries at `[item, h, i, j]` of all heads, `i` and `j` counted from the start of the item's window.
+/// Divides a row by its sum; a row whose sum is 0 becomes 0.
+fn divide_by_sum(row: &mut [f64]) {
+    let sum: f64 = row.iter().sum();
+    for entry in row {
+        *entry = if sum == 0.0 { 0.0 } else { *entry / sum };
+    }
+}
+
+/// The entries of all heads at `i`, `j`, counted from the start of the item's window: `A`, or `G * A`, whose negative ones
+/// are 0 where the rule rectifies heads. In f64, and to the bit as every backend has them in f32.
 fn head_entries(
     problem: &Problem,
     layer: usize,
@@ -105,23 +131,29 @@ fn head_entries(
     item: usize,
     i: usize,
     j: usize,
-) -> Vec<f32> {
-    let HostLayer::Maps(maps) = operands;
+) -> Vec<(f64, f32)> {
     let strides = problem.strides(layer);
     let start = problem.windows()[item].start;
     let first = item * strides.batch + (start + i) * strides.row + start + j;
     (0..problem.shape().heads)
-        .map(|head| maps.get(first + head * strides.head))
+        .map(|head| {
+            let at = first + head * strides.head;
+            let (map, gradient) = match operands {
+                Layer::Maps(maps) => return (maps.get(at).into(), maps.get(at)),
+                Layer::Gradients { maps, gradients } => (maps.get(at), gradients.get(at)),
+            };
+            let weighted = (f64::from(gradient) * f64::from(map), gradient * map);
+            match problem.config().gradients {
+                Some(GradientRule::Heads) => (relu(weighted.0, 0.0), relu(weighted.1, 0.0)),
+                _ => weighted,
+            }
+        })
         .collect()
 }
 
-fn fuse_f64(fusion: &HeadFusion, heads: &[f32]) -> f64 {
-    let values = heads.iter().map(|&v| f64::from(v));
-    match fusion {
-        HeadFusion::Mean => values.sum::<f64>() / heads.len() as f64,
-        HeadFusion::Weighted(weights) => values.zip(weights).map(|(v, &w)| v * f64::from(w)).sum(),
-        HeadFusion::Max | HeadFusion::Min => f64::from(fuse_f32(fusion, heads)),
-    }
+/// `value`, or `zero` where it is less; NaN stays NaN.
+fn relu<T: PartialOrd>(value: T, zero: T) -> T {
+    if value < zero { zero } else { value }
 }
 
 /// The fused entry to the bit, as [`HeadFusion`] defines it: what discard compares.

@@ -30,7 +30,7 @@ pub struct Defect {
     pub kind: DefectKind,
 }
 
-/// What is wrong with a row of an attention map.
+/// What is wrong with a row of an attention map, or of its gradients.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum DefectKind {
     /// An entry is infinite or NaN.
@@ -45,6 +45,13 @@ pub enum DefectKind {
         /// The key token, counted from the map's first column.
         column: usize,
         /// The entry.
+        value: f32,
+    },
+    /// A gradient is infinite or NaN.
+    Gradient {
+        /// The key token, counted from the map's first column.
+        column: usize,
+        /// The gradient.
         value: f32,
     },
     /// The row does not sum to 1.
@@ -71,6 +78,9 @@ impl fmt::Display for Defect {
             DefectKind::Negative { column, value } => {
                 write!(f, "column {column} is negative: {value}")
             }
+            DefectKind::Gradient { column, value } => {
+                write!(f, "the gradient in column {column} is {value}")
+            }
             DefectKind::RowSum { sum, tolerance } => {
                 write!(f, "the row sums to {sum}, more than {tolerance} from 1")
             }
@@ -80,7 +90,7 @@ impl fmt::Display for Defect {
 
 /// Finds the first row, in the order layer, item, head, row, with an entry that is not finite or is negative, or whose
 /// sum is off 1 by more than `tolerance`. Looks at what a rollout reads: the layers of the range, inside the windows,
-/// up to the diagonal where the maps are causal.
+/// up to the diagonal where the maps are causal; and at the gradients beside them, which must be finite.
 ///
 /// `None` where all is well.
 ///
@@ -138,9 +148,13 @@ fn first_defect(problem: &Problem, layers: &[HostLayer<'_>], rule: Rule) -> Resu
         let (layer, item) = (problem.layers().start + item / batch, item % batch);
         let place = Place { layer, item, head };
         let rows = block * ROWS..tokens.min((block + 1) * ROWS);
-        let HostLayer::Maps(maps) = layers[layer];
+        let (maps, gradients) = match layers[layer] {
+            HostLayer::Maps(maps) => (maps, None),
+            HostLayer::Gradients { maps, gradients } => (maps, Some(gradients)),
+        };
         with_element!(maps.dtype(), T => {
-            check_rows::<T>(problem, maps.as_slice()?, place, rows, rule)
+            check_rows::<T>(problem, maps.as_slice()?, place, rows.clone(), rule)
+                .or_else(|| check_gradients::<T>(problem, gradients?.as_slice()?, place, rows))
         })
     };
     #[cfg(feature = "cpu")]
@@ -151,10 +165,26 @@ fn first_defect(problem: &Problem, layers: &[HostLayer<'_>], rule: Rule) -> Resu
 }
 
 /// One head of one item.
+#[derive(Clone, Copy)]
 struct Place {
     layer: usize,
     item: usize,
     head: usize,
+}
+
+/// As [`check_rows`], for gradients, which need but be finite.
+fn check_gradients<T: Element>(
+    problem: &Problem,
+    gradients: &[T],
+    place: Place,
+    rows: Range<usize>,
+) -> Option<Defect> {
+    let defect = check_rows(problem, gradients, place, rows, Rule::Finite)?;
+    let kind = match defect.kind {
+        DefectKind::NotFinite { column, value } => DefectKind::Gradient { column, value },
+        kind => kind,
+    };
+    Some(Defect { kind, ..defect })
 }
 
 /// Checks the rows that are in `rows`, counted from the window's start, and in the window.

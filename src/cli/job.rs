@@ -70,6 +70,8 @@ pub fn problem(
         discard: Some(config.discard()?),
         layers: select.layers.of(feature.shape.layers),
         causal: config.causal,
+        gradients: None,
+        exclude_from_attention: Vec::new(),
         output,
     };
     let mut builder = Problem::builder(feature.shape, feature.dtype).config(meaning);

@@ -1,5 +1,5 @@
 //! Head fusion: `[heads, rows, len]` of one item and layer becomes `[rows, len]` in f32, to the bit as
-//! [`HeadFusion`] defines it. This is the only code that reads attention maps.
+//! [`HeadFusion`] defines it. This is the only code that reads attention maps, and the gradients beside them.
 //!
 //! Fused entries go where a [`Sink`] takes them, straight from the registers: into memory, or times their rows'
 //! weights into the new relevance.
@@ -8,6 +8,7 @@
     reason = "what iterators are made of is not always inlined, and outside an inner loop it lacks its instruction set"
 )]
 
+mod entries;
 mod fold;
 mod sink;
 #[cfg(test)]
@@ -15,17 +16,18 @@ mod tests;
 
 use std::ops::Range;
 
-use crate::config::HeadFusion;
+use crate::config::{GradientRule, HeadFusion};
 pub(crate) use crate::cpu::fuse::sink::Accumulate;
 
+use crate::cpu::fuse::entries::{Attention, Entries, GradientWeighted};
 use crate::cpu::fuse::fold::{Above, Extreme, Fold, Mean, Weighted};
 use crate::cpu::fuse::sink::{Sink, Store};
 use crate::cpu::simd::{InnerLoop, Lanes, Scalar, Simd};
 use crate::dtype::{Element, with_element};
-use crate::layer::HostTensor;
+use crate::layer::{HostLayer, HostTensor, Layer};
 use crate::problem::Problem;
 
-/// How far ahead of the loads the maps are prefetched, in bytes, all heads together: a few times what is on its way
+/// How far ahead of the loads what they read is prefetched, in bytes, all heads together: a few times what is on its way
 /// from memory at any moment, and small beside a first-level cache.
 const PREFETCH_BYTES: usize = 12 << 10;
 
@@ -37,7 +39,7 @@ const HEADS_PER_SUM: usize = 8;
 #[derive(Clone, Copy)]
 pub(crate) struct ItemMaps<'a> {
     pub problem: &'a Problem,
-    pub maps: HostTensor<'a>,
+    pub operands: HostLayer<'a>,
     pub layer: usize,
     pub item: usize,
 }
@@ -53,8 +55,16 @@ impl<'a> ItemMaps<'a> {
         let strides = self.problem.strides(self.layer);
         let window = self.problem.windows()[self.item];
         let first = self.item * strides.batch + window.start * (strides.row + 1);
+        let (maps, gradients) = match self.operands {
+            Layer::Maps(maps) => (maps, None),
+            Layer::Gradients { maps, gradients } => {
+                let rule = self.problem.config().gradients;
+                (maps, rule.map(|rule| (gradients, rule)))
+            }
+        };
         MapRows {
-            maps: self.maps,
+            maps,
+            gradients,
             first: first + rows.start * strides.row,
             head_stride: strides.head,
             row_stride: strides.row,
@@ -69,13 +79,15 @@ impl<'a> ItemMaps<'a> {
 
     /// Asks for the first entries of the rows `rows`, as far ahead as a pass over them would, to be prefetched.
     pub fn prefetch(&self, simd: Simd, rows: Range<usize>) {
-        simd.dispatch(Prefetch(self.rows(rows)));
+        let rows = self.rows(rows);
+        rows.dispatch(simd, Prefetch(rows));
     }
 
-    /// The fused map, where it lies among the maps: there is but one head, in f32, and nothing in it is absent.
+    /// The fused map, where it lies among the maps: there is but one head, in f32, as it is, and nothing in it is absent.
     pub fn fused(&self) -> Option<FusedEntries<'a>> {
         let rows = self.rows(0..self.len());
         let as_it_is = rows.heads == 1
+            && rows.gradients.is_none()
             && rows.causal_from.is_none()
             && !matches!(rows.fusion, HeadFusion::Weighted(_));
         let maps: &[f32] = rows.maps.as_slice().filter(|_| as_it_is)?;
@@ -116,6 +128,7 @@ impl<'a> FusedEntries<'a> {
     pub fn part(&self, rows: Range<usize>, columns: Range<usize>) -> MapRows<'a> {
         MapRows {
             maps: self.entries.into(),
+            gradients: None,
             first: rows.start * self.stride + columns.start,
             head_stride: 0,
             row_stride: self.stride,
@@ -134,6 +147,8 @@ impl<'a> FusedEntries<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MapRows<'a> {
     maps: HostTensor<'a>,
+    /// What the maps are weighed by, and how.
+    gradients: Option<(HostTensor<'a>, GradientRule)>,
     /// The first row's first entry in the first head.
     first: usize,
     head_stride: usize,
@@ -169,39 +184,81 @@ impl MapRows<'_> {
             (self.rows, self.len) = (1, self.rows * self.len);
         }
         let side_by_side = false;
-        simd.for_rows(self.len).dispatch(FuseRows {
+        let fuse = FuseRows {
             from: self,
             to,
             side_by_side,
-        });
+        };
+        self.dispatch(simd.for_rows(self.len), fuse);
     }
 
     /// Adds the fused rows, times their weights, to sums, row after row.
     pub fn accumulate(self, simd: Simd, to: Accumulate<'_>) {
         let side_by_side = self.heads < HEADS_PER_SUM * to.start_rows;
-        simd.for_rows(self.len).dispatch(FuseRows {
+        let fuse = FuseRows {
             from: self,
             to,
             side_by_side,
+        };
+        self.dispatch(simd.for_rows(self.len), fuse);
+    }
+}
+
+/// An inner loop over the entries of rows, whatever these are.
+trait EntriesLoop {
+    fn run<L: Lanes, E: Entries>(self, lanes: L, entries: E);
+}
+
+/// The same over entries that are known.
+struct Over<E, I> {
+    entries: E,
+    inner_loop: I,
+}
+
+impl<E: Entries, I: EntriesLoop> InnerLoop for Over<E, I> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        self.inner_loop.run(lanes, self.entries);
+    }
+}
+
+impl MapRows<'_> {
+    /// Runs `inner_loop` over the entries from the first on, compiled for each kind of them by itself.
+    fn dispatch(&self, simd: Simd, inner_loop: impl EntriesLoop) {
+        with_element!(self.maps.dtype(), T => {
+            let maps: &[T] = self.elements(self.maps);
+            match self.gradients {
+                None => simd.dispatch(Over { entries: Attention(maps), inner_loop }),
+                Some((gradients, rule)) => {
+                    let entries = GradientWeighted::new(maps, self.elements(gradients), rule);
+                    simd.dispatch(Over { entries, inner_loop });
+                }
+            }
         });
+    }
+
+    /// The elements of `tensor` from those of the first row on.
+    fn elements<'a, T: Element>(&self, tensor: HostTensor<'a>) -> &'a [T] {
+        // Of type `T` and long enough, as was checked; were they not, there would be none, and none read.
+        let all = tensor.as_slice().unwrap_or_default();
+        all.get(self.first..).unwrap_or_default()
     }
 }
 
 /// Prefetches the beginning of each head.
 struct Prefetch<'a>(MapRows<'a>);
 
-impl InnerLoop for Prefetch<'_> {
-    type Output = ();
-
+impl EntriesLoop for Prefetch<'_> {
     #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) {
+    fn run<L: Lanes, E: Entries>(self, lanes: L, entries: E) {
         let rows = self.0;
-        let (maps, size) = (rows.maps.bytes().as_ptr(), rows.maps.dtype().size_bytes());
-        let bytes = (rows.rows * rows.row_stride * size).min(PREFETCH_BYTES / rows.heads);
+        let most = PREFETCH_BYTES / (rows.heads * E::OPERANDS);
+        let bytes = (rows.rows * rows.row_stride * E::BYTES).min(most);
         for head in 0..rows.heads {
-            let first = maps.wrapping_add((rows.first + head * rows.head_stride) * size);
-            for at in (0..bytes).step_by(64) {
-                lanes.prefetch(first.wrapping_add(at));
+            for ahead in (0..bytes).step_by(64) {
+                entries.prefetch(lanes, head * rows.head_stride, ahead);
             }
         }
     }
@@ -215,47 +272,36 @@ struct FuseRows<'a, S> {
     side_by_side: bool,
 }
 
-impl<S: Sink> InnerLoop for FuseRows<'_, S> {
-    type Output = ();
-
+impl<S: Sink> EntriesLoop for FuseRows<'_, S> {
     #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) {
-        let maps = self.from.maps;
-        with_element!(maps.dtype(), T => {
-            self.by_fusion::<L, T>(lanes, maps.as_slice().unwrap_or_default())
-        });
-    }
-}
-
-impl<S: Sink> FuseRows<'_, S> {
-    #[inline(always)]
-    fn by_fusion<L: Lanes, T: Element>(self, lanes: L, maps: &[T]) {
-        let maps = &maps[self.from.first..];
+    fn run<L: Lanes, E: Entries>(self, lanes: L, entries: E) {
         // As many vectors as leave registers free: of two rows, or of four where there is but one head.
         match self.from.fusion {
             HeadFusion::Weighted(weights) => {
-                self.rows::<L, T, _, 2, 4>(lanes, maps, Weighted { weights });
+                self.rows::<L, E, _, 2, 4>(lanes, entries, Weighted { weights });
             }
             // Whatever fuses several heads leaves one as it is.
             _ if self.from.heads == 1 => {
                 let least = Above(self.from.more_than);
-                self.rows::<L, T, _, 4, 2>(lanes, maps, least);
+                self.rows::<L, E, _, 4, 2>(lanes, entries, least);
             }
             HeadFusion::Mean => {
                 let scale = 1.0 / self.from.heads as f32;
-                self.rows::<L, T, _, 2, 4>(lanes, maps, Mean { scale });
+                self.rows::<L, E, _, 2, 4>(lanes, entries, Mean { scale });
             }
-            HeadFusion::Max => self.rows::<L, T, _, 2, 4>(lanes, maps, Extreme::<true>),
-            HeadFusion::Min => self.rows::<L, T, _, 2, 4>(lanes, maps, Extreme::<false>),
+            HeadFusion::Max => self.rows::<L, E, _, 2, 4>(lanes, entries, Extreme::<true>),
+            HeadFusion::Min => self.rows::<L, E, _, 2, 4>(lanes, entries, Extreme::<false>),
         }
     }
+}
 
+impl<S: Sink> FuseRows<'_, S> {
     /// All rows, `R` at a time in steps of `V` vectors.
     #[inline(always)]
-    fn rows<L: Lanes, T: Element, F: Fold, const R: usize, const V: usize>(
+    fn rows<L: Lanes, E: Entries, F: Fold, const R: usize, const V: usize>(
         self,
         lanes: L,
-        maps: &[T],
+        entries: E,
         fusion: F,
     ) {
         let MapRows {
@@ -270,14 +316,14 @@ impl<S: Sink> FuseRows<'_, S> {
         if rows == 0 {
             return;
         }
-        // All that follows reads `maps` below this.
-        assert!((heads - 1) * head_stride + (rows - 1) * row_stride + len <= maps.len());
+        // All that follows reads entries below this.
+        assert!((heads - 1) * head_stride + (rows - 1) * row_stride + len <= entries.len());
         let mut pass = Fuse {
             lanes,
-            maps: maps.as_ptr(),
+            entries,
             fusion,
             from: self.from,
-            prefetch: PREFETCH_BYTES / heads,
+            prefetch: PREFETCH_BYTES / (heads * E::OPERANDS),
             to: self.to,
         };
         if let Some(from) = causal_from {
@@ -300,10 +346,10 @@ impl<S: Sink> FuseRows<'_, S> {
 }
 
 /// A pass with everything known at compile time that can be.
-struct Fuse<'a, L, T, F, S> {
+struct Fuse<'a, L, E, F, S> {
     lanes: L,
-    /// The first entry. All rows of all heads can be read.
-    maps: *const T,
+    /// All rows of all heads can be read.
+    entries: E,
     fusion: F,
     from: MapRows<'a>,
     /// How far ahead each head is prefetched, in bytes.
@@ -311,7 +357,7 @@ struct Fuse<'a, L, T, F, S> {
     to: S,
 }
 
-impl<L: Lanes, T: Element, F: Fold, S: Sink> Fuse<'_, L, T, F, S> {
+impl<L: Lanes, E: Entries, F: Fold, S: Sink> Fuse<'_, L, E, F, S> {
     /// The first `len` columns of `R` rows, in steps of `V` vectors, 2 or 4.
     #[inline(always)]
     fn columns<const R: usize, const V: usize>(&mut self, row: usize, len: usize) {
@@ -349,29 +395,29 @@ impl<L: Lanes, T: Element, F: Fold, S: Sink> Fuse<'_, L, T, F, S> {
         column: usize,
         done: usize,
     ) {
-        let fusion = self.fusion;
+        let (entries, fusion) = (self.entries, self.fusion);
         let mut kept = [[lanes.splat(0.0); V]; R];
         for r in 0..R {
-            let maps = self.head(lanes, 0, row + r, column, V);
+            let first = self.head(lanes, 0, row + r, column, V);
             for v in 0..V {
                 // SAFETY: as `head` says.
-                let value = unsafe { lanes.read(maps.add(v * W::LANES)) };
+                let value = unsafe { entries.read(lanes, first + v * W::LANES) };
                 kept[r][v] = fusion.first(lanes, value);
             }
         }
         for head in 1..self.from.heads {
             for r in 0..R {
-                let maps = self.head(lanes, head, row + r, column, V);
+                let first = self.head(lanes, head, row + r, column, V);
                 for v in 0..V {
                     // SAFETY: as `head` says.
-                    let value = unsafe { lanes.read(maps.add(v * W::LANES)) };
+                    let value = unsafe { entries.read(lanes, first + v * W::LANES) };
                     kept[r][v] = fusion.next(lanes, kept[r][v], value, head);
                 }
             }
         }
         for r in 0..R {
             for v in 0..V {
-                kept[r][v] = fusion.last(lanes, kept[r][v]);
+                kept[r][v] = entries.folded(lanes, fusion.last(lanes, kept[r][v]));
             }
         }
         self.to.take(lanes, row, column, done, &kept);
@@ -387,12 +433,12 @@ impl<L: Lanes, T: Element, F: Fold, S: Sink> Fuse<'_, L, T, F, S> {
         row: usize,
         column: usize,
         vectors: usize,
-    ) -> *const T {
+    ) -> usize {
         let first = head * self.from.head_stride + row * self.from.row_stride + column;
-        let maps = self.maps.wrapping_add(first);
-        for line in 0..(vectors * W::LANES * size_of::<T>()).div_ceil(64) {
-            lanes.prefetch(maps.cast::<u8>().wrapping_add(self.prefetch + line * 64));
+        for line in 0..(vectors * W::LANES * E::BYTES).div_ceil(64) {
+            let ahead = self.prefetch + line * 64;
+            self.entries.prefetch(lanes, first, ahead);
         }
-        maps
+        first
     }
 }

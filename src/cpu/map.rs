@@ -1,4 +1,4 @@
-//! One item's fused map of one layer, without what is discarded, handed out in blocks of rows.
+//! One item's fused map of one layer, without what is discarded and excluded, handed out in blocks of rows.
 
 use std::ops::Range;
 
@@ -33,10 +33,9 @@ impl<'a> Run<'a> {
 
     /// The maps of `item` in `layer`.
     pub fn maps(&self, layer: usize, item: usize) -> ItemMaps<'a> {
-        let HostLayer::Maps(maps) = self.layers[layer];
         ItemMaps {
             problem: self.problem,
-            maps,
+            operands: self.layers[layer],
             layer,
             item,
         }
@@ -71,8 +70,35 @@ impl<'a> FusedMap<'a> {
         }
     }
 
+    /// Whether rows must be seen whole before they can be used: something is excluded from them.
+    pub fn is_excluding(&self) -> bool {
+        !self.excluded().is_empty()
+    }
+
+    /// The columns that are excluded, of which some may lie beyond the window.
+    fn excluded(&self) -> &'a [usize] {
+        &self.maps.problem.config().exclude_from_attention
+    }
+
     /// Writes the rows `rows`, times `weight`, into `weighted`, `[rows, len]`.
     pub fn rows(&self, rows: Range<usize>, weight: f32, weighted: &mut [f32]) {
+        if !self.is_excluding() {
+            return self.kept_rows(rows, weight, weighted);
+        }
+        self.kept_rows(rows, 1.0, weighted);
+        for row in weighted.chunks_exact_mut(self.maps.len()) {
+            for &column in self.excluded() {
+                if let Some(entry) = row.get_mut(column) {
+                    *entry = 0.0;
+                }
+            }
+            divide_by_sum(self.simd, row);
+            row.iter_mut().for_each(|entry| *entry *= weight);
+        }
+    }
+
+    /// As [`rows`](FusedMap::rows), with the columns that are excluded.
+    fn kept_rows(&self, rows: Range<usize>, weight: f32, weighted: &mut [f32]) {
         let Some((whole, cutoff)) = &self.discard else {
             self.maps.rows(rows).fuse(self.simd, weight, weighted);
             return;
@@ -88,7 +114,8 @@ impl<'a> FusedMap<'a> {
         }
     }
 
-    /// Adds the rows `rows` times `weights`, `[start rows, rows]`, to `part`, `[start rows, len]`. `row` has room for one.
+    /// Adds the rows `rows` times `weights`, `[start rows, rows]`, to `part`, `[start rows, len]`, where nothing is excluded.
+    /// `row` has room for one.
     pub fn accumulate(
         &self,
         rows: Range<usize>,
@@ -164,6 +191,33 @@ pub(crate) unsafe fn whole_by_team<'a>(
 /// Writes the sums of the rows `fused`, `[rows, len]`, into `sums`.
 pub(crate) fn row_sums(simd: Simd, fused: &[f32], len: usize, sums: &mut [f32]) {
     simd.for_rows(len).dispatch(RowSums { fused, len, sums });
+}
+
+/// Divides a row by its sum; a row whose sum is 0 becomes 0.
+pub(crate) fn divide_by_sum(simd: Simd, row: &mut [f32]) {
+    let mut sum = [0.0];
+    row_sums(simd, row, row.len(), &mut sum);
+    match sum[0] {
+        0.0 => row.fill(0.0),
+        divisor => simd.dispatch(Divide { row, divisor }),
+    }
+}
+
+/// `row / divisor`.
+struct Divide<'a> {
+    row: &'a mut [f32],
+    divisor: f32,
+}
+
+impl InnerLoop for Divide<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _lanes: L) {
+        for entry in self.row {
+            *entry /= self.divisor;
+        }
+    }
 }
 
 struct RowSums<'a> {

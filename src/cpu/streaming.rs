@@ -155,7 +155,6 @@ impl StreamingPlan {
         }
         let layer = self.problem.layers().start + self.pushed;
         self.problem.check_layer(layer, &operands)?;
-        let HostLayer::Maps(maps) = operands;
         let Shape { batch, tokens, .. } = *self.problem.shape();
         let pushed = self.pushed;
         let cumulative = self.problem.config().output == Output::Cumulative;
@@ -178,7 +177,7 @@ impl StreamingPlan {
             }
             let maps = ItemMaps {
                 problem: &prepared.problem,
-                maps,
+                operands,
                 layer,
                 item,
             };

@@ -175,6 +175,17 @@ impl<'a> Workload<'a> {
                 got: self.limits.arch,
             });
         }
+        let config = self.problem.config();
+        let on_cpu_alone = [
+            ("gradients", config.gradients.is_some()),
+            (
+                "tokens excluded from attention",
+                !config.exclude_from_attention.is_empty(),
+            ),
+        ];
+        if let Some((what, _)) = on_cpu_alone.into_iter().find(|&(_, asked)| asked) {
+            return Err(Error::CpuAlone { what });
+        }
         let shape = self.problem.shape();
         let extents = [
             shape.batch,

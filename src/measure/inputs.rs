@@ -44,7 +44,7 @@ impl Inputs {
     /// [`Error::HostMemory`](crate::Error::HostMemory).
     pub fn copied(layers: &[HostLayer<'_>]) -> Result<Self> {
         let copy = |layer: &HostLayer<'_>| {
-            let Layer::Maps(maps) = layer;
+            let (Layer::Maps(maps) | Layer::Gradients { maps, .. }) = layer;
             OwnedTensor::copied(maps.dtype(), maps.bytes())
         };
         Ok(Inputs {

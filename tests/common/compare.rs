@@ -89,7 +89,14 @@ impl Budget {
         } else {
             0
         };
-        let roundings = shape.heads + shape.tokens + normalised + 8;
+        // A row of which tokens are excluded is divided by its sum; entries times gradients are rounded.
+        let excluded = if problem.config().exclude_from_attention.is_empty() {
+            0
+        } else {
+            shape.tokens + 2
+        };
+        let weighed = usize::from(problem.config().gradients.is_some());
+        let roundings = shape.heads + shape.tokens + normalised + excluded + weighed + 8;
         Budget {
             relative: 2.0 * (problem.layers().len() * roundings) as f64 * UNIT_ROUNDOFF,
             magnitudes: reference::rollout(&magnitudes(problem), layers).expect("a valid problem"),

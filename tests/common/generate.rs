@@ -1,11 +1,11 @@
 //! Seeded problems with inputs that mean something: softmax rows with real spread inside the windows, NaN in every
 //! element that must not be read.
 
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
 use attention_rollout::{
-    DType, Discard, DiscardScope, Element, HeadFusion, HostLayer, HostTensor, Output, Problem,
-    Residual, ResidualWeights, RolloutConfig, Shape, StartRows, Strides, Window,
+    DType, Discard, DiscardScope, Element, GradientRule, HeadFusion, HostLayer, HostTensor, Layer,
+    Output, Problem, Residual, ResidualWeights, RolloutConfig, Shape, StartRows, Strides, Window,
 };
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -85,8 +85,20 @@ pub struct Generated {
     pub problem: Problem,
     /// One buffer per layer, or one for all.
     pub storage: Vec<Storage>,
+    /// As many buffers of gradients, where the maps are weighed by them.
+    pub gradients: Vec<Storage>,
     /// Where each layer starts: buffer and element.
     pub places: Vec<(usize, usize)>,
+}
+
+impl Storage {
+    fn tensor(&self, elements: Range<usize>) -> HostTensor<'_> {
+        match self {
+            Storage::F32(values) => HostTensor::from(&values[elements]),
+            Storage::F16(values) => HostTensor::from(&values[elements]),
+            Storage::Bf16(values) => HostTensor::from(&values[elements]),
+        }
+    }
 }
 
 impl Generated {
@@ -95,10 +107,13 @@ impl Generated {
         let shape = self.problem.shape();
         let layer = |(layer, &(buffer, first)): (usize, &(usize, usize))| {
             let span = self.problem.strides(layer).span(shape).expect("checked");
-            match &self.storage[buffer] {
-                Storage::F32(maps) => HostLayer::from(&maps[first..first + span]),
-                Storage::F16(maps) => HostLayer::from(&maps[first..first + span]),
-                Storage::Bf16(maps) => HostLayer::from(&maps[first..first + span]),
+            let maps = self.storage[buffer].tensor(first..first + span);
+            match self.gradients.get(buffer) {
+                None => Layer::Maps(maps),
+                Some(gradients) => Layer::Gradients {
+                    maps,
+                    gradients: gradients.tensor(first..first + span),
+                },
             }
         };
         self.places.iter().enumerate().map(layer).collect()
@@ -170,7 +185,6 @@ impl Case {
         } else {
             (layers, span)
         };
-        let mut values = vec![vec![f32::NAN; len]; buffers];
         let places: Vec<_> = (0..layers)
             .map(|layer| {
                 if inside {
@@ -181,19 +195,24 @@ impl Case {
             })
             .collect();
         let mut random = Random::new(self.seed);
-        for &(buffer, first) in &places {
-            for item in 0..batch {
-                for head in 0..heads {
-                    let map = first + item * strides.batch + head * strides.head;
-                    self.fill(
-                        &mut random,
-                        item,
-                        strides.row,
-                        &mut values[buffer][map.min(len)..],
-                    );
+        let mut fill = |row: fn(&mut Random, Values, &mut [f32])| {
+            let mut values = vec![vec![f32::NAN; len]; buffers];
+            for &(buffer, first) in &places {
+                for item in 0..batch {
+                    for head in 0..heads {
+                        let map = first + item * strides.batch + head * strides.head;
+                        let map = &mut values[buffer][map.min(len)..];
+                        self.fill(&mut random, row, item, strides.row, map);
+                    }
                 }
             }
-        }
+            values
+        };
+        let maps = fill(map_row);
+        let gradients = match self.config.gradients {
+            Some(_) => fill(gradient_row),
+            None => Vec::new(),
+        };
         let store = |values: Vec<f32>| match self.dtype {
             DType::F32 => Storage::F32(values),
             DType::F16 => Storage::F16(values.into_iter().map(f16::from_f32).collect()),
@@ -201,13 +220,21 @@ impl Case {
         };
         Generated {
             problem,
-            storage: values.into_iter().map(store).collect(),
+            storage: maps.into_iter().map(store).collect(),
+            gradients: gradients.into_iter().map(store).collect(),
             places,
         }
     }
 
     /// Fills one map inside the item's window.
-    fn fill(&self, random: &mut Random, item: usize, stride: usize, map: &mut [f32]) {
+    fn fill(
+        &self,
+        random: &mut Random,
+        fill_row: fn(&mut Random, Values, &mut [f32]),
+        item: usize,
+        stride: usize,
+        map: &mut [f32],
+    ) {
         let window = self.windows[item];
         for i in 0..window.len {
             let present = if self.config.causal {
@@ -216,12 +243,24 @@ impl Case {
                 window.len
             };
             let row = &mut map[(window.start + i) * stride + window.start..][..present];
-            match self.values {
-                Values::Softmax => softmax_row(random, row),
-                Values::Ties => row.fill_with(|| random.below(9) as f32 / 8.0),
-            }
+            fill_row(random, self.values, row);
         }
     }
+}
+
+fn map_row(random: &mut Random, values: Values, row: &mut [f32]) {
+    match values {
+        Values::Softmax => softmax_row(random, row),
+        Values::Ties => row.fill_with(|| random.below(9) as f32 / 8.0),
+    }
+}
+
+/// Gradients of both signs.
+fn gradient_row(random: &mut Random, values: Values, row: &mut [f32]) {
+    row.fill_with(|| match values {
+        Values::Softmax => (random.unit() - 0.4) as f32,
+        Values::Ties => random.below(9) as f32 / 8.0 - 0.5,
+    });
 }
 
 /// One row of attention: softmax of scores with a standard deviation of about 2.
@@ -262,6 +301,26 @@ pub fn case_in(
     );
     let what = (0..8usize, 0..5usize, 0..3usize, 0..3usize, 0..5usize);
     (extents, how, what, any::<bool>(), any::<u64>()).prop_map(build)
+}
+
+/// Any case with up to `tokens` tokens whose maps are weighed by gradients, or from which tokens are excluded, or both.
+pub fn weighed_case(tokens: usize) -> impl Strategy<Value = Case> {
+    let how = (0..3usize, prop::collection::vec(0..tokens, 0..3));
+    (case(tokens), how).prop_map(|(mut case, (rule, excluded))| {
+        case.config.gradients = [None, Some(GradientRule::Heads), Some(GradientRule::Fused)][rule];
+        let tokens = case.shape.tokens;
+        case.config.exclude_from_attention = excluded.iter().map(|token| token % tokens).collect();
+        if case.config.gradients == Some(GradientRule::Fused) {
+            // Sums of entries of both signs are compared with 0. Multiples of 1/512 add up without rounding.
+            case.values = Values::Ties;
+            if let HeadFusion::Weighted(weights) = &mut case.config.head_fusion {
+                for weight in weights {
+                    *weight = (*weight * 8.0).round() / 8.0;
+                }
+            }
+        }
+        case
+    })
 }
 
 type Knobs = (
@@ -341,6 +400,8 @@ fn build(knobs: Knobs) -> Case {
             start..start + 1 + random.below(layers - start)
         }),
         causal,
+        gradients: None,
+        exclude_from_attention: Vec::new(),
         output: match output {
             0 => Output::Matrix,
             1 => Output::Cumulative,

@@ -4,3 +4,4 @@ mod against_reference;
 #[path = "../common/mod.rs"]
 mod common;
 mod real_data;
+mod sources;

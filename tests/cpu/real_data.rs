@@ -4,8 +4,8 @@ use crate::common::compare::assert_close;
 use crate::common::tensors::{Values, read, tensor};
 use attention_rollout::cpu::{Options, Plan};
 use attention_rollout::{
-    DType, Discard, DiscardScope, HeadFusion, HostLayer, Output, Problem, RolloutConfig, Shape,
-    StartRows, Window, reference,
+    DType, Discard, DiscardScope, GradientRule, HeadFusion, HostLayer, HostTensor, Layer, Output,
+    Problem, Residual, ResidualWeights, RolloutConfig, Shape, StartRows, Window, reference,
 };
 use safetensors::SafeTensors;
 
@@ -18,23 +18,27 @@ const MIN_TOLERANCE: f64 = 5e-6;
 struct Maps {
     shape: Shape,
     layers: Vec<Vec<f32>>,
+    /// As many as layers, or none.
+    gradients: Vec<Vec<f32>>,
 }
 
 impl Maps {
     fn read(file: &SafeTensors<'_>, prefix: &str) -> Self {
-        let mut layers = Vec::new();
         let mut shape = Vec::new();
-        while file
-            .tensor(&format!("{prefix}layer.{}", layers.len()))
-            .is_ok()
-        {
-            let (extents, values) = tensor(file, &format!("{prefix}layer.{}", layers.len()));
-            let Values::F32(values) = values else {
-                panic!("{prefix}: layers are f32");
-            };
-            shape = extents;
-            layers.push(values);
-        }
+        let mut stack = |kind: &str| -> Vec<Vec<f32>> {
+            let names = (0..).map(|layer| format!("{prefix}{kind}.{layer}"));
+            let there = names.take_while(|name| file.tensor(name).is_ok());
+            there
+                .map(|name| match tensor(file, &name) {
+                    (extents, Values::F32(values)) => {
+                        shape = extents;
+                        values
+                    }
+                    _ => panic!("{name} is f32"),
+                })
+                .collect()
+        };
+        let (gradients, layers) = (stack("gradient"), stack("layer"));
         Maps {
             shape: Shape {
                 layers: layers.len(),
@@ -43,6 +47,7 @@ impl Maps {
                 tokens: shape[2],
             },
             layers,
+            gradients,
         }
     }
 
@@ -57,6 +62,7 @@ impl Maps {
                 ..self.shape
             },
             layers: self.layers.into_iter().map(one).collect(),
+            gradients: Vec::new(),
         }
     }
 
@@ -74,11 +80,15 @@ impl Maps {
             .windows(windows)
             .build()
             .unwrap();
-        let layers: Vec<_> = self
-            .layers
-            .iter()
-            .map(|l| HostLayer::from(&l[..]))
-            .collect();
+        let maps = self.layers.iter().map(|maps| HostTensor::from(&maps[..]));
+        let gradients = self.gradients.iter().map(|g| HostTensor::from(&g[..]));
+        let layers: Vec<_> = match config.gradients {
+            None => maps.map(Layer::Maps).collect(),
+            Some(_) => maps
+                .zip(gradients)
+                .map(|(maps, gradients)| Layer::Gradients { maps, gradients })
+                .collect(),
+        };
         let shape = problem.output_shape();
         let exact = reference::rollout(&problem, &layers).unwrap();
         let exact: Vec<f32> = exact.iter().map(|&v| v as f32).collect();
@@ -255,6 +265,39 @@ fn pyhealth_attributions_are_reproduced() {
             &want,
             TOLERANCE,
         );
+        checked += 1;
+    }
+    assert_eq!(checked, 6, "every feature of the file");
+}
+
+#[test]
+fn chefer_relevance_is_reproduced() {
+    let file = read("chefer_cases.safetensors");
+    let file = SafeTensors::deserialize(&file).unwrap();
+    let mut checked = 0;
+    for name in file.names() {
+        let Some(feature) = name.strip_suffix("rollout") else {
+            continue;
+        };
+        let maps = Maps::read(&file, feature);
+        assert_eq!(maps.gradients.len(), maps.layers.len(), "{feature}");
+        let chefer = RolloutConfig {
+            gradients: Some(GradientRule::Heads),
+            residual: ResidualWeights::Uniform(Residual::new(1.0, 1.0)),
+            ..RolloutConfig::default()
+        };
+        let want = tensor(&file, name).1.to_f64();
+        maps.check_matrix(name, &chefer, &want, TOLERANCE);
+        let rows = tensor(&file, &format!("{feature}row")).1.to_f64();
+        let config = RolloutConfig {
+            output: Output::Rows(StartRows::PerItem(
+                rows.iter().map(|&row| row as usize).collect(),
+            )),
+            ..chefer
+        };
+        let want = tensor(&file, &format!("{feature}relevance")).1.to_f64();
+        let windows = vec![Window::full(maps.shape.tokens); maps.shape.batch];
+        maps.check(feature, &config, windows, &want, TOLERANCE);
         checked += 1;
     }
     assert_eq!(checked, 6, "every feature of the file");

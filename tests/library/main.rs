@@ -7,6 +7,8 @@ mod closed_forms;
 mod common;
 #[cfg(feature = "cpu")]
 mod errors;
+#[cfg(feature = "cpu")]
+mod model;
 mod post;
 #[cfg(feature = "cpu")]
 mod validate;

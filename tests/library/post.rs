@@ -1,7 +1,10 @@
 //! Expanding, laying out and scaling relevance.
 
 use attention_rollout::Error;
-use attention_rollout::post::{Normalization, expand, expanded_shape, grid, normalize};
+use attention_rollout::post::{
+    Normalization, columns, exclude_from_relevance, expand, expanded_shape, grid, normalize,
+    upsample,
+};
 
 const RELEVANCE: [f32; 6] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6];
 
@@ -155,4 +158,88 @@ fn scaling_needs_whole_rows() {
         Err(Error::ZeroExtent { .. })
     ));
     assert_eq!(values, RELEVANCE);
+}
+
+#[test]
+fn columns_are_taken_of_every_row() {
+    assert_eq!(columns(&RELEVANCE, 3, 1..3).unwrap(), [0.2, 0.3, 0.5, 0.6]);
+    assert_eq!(columns(&RELEVANCE, 3, 0..3).unwrap(), RELEVANCE);
+    assert_eq!(columns(&[], 3, 0..1).unwrap(), [0.0; 0]);
+    for wrong in [1..1, 2..4] {
+        assert!(matches!(
+            columns(&RELEVANCE, 3, wrong.clone()),
+            Err(Error::Columns { start, end, tokens: 3 }) if (start..end) == wrong
+        ));
+    }
+    assert!(matches!(
+        columns(&RELEVANCE, 4, 0..1),
+        Err(Error::Len {
+            expected: 8,
+            got: 6,
+            ..
+        })
+    ));
+}
+
+#[test]
+fn excluded_tokens_leave_their_relevance_to_the_others() {
+    let mut values = [1.0, 2.0, 3.0, 5.0, 4.0, 0.0, 0.0, 7.0];
+    exclude_from_relevance(&mut values, 4, &[3, 0]).unwrap();
+    assert_eq!(values, [0.0, 0.4, 0.6, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    let before = values;
+    assert!(matches!(
+        exclude_from_relevance(&mut values, 4, &[0, 4]),
+        Err(Error::Token {
+            token: 4,
+            tokens: 4,
+            ..
+        })
+    ));
+    assert_eq!(values, before);
+}
+
+#[test]
+fn pictures_are_enlarged_bilinearly() {
+    // torch.nn.functional.interpolate(torch.tensor([[[[0., 1.], [2., 4.]]]]), (4, 4), mode="bilinear")
+    let enlarged = upsample(&[0.0, 1.0, 2.0, 4.0], (2, 2), (4, 4)).unwrap();
+    assert_eq!(
+        enlarged,
+        [
+            0.0, 0.25, 0.75, 1.0, 0.5, 0.8125, 1.4375, 1.75, 1.5, 1.9375, 2.8125, 3.25, 2.0, 2.5,
+            3.5, 4.0
+        ]
+    );
+    // A size kept keeps the values to the bit, also beside NaN, and pictures do not mix.
+    let two = [1.0, 2.0, f32::NAN, 4.0, 5.0, 6.0];
+    let same = upsample(&two, (1, 3), (1, 3)).unwrap();
+    for (got, want) in same.iter().zip(two) {
+        assert_eq!(got.to_bits(), want.to_bits());
+    }
+    let wide = upsample(&[1.0, 3.0, 5.0, 7.0], (1, 2), (2, 3)).unwrap();
+    assert_eq!(
+        wide,
+        [1.0, 2.0, 3.0, 1.0, 2.0, 3.0, 5.0, 6.0, 7.0, 5.0, 6.0, 7.0]
+    );
+}
+
+#[test]
+fn pictures_that_do_not_fit_are_refused() {
+    for (size, to) in [((0, 2), (2, 2)), ((2, 2), (2, 0))] {
+        assert!(matches!(
+            upsample(&RELEVANCE, size, to),
+            Err(Error::ZeroExtent { .. })
+        ));
+    }
+    assert!(matches!(
+        upsample(&RELEVANCE, (2, 2), (4, 4)),
+        Err(Error::Len {
+            expected: 8,
+            got: 6,
+            ..
+        })
+    ));
+    assert!(matches!(
+        upsample(&RELEVANCE, (2, 3), (usize::MAX, 2)),
+        Err(Error::SizeOverflow { .. })
+    ));
 }

@@ -2,8 +2,8 @@
 
 use crate::common::generate::{Case, Layout};
 use attention_rollout::{
-    DType, Defect, DefectKind, Error, HostLayer, Output, Problem, RolloutConfig, Shape, Window,
-    validate,
+    DType, Defect, DefectKind, Error, GradientRule, HostLayer, HostTensor, Layer, Output, Problem,
+    RolloutConfig, Shape, Window, validate,
 };
 
 const SHAPE: Shape = Shape {
@@ -180,4 +180,33 @@ fn bad_arguments_are_refused() {
             ..
         })
     ));
+}
+
+#[test]
+fn the_first_gradient_that_is_not_finite_is_named() {
+    let problem = problem(RolloutConfig {
+        gradients: Some(GradientRule::Heads),
+        ..RolloutConfig::default()
+    });
+    let maps = vec![vec![0.25_f32; 64]; 3];
+    let mut gradients = vec![vec![-3.0_f32; 64]; 3];
+    let find = |gradients: &[Vec<f32>]| {
+        let layers: Vec<_> = (maps.iter().zip(gradients))
+            .map(|(maps, gradients)| Layer::Gradients {
+                maps: HostTensor::from(&maps[..]),
+                gradients: HostTensor::from(&gradients[..]),
+            })
+            .collect();
+        validate(&problem, &layers, 1e-6).unwrap()
+    };
+    assert_eq!(find(&gradients), None, "of any sign and sum");
+    gradients[2][0] = f32::INFINITY;
+    gradients[1][32 + 16 + 4 + 3] = f32::NAN;
+    let defect = find(&gradients).unwrap();
+    assert_eq!(
+        defect.to_string(),
+        "layer 1, item 1, head 1, row 1: the gradient in column 3 is NaN"
+    );
+    gradients[1][32 + 16 + 4 + 3] = 0.0;
+    assert_eq!(find(&gradients).unwrap().layer, 2);
 }

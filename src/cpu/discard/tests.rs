@@ -42,7 +42,7 @@ fn accumulated(simd: Simd, problem: &Problem, map: FusedEntries<'_>) -> Vec<f32>
     let len = map.len;
     let maps = ItemMaps {
         problem,
-        maps: map.entries.into(),
+        operands: map.entries.into(),
         layer: 0,
         item: 0,
     };

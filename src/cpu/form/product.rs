@@ -9,10 +9,10 @@ use crate::cpu::discard;
 use crate::cpu::engine::{Memory, Scratch};
 use crate::cpu::form::rows;
 use crate::cpu::fuse::ItemMaps;
-use crate::cpu::map::{FusedMap, Run, row_sums, whole_by_team};
+use crate::cpu::map::{FusedMap, Run, divide_by_sum, whole_by_team};
 use crate::cpu::memory::Parts;
 use crate::cpu::panels::{self, Panels, Rollout, Rollouts, Slab};
-use crate::cpu::simd::{InnerLoop, Lanes, Simd};
+use crate::cpu::simd::Simd;
 use crate::cpu::team::{Member, Shared};
 use crate::error::Result;
 use crate::layout::product as checked;
@@ -310,29 +310,7 @@ fn add_residual(map: &FusedMap<'_>, rows: Range<usize>, ahat: &mut [f32]) {
     for (i, row) in rows.zip(ahat.chunks_exact_mut(map.maps.len())) {
         row[i] += identity;
         if problem.config().normalize_rows {
-            let mut sum = [0.0];
-            row_sums(map.simd, row, row.len(), &mut sum);
-            match sum[0] {
-                0.0 => row.fill(0.0),
-                sum => map.simd.dispatch(Divide { row, divisor: sum }),
-            }
-        }
-    }
-}
-
-/// `row / divisor`.
-struct Divide<'a> {
-    row: &'a mut [f32],
-    divisor: f32,
-}
-
-impl InnerLoop for Divide<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self, _lanes: L) {
-        for entry in self.row {
-            *entry /= self.divisor;
+            divide_by_sum(map.simd, row);
         }
     }
 }

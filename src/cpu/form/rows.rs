@@ -4,7 +4,7 @@
 //! summed by itself and the parts are added in block order, so the result does not depend on who computed which block.
 //!
 //! Few start rows are multiplied with fused entries as these come out of the maps. Fused rows are kept, a chunk at a
-//! time, only where more must be known first: their sums, or what is discarded.
+//! time, only where more must be known first: their sums, or what is discarded or excluded.
 
 use std::ops::Range;
 
@@ -368,7 +368,7 @@ impl FusedMap<'_> {
         let len = self.maps.len();
         let start_rows = relevance.len() / len;
         let normalize = problem.config().normalize_rows;
-        if start_rows <= GEMM_START_ROWS && !normalize {
+        if start_rows <= GEMM_START_ROWS && !normalize && !self.is_excluding() {
             let weights = &mut weights[..start_rows * run.len()];
             self.weigh(run.clone(), relevance, None, weights, part);
             self.accumulate(run, start_rows, weights, fused, part);

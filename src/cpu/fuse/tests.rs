@@ -46,6 +46,7 @@ impl Maps {
     fn rows<'a>(&self, maps: HostTensor<'a>, heads: usize, fusion: &'a HeadFusion) -> MapRows<'a> {
         MapRows {
             maps,
+            gradients: None,
             first: 0,
             head_stride: ROWS * self.stride(),
             row_stride: self.stride(),

@@ -4,7 +4,8 @@ use std::num::NonZeroUsize;
 
 use attention_rollout::cpu::{GroupItem, GroupPlan, Options, Plan, StreamingPlan};
 use attention_rollout::{
-    DType, Error, HostLayer, Output, Problem, RolloutConfig, Shape, reference,
+    DType, Error, GradientRule, HeadFusion, HostLayer, HostTensor, Layer, Output, Problem,
+    RolloutConfig, Shape, reference,
 };
 
 use super::SHAPE;
@@ -36,6 +37,71 @@ fn a_batch_of_zero_is_an_empty_result() {
         stream.finish(&mut []).unwrap();
         assert_eq!(reference::rollout(&problem, &layers).unwrap(), [0.0; 0]);
     }
+}
+
+#[test]
+fn gradients_that_do_not_fit_their_maps() {
+    let (plain, len) = valid();
+    let config = RolloutConfig {
+        gradients: Some(GradientRule::Heads),
+        ..RolloutConfig::default()
+    };
+    let weighed = Problem::new(SHAPE, DType::F32, config).unwrap();
+    assert_eq!(weighed.growth_bound(), f64::INFINITY);
+    assert_eq!(weighed.map_bytes(), 2 * plain.map_bytes());
+    let tensors = [vec![0.25_f32; len], vec![0.25; len - 1]];
+    let halves = vec![half::f16::ONE; len];
+    let maps = HostTensor::from(&tensors[0][..]);
+    let with = |gradients| Layer::Gradients { maps, gradients };
+    let error = |problem: &Problem, layer| {
+        let mut out = vec![7.0; problem.output_len()];
+        let mut plan = Plan::new(problem, &Options::default()).unwrap();
+        let error = plan.run(&[Layer::from(maps), layer], &mut out).unwrap_err();
+        assert!(out.iter().all(|&v| v == 7.0), "nothing is written");
+        let error = match problem.config().gradients {
+            Some(_) => problem.check_layer(1, &layer).unwrap_err(),
+            None => error,
+        };
+        error.to_string()
+    };
+    assert_eq!(
+        error(&weighed, Layer::Maps(maps)),
+        "layer 1: expected maps and gradients, got maps"
+    );
+    assert_eq!(
+        error(&weighed, with(HostTensor::from(&tensors[1][..]))),
+        "layer 1: its extents and strides reach 96 elements, got 95"
+    );
+    assert_eq!(
+        error(&weighed, with(HostTensor::from(&halves[..]))),
+        "layer 1: expected f32 elements, got f16"
+    );
+    assert_eq!(
+        error(&plain, with(maps)),
+        "layer 1: expected maps, got maps and gradients"
+    );
+}
+
+#[test]
+fn tokens_that_are_not_there_cannot_be_excluded() {
+    let config = RolloutConfig {
+        exclude_from_attention: vec![3, 4],
+        ..RolloutConfig::default()
+    };
+    let error = Problem::new(SHAPE, DType::F32, config.clone()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "token 4, excluded from attention, is not among the 4 tokens"
+    );
+    let config = RolloutConfig {
+        exclude_from_attention: vec![3, 0, 3],
+        head_fusion: HeadFusion::Max,
+        ..config
+    };
+    let problem = Problem::new(SHAPE, DType::F32, config).unwrap();
+    assert_eq!(problem.config().exclude_from_attention, [0, 3]);
+    // Rows sum to 1 again, whatever the fusion made of them.
+    assert_eq!(problem.growth_bound(), 1.0);
 }
 
 #[test]

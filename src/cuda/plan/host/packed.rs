@@ -40,7 +40,7 @@ pub(super) fn pack_layer(
     let Shape { heads, tokens, .. } = *problem.shape();
     let Strides { batch, head, row } = *problem.strides(layer);
     let size = problem.dtype().size_bytes();
-    let HostLayer::Maps(maps) = operands;
+    let (HostLayer::Maps(maps) | HostLayer::Gradients { maps, .. }) = operands;
     let bytes = maps.bytes();
     let map_bytes = tokens * tokens * size;
     for (item, staged) in items.zip(staged.chunks_exact_mut(heads * map_bytes)) {

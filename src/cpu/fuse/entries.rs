@@ -1,0 +1,123 @@
+//! What an entry of a head is, lane by lane, before the heads become one.
+
+use crate::config::GradientRule;
+use crate::cpu::simd::Lanes;
+use crate::dtype::Element;
+
+/// Entries of the heads of some rows, by their place among the elements of the maps.
+pub(super) trait Entries: Copy {
+    /// Bytes of an element.
+    const BYTES: usize;
+    /// Arrays that an entry is read from.
+    const OPERANDS: usize;
+
+    /// How many there are.
+    fn len(self) -> usize;
+
+    /// The entries from `at` on.
+    ///
+    /// # Safety
+    /// There are as many as a vector has lanes.
+    unsafe fn read<W: Lanes>(self, lanes: W, at: usize) -> W::Vector;
+
+    /// What becomes of the folded entries of all heads.
+    fn folded<W: Lanes>(self, lanes: W, folded: W::Vector) -> W::Vector;
+
+    /// Asks for the cache line `bytes` after the entry `at`, which need not be there.
+    fn prefetch<W: Lanes>(self, lanes: W, at: usize, bytes: usize);
+}
+
+/// The maps as they are.
+#[derive(Clone, Copy)]
+pub(super) struct Attention<'a, T>(pub &'a [T]);
+
+impl<T: Element> Entries for Attention<'_, T> {
+    const BYTES: usize = size_of::<T>();
+    const OPERANDS: usize = 1;
+
+    #[inline(always)]
+    fn len(self) -> usize {
+        self.0.len()
+    }
+
+    #[inline(always)]
+    unsafe fn read<W: Lanes>(self, lanes: W, at: usize) -> W::Vector {
+        // SAFETY: as the caller vouches.
+        unsafe { lanes.read(self.0.as_ptr().add(at)) }
+    }
+
+    #[inline(always)]
+    fn folded<W: Lanes>(self, _lanes: W, folded: W::Vector) -> W::Vector {
+        folded
+    }
+
+    #[inline(always)]
+    fn prefetch<W: Lanes>(self, lanes: W, at: usize, bytes: usize) {
+        prefetch(lanes, self.0, at, bytes);
+    }
+}
+
+/// The maps times their gradients, what is negative taken as 0: head by head, or once they are folded.
+#[derive(Clone, Copy)]
+pub(super) struct GradientWeighted<'a, T> {
+    maps: &'a [T],
+    gradients: &'a [T],
+    /// Entries are at least this, and so are folded ones: 0 for those the rule rectifies.
+    least_entry: f32,
+    least_folded: f32,
+}
+
+impl<'a, T> GradientWeighted<'a, T> {
+    /// Entries of `maps` and of the `gradients` at the same places, as `rule` says.
+    pub fn new(maps: &'a [T], gradients: &'a [T], rule: GradientRule) -> Self {
+        let (least_entry, least_folded) = match rule {
+            GradientRule::Heads => (0.0, f32::NEG_INFINITY),
+            GradientRule::Fused => (f32::NEG_INFINITY, 0.0),
+        };
+        GradientWeighted {
+            maps,
+            gradients,
+            least_entry,
+            least_folded,
+        }
+    }
+}
+
+impl<T: Element> Entries for GradientWeighted<'_, T> {
+    const BYTES: usize = size_of::<T>();
+    const OPERANDS: usize = 2;
+
+    #[inline(always)]
+    fn len(self) -> usize {
+        self.maps.len().min(self.gradients.len())
+    }
+
+    #[inline(always)]
+    unsafe fn read<W: Lanes>(self, lanes: W, at: usize) -> W::Vector {
+        // SAFETY: as the caller vouches, for both.
+        let (map, gradient) = unsafe {
+            (
+                lanes.read(self.maps.as_ptr().add(at)),
+                lanes.read(self.gradients.as_ptr().add(at)),
+            )
+        };
+        lanes.max(lanes.splat(self.least_entry), lanes.mul(gradient, map))
+    }
+
+    #[inline(always)]
+    fn folded<W: Lanes>(self, lanes: W, folded: W::Vector) -> W::Vector {
+        lanes.max(lanes.splat(self.least_folded), folded)
+    }
+
+    #[inline(always)]
+    fn prefetch<W: Lanes>(self, lanes: W, at: usize, bytes: usize) {
+        prefetch(lanes, self.maps, at, bytes);
+        prefetch(lanes, self.gradients, at, bytes);
+    }
+}
+
+#[inline(always)]
+fn prefetch<W: Lanes, T>(lanes: W, elements: &[T], at: usize, bytes: usize) {
+    let address = elements.as_ptr().wrapping_add(at).cast::<u8>();
+    lanes.prefetch(address.wrapping_add(bytes));
+}
