@@ -12,6 +12,7 @@ mod op;
 mod parse;
 mod registers;
 mod report;
+pub mod trace;
 
 pub use config::{Dim3, Launch, Options};
 pub use exec::launch;

@@ -2,6 +2,7 @@
 
 use crate::parse::Space;
 use crate::registers::{AnySlot, PredSlot, Registers, Slot};
+use crate::trace::Cost;
 
 /// Arithmetic on registers only: reads and writes the lanes of the mask.
 pub(crate) type Alu = Box<dyn Fn(&mut Registers, u32) + Send + Sync>;
@@ -12,9 +13,21 @@ pub(crate) struct Instruction {
     /// The guard predicate, and whether it is negated.
     pub(crate) guard: Option<Guard>,
     pub(crate) class: Class,
+    /// What a timing model charges for it, and the registers it depends on.
+    pub(crate) cost: Cost,
+    pub(crate) operands: Operands,
     pub(crate) line: u32,
     pub(crate) source_line: u32,
     pub(crate) text: String,
+}
+
+/// The registers of one instruction, its guard included, each by its first line.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Operands {
+    pub(crate) reads: Vec<u32>,
+    pub(crate) writes: Vec<u32>,
+    /// Whether a special register, such as the thread's index, is read.
+    pub(crate) special: bool,
 }
 
 /// A predicate operand, possibly negated.

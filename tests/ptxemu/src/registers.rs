@@ -75,6 +75,16 @@ pub(crate) enum AnySlot {
     Wide(Slot<u64>),
 }
 
+impl AnySlot {
+    /// The first line of the register, which no other register has.
+    pub(crate) fn line(self) -> u32 {
+        match self {
+            Self::Narrow(slot) => slot.line,
+            Self::Wide(slot) => slot.line,
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 #[repr(C, align(128))]
 struct Line([u32; LANES]);

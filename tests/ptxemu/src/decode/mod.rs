@@ -9,6 +9,7 @@ mod bits;
 mod compare;
 mod convert;
 mod copy;
+mod cost;
 mod float;
 mod half;
 mod integer;
@@ -40,7 +41,8 @@ pub(crate) fn instruction(builder: &mut Builder<'_>, statement: Statement<'_>) -
             unknown.join(" .")
         ));
     }
-    decoder.builder.push(op, guard, class);
+    let cost = cost::of(&decoder.statement, &op, decoder.builder.operands());
+    decoder.builder.push(op, guard, class, cost);
     Ok(())
 }
 

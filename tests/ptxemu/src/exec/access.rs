@@ -28,6 +28,8 @@ struct Request {
     global_mask: u32,
     shared: [u64; 32],
     shared_mask: u32,
+    /// Some lane reaches for the shared memory of another block.
+    remote: bool,
 }
 
 impl Request {
@@ -37,17 +39,19 @@ impl Request {
             global_mask: 0,
             shared: [0; 32],
             shared_mask: 0,
+            remote: false,
         }
     }
 
     #[inline(always)]
-    fn add(&mut self, lane: usize, place: Place) {
+    fn add(&mut self, lane: usize, place: Place, own_block: usize) {
         match place {
             Place::Global { index, offset } => {
                 self.global[lane] = (index, offset);
                 self.global_mask |= 1 << lane;
             }
-            Place::Shared { offset, .. } => {
+            Place::Shared { block, offset } => {
+                self.remote |= block != own_block;
                 self.shared[lane] = offset;
                 self.shared_mask |= 1 << lane;
             }
@@ -290,10 +294,14 @@ impl Engine<'_> {
                         .request(&request.global, request.global_mask, bytes, writes);
                 }
             }
+            self.tap_global(&request.global, request.global_mask, bytes, !reads);
         }
         if request.shared_mask != 0 {
             let (needed, fewest) = wavefronts(&request.shared, request.shared_mask, bytes as u32);
             self.counts.shared_request(at, needed, fewest);
+            if let Some(tap) = &mut self.tap {
+                tap.shared(needed, request.remote);
+            }
         }
     }
 
@@ -306,7 +314,7 @@ impl Engine<'_> {
             let address = Self::address(warp, op.from, lane);
             let place = self.place(warp, lane, op.space, address, (bytes, bytes), "read")?;
             self.note(warp, lane, place, bytes, op.order, false)?;
-            request.add(lane, place);
+            request.add(lane, place, warp.block);
             for (index, &slot) in op.to.iter().enumerate() {
                 let value =
                     self.load_element(warp, place, u64::from(op.bytes) * index as u64, op.bytes);
@@ -346,7 +354,7 @@ impl Engine<'_> {
                 return stop(FaultKind::IllegalOperand, "write to a parameter").at_lane(lane);
             }
             self.note(warp, lane, place, bytes, op.order, true)?;
-            request.add(lane, place);
+            request.add(lane, place, warp.block);
             for (index, &slot) in op.from.iter().enumerate() {
                 let value = warp.registers.wide(slot, lane);
                 let offset = u64::from(op.bytes) * index as u64;
@@ -381,7 +389,7 @@ impl Engine<'_> {
             }
             self.note(warp, lane, place, bytes, op.order, false)?;
             self.note(warp, lane, place, bytes, op.order, true)?;
-            request.add(lane, place);
+            request.add(lane, place, warp.block);
             for (index, &b) in op.b.iter().enumerate() {
                 let offset = u64::from(op.bytes) * index as u64;
                 let old = self.load_element(warp, place, offset, op.bytes);

@@ -82,6 +82,9 @@ impl Engine<'_> {
             let text = "a barrier's thread count must be a positive multiple of 32";
             return stop(FaultKind::IllegalOperand, text);
         }
+        if let Some(tap) = &mut self.tap {
+            tap.barrier(id, threads);
+        }
         let arriving = match (op.aligned, threads) {
             // With a count, an aligned warp counts in full, whatever its live lanes.
             (true, Some(_)) => 32,

@@ -80,9 +80,13 @@ impl Engine<'_> {
         }
         if reading != 0 {
             self.counts.request(&sources, reading, bytes, false);
+            self.tap_global(&sources, reading, bytes, false);
         }
         let (needed, fewest) = wavefronts(&targets, mask, op.bytes);
         self.counts.shared_request(at, needed, fewest);
+        if let Some(tap) = &mut self.tap {
+            tap.shared(needed, false);
+        }
         Ok(())
     }
 

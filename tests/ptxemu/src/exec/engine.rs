@@ -18,6 +18,7 @@ use crate::config::{Dim3, Launch, Options};
 use crate::fault::{Fault, FaultKind};
 use crate::module::Kernel;
 use crate::op::Order;
+use crate::trace::Tap;
 
 /// What all groups of a launch share.
 pub(crate) struct Env<'a> {
@@ -61,6 +62,8 @@ pub(crate) struct Engine<'a> {
     pub(crate) clusters: Vec<ClusterState>,
     pub(crate) clocks: Clocks,
     pub(crate) counts: Counts,
+    /// Where a sample is traced: what its warps execute.
+    pub(crate) tap: Option<Tap>,
     /// What other groups have released to this one.
     pub(crate) seen: Seen,
     /// Releases per location; kept over the groups that one host thread runs.

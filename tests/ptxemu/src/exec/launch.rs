@@ -12,6 +12,7 @@ use crate::fault::{Fault, FaultKind};
 use crate::memory::Memory;
 use crate::module::{Kernel, Module};
 use crate::report::Report;
+use crate::trace::{Tap, WarpTrace};
 
 /// Most threads of a block, blocks of a cluster, and bytes of shared memory on any architecture.
 const MAX_THREADS: u64 = 1024;
@@ -61,10 +62,7 @@ pub fn launch(
         let granule = kernel.program.global_granule;
         GlobalSpace::new(memory, &read_only, granule, options, keeps_snapshots)
     };
-    let shared_bytes = match launch.dynamic_shared_bytes {
-        0 => kernel.static_shared_bytes,
-        dynamic => kernel.static_shared_bytes.next_multiple_of(16) + dynamic,
-    };
+    let shared_bytes = shared_bytes(kernel, launch);
     let warps_per_block = launch.block.count().div_ceil(32) as usize;
     if warps_per_block as u64 * group_blocks > MAX_WARPS as u64 || groups > MAX_GROUPS {
         let message = format!(
@@ -97,6 +95,48 @@ pub fn launch(
     }
     let space = space(false);
     run(&space, 1).map(|counts| counts.report(&kernel.program, &space))
+}
+
+/// Static and dynamic shared memory of a block.
+fn shared_bytes(kernel: &Kernel, launch: &Launch<'_>) -> u32 {
+    match launch.dynamic_shared_bytes {
+        0 => kernel.static_shared_bytes,
+        dynamic => kernel.static_shared_bytes.next_multiple_of(16) + dynamic,
+    }
+}
+
+/// Runs the blocks of the given linear indices, or the clusters they belong to, one after another, and nothing else.
+/// Returns the cluster, and for each what the warps of its first block executed.
+pub(crate) fn trace(
+    module: &Module,
+    kernel: &Kernel,
+    launch: &Launch<'_>,
+    memory: &Memory,
+    options: &Options,
+    blocks: &[u64],
+) -> Result<(Dim3, Vec<Vec<WarpTrace>>), Fault> {
+    let cluster = validate(module, kernel, launch, options)?;
+    let granule = kernel.program.global_granule;
+    let space = GlobalSpace::new(memory, &[], granule, options, false);
+    let env = Env {
+        kernel,
+        launch,
+        options,
+        space: &space,
+        cluster,
+        shared_bytes: shared_bytes(kernel, launch),
+        warps_per_block: launch.block.count().div_ceil(32) as usize,
+    };
+    let mut worker = Worker::new(&env, cluster.count());
+    let groups = launch.grid.count() / cluster.count();
+    let one = |&block: &u64| {
+        worker.engine.tap = Some(Tap::new(env.warps_per_block));
+        worker.run(block / cluster.count() % groups)?;
+        let tap = worker.engine.tap.take();
+        Ok(tap.map_or_else(Vec::new, Tap::into_warps))
+    };
+    let traces = blocks.iter().map(one).collect::<Result<_, Fault>>()?;
+    Ok((cluster, traces))
 }
 
 /// Runs all groups on some host threads. Groups are handed out in order; after a fault no new

@@ -68,6 +68,9 @@ impl Engine<'_> {
         let mask = u32::MAX >> (32 - matrices.len() * ROWS);
         let (needed, fewest) = wavefronts(&offsets, mask, ROW_BYTES as u32);
         self.counts.shared_request(at, needed, fewest);
+        if let Some(tap) = &mut self.tap {
+            tap.shared(needed, false);
+        }
     }
 
     pub(crate) fn load_matrix(

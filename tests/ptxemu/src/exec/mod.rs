@@ -20,3 +20,4 @@ mod stop;
 mod warp;
 
 pub use launch::launch;
+pub(crate) use launch::trace;

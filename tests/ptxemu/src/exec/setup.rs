@@ -102,6 +102,7 @@ impl<'a> Worker<'a> {
                 clusters: Vec::new(),
                 clocks,
                 counts: Counts::new(program, env.space),
+                tap: None,
                 seen: Seen::default(),
                 locations: HashMap::new(),
                 pending: Vec::new(),

@@ -80,6 +80,9 @@ impl Engine<'_> {
                 Some(guard) => group.mask & guard.bits(&warp.registers),
                 None => group.mask,
             };
+            if let Some(tap) = &mut self.tap {
+                tap.step(warp.index, at);
+            }
             if mask != 0 {
                 self.counts.instruction(instruction.class, mask, divergent);
                 let flow = match &instruction.op {
@@ -124,6 +127,7 @@ impl Engine<'_> {
                         return Ok(true);
                     }
                     Flow::Again(state) => {
+                        self.undo_step();
                         warp.groups.push(Group {
                             mask,
                             state,
@@ -138,6 +142,7 @@ impl Engine<'_> {
                         return Ok(true);
                     }
                     Flow::Yield => {
+                        self.undo_step();
                         warp.polled = true;
                         warp.groups.push(group);
                         return Ok(false);
@@ -192,6 +197,9 @@ impl Engine<'_> {
             Op::CopyAsync(copy) => self.copy_async(warp, at, mask, copy)?,
             Op::CopyCommit => Self::copy_commit(warp, mask),
             Op::CopyWait(keep) => {
+                let first = mask.trailing_zeros() as usize;
+                let pending = warp.registers.get(*keep)[first] as usize;
+                self.tap_copy_wait(pending);
                 for lane in lanes(mask) {
                     let keep = warp.registers.get(*keep)[lane] as usize;
                     self.copy_wait(warp, lane, keep)?;
@@ -199,6 +207,7 @@ impl Engine<'_> {
             }
             Op::CopyWaitAll => {
                 Self::copy_commit(warp, mask);
+                self.tap_copy_wait(0);
                 for lane in lanes(mask) {
                     self.copy_wait(warp, lane, 0)?;
                 }
@@ -218,6 +227,37 @@ impl Engine<'_> {
             }
         }
         Ok(Flow::Next)
+    }
+
+    /// The current step will be executed again.
+    fn undo_step(&mut self) {
+        if let Some(tap) = &mut self.tap {
+            tap.undo();
+        }
+    }
+
+    fn tap_copy_wait(&mut self, pending: usize) {
+        if let Some(tap) = &mut self.tap {
+            tap.copy_wait(pending);
+        }
+    }
+
+    /// Lanes of `mask` access `bytes` at their places in allocations.
+    pub(crate) fn tap_global(
+        &mut self,
+        places: &[(usize, u64); 32],
+        mask: u32,
+        bytes: u64,
+        writes: bool,
+    ) {
+        let trackers = &self.env.space.trackers;
+        if let Some(tap) = &mut self.tap {
+            let address = |lane: usize| {
+                let (index, offset) = places[lane];
+                trackers[index].allocation.base + offset
+            };
+            tap.global(address, mask, bytes, writes);
+        }
     }
 
     fn exit(&mut self, warp: &Warp, mask: u32) -> Exec<Flow> {

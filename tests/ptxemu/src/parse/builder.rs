@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use super::source::parse_int;
 use super::types::{Space, Type};
 use super::variable::literal;
-use crate::op::{Address, Constant, Guard, Instruction, Op, Program, Special};
+use crate::op::{Address, Class, Constant, Guard, Instruction, Op, Operands, Program, Special};
 use crate::registers::{AnySlot, Lane, PredSlot, Slot};
+use crate::trace::Cost;
 
 /// Where a variable lives.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +50,8 @@ pub(crate) struct Builder<'a> {
     constants: HashMap<(bool, Constant), AnySlot>,
     specials: HashMap<Special, AnySlot>,
     carry: Option<PredSlot>,
+    /// Of the instruction that is being decoded.
+    operands: Operands,
     pub(crate) program: Program,
     pub(crate) line: u32,
     pub(crate) source_line: u32,
@@ -67,6 +70,7 @@ impl<'a> Builder<'a> {
             constants: HashMap::new(),
             specials: HashMap::new(),
             carry: None,
+            operands: Operands::default(),
             program: Program {
                 shared_granule: 16,
                 global_granule: 16,
@@ -219,7 +223,10 @@ impl<'a> Builder<'a> {
     /// A register of either width that is written.
     pub(crate) fn any_target(&mut self, name: &str) -> Result<AnySlot> {
         match self.register(name) {
-            Some(Register::Value(slot)) => Ok(slot),
+            Some(Register::Value(slot)) => {
+                self.operands.writes.push(slot.line());
+                Ok(slot)
+            }
             Some(Register::Pred(_)) => Err(format!("{name} is a predicate")),
             None if name == "_" => Ok(self.new_any(true)),
             None => Err(format!("{name} is not a register")),
@@ -228,7 +235,10 @@ impl<'a> Builder<'a> {
 
     pub(crate) fn pred_target(&mut self, name: &str) -> Result<PredSlot> {
         match self.register(name) {
-            Some(Register::Pred(slot)) => Ok(slot),
+            Some(Register::Pred(slot)) => {
+                self.operands.writes.push(slot.0);
+                Ok(slot)
+            }
             Some(Register::Value(_)) => Err(format!("{name} is not a predicate")),
             None if name == "_" => Ok(self.new_pred()),
             None => Err(format!("{name} is not a register")),
@@ -249,7 +259,10 @@ impl<'a> Builder<'a> {
             None => (text, false),
         };
         match self.register(name) {
-            Some(Register::Pred(slot)) => Ok(Guard { slot, negated }),
+            Some(Register::Pred(slot)) => {
+                self.operands.reads.push(slot.0);
+                Ok(Guard { slot, negated })
+            }
             _ => match parse_int(name) {
                 Some(value) => Ok(Guard {
                     slot: self.pred_constant(value != 0),
@@ -278,7 +291,10 @@ impl<'a> Builder<'a> {
     /// A value that is read; literals and symbols are given the width `wide`.
     pub(crate) fn any_source(&mut self, text: &str, ty: Type, wide: bool) -> Result<AnySlot> {
         match self.register(text) {
-            Some(Register::Value(slot)) => return Ok(slot),
+            Some(Register::Value(slot)) => {
+                self.operands.reads.push(slot.line());
+                return Ok(slot);
+            }
             Some(Register::Pred(_)) => return Err(format!("{text} is a predicate")),
             None => {}
         }
@@ -311,6 +327,7 @@ impl<'a> Builder<'a> {
 
     fn special(&mut self, name: &str) -> Result<AnySlot> {
         let special = special_register(name).ok_or_else(|| format!("{name} is not modelled"))?;
+        self.operands.special = true;
         Ok(self.special_register(special))
     }
 
@@ -333,6 +350,7 @@ impl<'a> Builder<'a> {
             .ok_or_else(|| format!("{text} is not an address"))?;
         let (name, offset) = split_offset(inner)?;
         if let Some(Register::Value(base)) = self.register(name) {
+            self.operands.reads.push(base.line());
             return Ok((Address { base, offset }, None));
         }
         if let Some(value) = parse_int(name) {
@@ -346,8 +364,13 @@ impl<'a> Builder<'a> {
         Ok((Address { base, offset: 0 }, Some(symbol.space)))
     }
 
+    /// The registers of the instruction that is being decoded, so far.
+    pub(crate) fn operands(&self) -> &Operands {
+        &self.operands
+    }
+
     /// Appends an instruction.
-    pub(crate) fn push(&mut self, op: Op, guard: Option<Guard>, class: crate::op::Class) {
+    pub(crate) fn push(&mut self, op: Op, guard: Option<Guard>, class: Class, cost: Cost) {
         let (shared, global) = op.granules();
         let program = &mut self.program;
         program.shared_granule = program.shared_granule.min(shared.unwrap_or(16));
@@ -357,6 +380,8 @@ impl<'a> Builder<'a> {
             class: op.class(class),
             op,
             guard,
+            cost,
+            operands: std::mem::take(&mut self.operands),
             line: self.line,
             source_line: self.source_line,
             text: self.text.clone(),

@@ -8,6 +8,7 @@ use super::variable::Variable;
 use crate::decode::{self, Statement};
 use crate::fault::ParseError;
 use crate::op::{Class, Constant, Op};
+use crate::trace::Cost;
 
 /// Deepest nesting of calls; recursion cannot be inlined.
 const MAX_CALL_DEPTH: usize = 24;
@@ -77,7 +78,7 @@ pub(crate) fn decode_body(
     }
     builder.text = "(end of the body)".to_owned();
     if calls.is_empty() {
-        builder.push(Op::Exit, None, Class::Control);
+        builder.push(Op::Exit, None, Class::Control, Cost::Exit);
     } else {
         builder.label(&returns);
     }
@@ -105,7 +106,7 @@ fn statement(
             let guard = statement.guard.map(|g| builder.guard(g)).transpose();
             Ok(guard.map(|guard| {
                 builder.branches_to(returns, 0);
-                builder.push(Op::Branch(0), guard, Class::Control);
+                builder.push(Op::Branch(0), guard, Class::Control, Cost::Branch);
             }))
         }
         _ => Ok(decode::instruction(builder, statement)),
