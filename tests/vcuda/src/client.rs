@@ -16,6 +16,7 @@ use crate::{
     report::{Counters, LaunchReport, Usage},
 };
 use libloading::{Library, Symbol};
+use ptxemu::trace::LaunchTrace;
 use serde::de::DeserializeOwned;
 use std::{
     env,
@@ -249,6 +250,27 @@ impl Vcuda {
         });
     }
 
+    /// From now on launches run only a sample of at most `blocks` blocks, of those that one multiprocessor would get, and
+    /// are traced; 0: they run as ever. Memory allocated meanwhile holds plausible numbers, since what the other blocks
+    /// would write is missing: results mean nothing, and nothing is checked.
+    pub fn trace(&self, blocks: u32) {
+        self.command(c"vcuda_trace", |trace: extern "C" fn(u32) -> u32| {
+            trace(blocks)
+        });
+    }
+
+    /// The traces since the last reset, in order of execution.
+    pub fn traces(&self) -> Vec<LaunchTrace> {
+        let bytes = self.bytes(c"vcuda_traces");
+        let mut rest = bytes.as_slice();
+        let mut traces = Vec::new();
+        while !rest.is_empty() {
+            let trace = LaunchTrace::from_bytes(&mut rest);
+            traces.push(trace.unwrap_or_else(|error| panic!("the library traced {error}")));
+        }
+        traces
+    }
+
     /// The `k`-th device allocation from now (1: the next) fails with `OutOfMemory`.
     pub fn fail_allocation(&self, k: u64) {
         self.command(
@@ -311,6 +333,10 @@ impl Vcuda {
     }
 
     fn text(&self, name: &CStr) -> String {
+        String::from_utf8_lossy(&self.bytes(name)).into_owned()
+    }
+
+    fn bytes(&self, name: &CStr) -> Vec<u8> {
         type Read = unsafe extern "C" fn(*mut u8, usize) -> usize;
         self.call(name, |read: Read| {
             let mut buffer = Vec::new();
@@ -319,7 +345,7 @@ impl Vcuda {
                 let length = unsafe { read(buffer.as_mut_ptr(), buffer.len()) };
                 if length <= buffer.len() {
                     buffer.truncate(length);
-                    return String::from_utf8_lossy(&buffer).into_owned();
+                    return buffer;
                 }
                 // The text may grow meanwhile: other threads of the test go on.
                 buffer.resize(length * 2, 0);

@@ -10,10 +10,13 @@ use crate::{
     schedule::Ordering,
 };
 use serde::Serialize;
-use std::ffi::{CStr, c_char};
+use std::{
+    borrow::Cow,
+    ffi::{CStr, c_char},
+};
 
 /// Changes with every change of the exported functions or of the records: client and library must agree.
-pub const INTERFACE: u32 = 1;
+pub const INTERFACE: u32 = 2;
 
 /// The interface version of the library.
 #[unsafe(no_mangle)]
@@ -98,6 +101,17 @@ pub extern "C" fn vcuda_set_race_checks(on: u32) -> u32 {
 pub extern "C" fn vcuda_set_threads(threads: u32) -> u32 {
     direct(|driver| {
         driver.threads = threads as usize;
+        Ok(())
+    })
+}
+
+/// From now on launches run only a sample of at most so many blocks, of those that one multiprocessor would get, and are
+/// traced; 0: they run as ever. What is allocated meanwhile holds plausible numbers, since the other blocks write nothing.
+#[unsafe(no_mangle)]
+pub extern "C" fn vcuda_trace(blocks: u32) -> u32 {
+    direct(|driver| {
+        driver.traces.sample = blocks.into();
+        driver.memory.memory.set_plausible(blocks > 0);
         Ok(())
     })
 }
@@ -194,9 +208,24 @@ pub unsafe extern "C" fn vcuda_message(buffer: *mut u8, room: usize) -> usize {
     // SAFETY: the caller's promise.
     unsafe {
         answer(buffer, room, |driver| {
-            driver.message.clone().unwrap_or_default()
+            driver
+                .message
+                .as_deref()
+                .unwrap_or_default()
+                .as_bytes()
+                .into()
         })
     }
+}
+
+/// The traces since the last reset, in order of execution: those of `ptxemu::trace`, one after the other.
+///
+/// # Safety
+/// As for [`vcuda_launches`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vcuda_traces(buffer: *mut u8, room: usize) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe { answer(buffer, room, |driver| driver.traces.bytes.as_slice().into()) }
 }
 
 fn direct(body: impl FnOnce(&mut Driver) -> Result<(), Code>) -> u32 {
@@ -207,8 +236,8 @@ fn direct(body: impl FnOnce(&mut Driver) -> Result<(), Code>) -> u32 {
     }
 }
 
-fn json(value: &impl Serialize) -> String {
-    serde_json::to_string(value).unwrap_or_default()
+fn json(value: &impl Serialize) -> Cow<'static, [u8]> {
+    serde_json::to_vec(value).unwrap_or_default().into()
 }
 
 /// # Safety
@@ -226,11 +255,18 @@ unsafe fn text(text: *const c_char) -> Result<String, Code> {
 
 /// # Safety
 /// `buffer` has room for `room` bytes, or is null.
-unsafe fn answer(buffer: *mut u8, room: usize, body: impl FnOnce(&mut Driver) -> String) -> usize {
-    let text = with_driver(body).unwrap_or_default();
-    if !buffer.is_null() {
-        // SAFETY: the caller's promise; no more than fits is copied.
-        unsafe { buffer.copy_from_nonoverlapping(text.as_ptr(), text.len().min(room)) };
-    }
-    text.len()
+unsafe fn answer(
+    buffer: *mut u8,
+    room: usize,
+    body: impl FnOnce(&mut Driver) -> Cow<'_, [u8]>,
+) -> usize {
+    let length = with_driver(|driver| {
+        let bytes = body(driver);
+        if !buffer.is_null() {
+            // SAFETY: the caller's promise; no more than fits is copied.
+            unsafe { buffer.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len().min(room)) };
+        }
+        bytes.len()
+    });
+    length.unwrap_or(0)
 }

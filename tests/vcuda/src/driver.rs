@@ -9,6 +9,7 @@ use crate::{
     orders::Orders,
     report::{Counters, LaunchReport, Usage},
     schedule::Schedule,
+    trace::Traces,
 };
 use std::{
     cell::{Cell, RefCell},
@@ -43,6 +44,7 @@ pub struct Driver {
     pub orders: Orders,
     pub counters: Counters,
     pub reports: Vec<LaunchReport>,
+    pub traces: Traces,
     pub leaked: BTreeMap<String, u64>,
     /// Why the last refused or failed call did so.
     pub message: Option<String>,
@@ -158,6 +160,7 @@ impl Driver {
             orders: Orders::default(),
             counters: Counters::default(),
             reports: Vec::new(),
+            traces: Traces::default(),
             leaked: BTreeMap::new(),
             message: None,
             check_races: true,

@@ -28,6 +28,7 @@ pub struct Launch {
     function: Arc<Function>,
     shape: Shape,
     params: Vec<u8>,
+    stream: Handle,
     /// The fault that a test ordered for it.
     ordered: Option<Code>,
 }
@@ -71,6 +72,7 @@ impl Driver {
             function,
             shape,
             params,
+            stream,
             ordered,
         };
         self.submit(stream, Op::Kernel(Arc::new(launch)))
@@ -87,6 +89,7 @@ impl Driver {
             function,
             shape,
             params,
+            stream,
             ordered,
         } = launch;
         if let Some(code) = *ordered {
@@ -121,6 +124,15 @@ impl Driver {
             globals: &function.program.globals,
         };
         let memory = &self.memory.memory;
+        if self.traces.sample > 0 {
+            let code = (&function.program.ptx, kernel);
+            let multiprocessors = model.multiprocessors;
+            let traced = self
+                .traces
+                .take(*stream, code, &run, memory, &options, multiprocessors);
+            self.counters.kernels_run += 1;
+            return traced.or_else(|fault| self.refuse(code_of(&fault), fault.to_string()));
+        }
         let report = match ptxemu::launch(&function.program.ptx, kernel, &run, memory, &options) {
             Ok(report) => report,
             Err(fault) => return self.refuse(code_of(&fault), fault.to_string()),

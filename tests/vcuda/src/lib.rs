@@ -6,7 +6,8 @@
 //!
 //! From the outside in: `api` and `control` export the C functions; `driver` is the state behind them;
 //! `schedule`, `capture`, `work`, `launch`, `modules` and `memory` are its parts; `models` are the GPUs
-//! it can be; `orders` are the failures a test asked for; `report` is what a test gets to see.
+//! it can be; `orders` are the failures a test asked for; `report` is
+//! what a test gets to see, and `trace` what a timing model gets.
 
 #![deny(missing_docs)]
 
@@ -24,6 +25,7 @@ mod occupancy;
 mod orders;
 pub mod report;
 mod schedule;
+mod trace;
 mod work;
 
 pub use codes::Code;

@@ -12,6 +12,36 @@ use cudarc::driver::{
 use std::thread;
 
 #[test]
+fn a_traced_launch_runs_a_sample() -> Result<(), DriverError> {
+    let vcuda = machine("sm_90");
+    vcuda.trace(2);
+    let context = CudaContext::new(0)?;
+    let stream = context.default_stream();
+    let kernel = kernels::add_kernel(&context)?;
+    let len = 300 * 64;
+    // SAFETY: f32 may hold anything.
+    let (input, mut out) = unsafe { (stream.alloc::<f32>(len)?, stream.alloc::<f32>(len)?) };
+    kernels::add(&stream, &kernel, &mut out, &input, 1.0)?;
+    let [trace] = &vcuda.traces()[..] else {
+        panic!("one trace");
+    };
+    assert_eq!((trace.kernel.as_str(), trace.grid), ("add", [300, 1, 1]));
+    assert_eq!(trace.blocks.len(), 2);
+    assert!(vcuda.launches().is_empty());
+    let (got, was) = (stream.clone_dtoh(&out)?, stream.clone_dtoh(&input)?);
+    // Of the blocks of the first multiprocessor, 0 and 132, and no others.
+    for (block, (got, was)) in got.chunks(64).zip(was.chunks(64)).enumerate() {
+        let computed = got.iter().zip(was).all(|(got, was)| *got == was + 1.0);
+        assert_eq!(computed, [0, 132].contains(&block), "block {block}");
+    }
+    assert!(
+        was.iter().all(|x| (0.0..1.0).contains(x)),
+        "plausible numbers"
+    );
+    Ok(())
+}
+
+#[test]
 fn a_kernel_computes_and_is_reported() -> Result<(), DriverError> {
     let vcuda = machine("sm_90");
     let context = CudaContext::new(0)?;
