@@ -24,7 +24,7 @@ if [ "${ROLLOUT_REQUIRE_GPU:-0}" = 1 ] || [ -e /dev/nvidiactl ]; then gpu=1; fi
 tiers='
 BEGIN {
     split("attention_rollout library cpu allocations cli fuzz, nvrtc, kernels ptxemu api behaviour instructions vocabulary " \
-        "vcuda driver, golden", targets, ",")
+        "trace vcuda driver ptxtime agreement budgets, golden", targets, ",")
     for (i = 1; i <= 4; i++) {
         count = split(targets[i], of_tier, " ")
         for (j = 1; j <= count; j++) tiers[of_tier[j]] = i - 1
@@ -32,7 +32,7 @@ BEGIN {
     tiers["cuda"] = gpu ? 3 : 2
     name[0] = "planning, validation, CPU, command line"
     name[1] = "NVRTC, every kernel compiled"
-    name[2] = "every kernel interpreted" (gpu ? "" : ", backend on the stand-in driver")
+    name[2] = "every kernel interpreted, times predicted" (gpu ? "" : ", backend on the stand-in driver")
     name[3] = gpu ? "backend on the GPU, instructions as a GPU recorded them" : "instructions as a GPU recorded them"
 }
 # What a target says last is of all its tests; what came before, of tests run again in processes of their own.
