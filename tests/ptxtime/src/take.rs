@@ -5,9 +5,9 @@ use attention_rollout::cuda::cudarc::driver::{
     CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DriverError, LaunchConfig, PushKernelArg,
 };
 use attention_rollout::cuda::cudarc::nvrtc::Ptx;
-use attention_rollout::cuda::entry::Entry;
+use attention_rollout::cuda::kernel;
 use attention_rollout::cuda::nvrtc::{self, Cache, Image, Nvrtc, Source, Target};
-use attention_rollout::cuda::variant::Variant;
+use attention_rollout::cuda::variant::Entry;
 use attention_rollout::cuda::{
     self, DeviceLayer, DeviceOutput, GroupItem, GroupPlan, ImageKind, Options, Plan,
 };
@@ -179,13 +179,14 @@ impl Taker {
             if registers.contains_key(kernel) {
                 continue;
             }
-            let mut variants = Variant::all()
-                .into_iter()
-                .flat_map(|variant| Entry::ALL.map(|entry| (entry, variant)));
-            let variant = variants.find(|(entry, variant)| entry.symbol(variant) == *kernel);
+            let (symbol, entry) = match kernel.strip_suffix("_group") {
+                Some(symbol) => (symbol, Entry::Grouped),
+                None => (kernel.as_str(), Entry::Alone),
+            };
+            let variant = kernel::find(symbol).map(|found| found.variant());
             let (stem, defines) = match &variant {
-                Some((entry, variant)) => (variant.stem(), entry.defines(variant)),
-                None => (kernel.as_str(), Vec::new()),
+                Some(variant) => (variant.stem, entry.defines(variant)),
+                None => (symbol, Vec::new()),
             };
             let compiled = self.compile(stem, Target::Cubin(ARCH.into()), &defines)?;
             let resources = compiled
