@@ -112,13 +112,13 @@ impl PendingFile {
         if let Some(there) = &there {
             check_replaceable(&target, there).map_err(fail)?;
         }
-        let temporary = temporary(&target.directory, there.as_ref())
+        let (temporary, guard) = temporary(&target.directory, there.as_ref())
             // The path in its message would be the temporary one.
             .map_err(|error| fail(error.kind().into()))?;
         Ok(PendingFile {
             target,
-            _guard: signals::unlink_at_signal(temporary.path()),
             temporary,
+            _guard: guard,
         })
     }
 
@@ -177,27 +177,32 @@ pub fn commit(files: impl IntoIterator<Item = PendingFile>) -> Result<()> {
 }
 
 /// An empty file in `directory` with the permissions of the one that is there, or of any new file.
-fn temporary(directory: &Path, there: Option<&Metadata>) -> io::Result<NamedTempFile> {
+fn temporary(directory: &Path, there: Option<&Metadata>) -> io::Result<(NamedTempFile, Guard)> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".attention-rollout-").suffix(".tmp");
+    let mut options = File::options();
+    options.read(true).write(true).create_new(true);
     #[cfg(unix)]
     {
-        use std::os::unix::fs::PermissionsExt;
+        use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
         let mode = there.map_or(0o666, |there| there.permissions().mode() & 0o777);
         // The process's umask takes away from this what it takes from any other new file.
-        builder.permissions(fs::Permissions::from_mode(mode));
-        let file = builder.tempfile_in(directory)?;
-        if there.is_some() {
-            file.as_file()
-                .set_permissions(fs::Permissions::from_mode(mode))?;
-        }
-        Ok(file)
+        options.mode(mode);
+    }
+    let mut guard = None;
+    let file = builder.make_in(directory, |path| {
+        // Before it is there: a signal may come at any time.
+        guard = Some(signals::unlink_at_signal(path));
+        options.open(path)
+    })?;
+    #[cfg(unix)]
+    if let Some(there) = there {
+        file.as_file().set_permissions(there.permissions())?;
     }
     #[cfg(not(unix))]
-    {
-        let _ = there;
-        builder.tempfile_in(directory)
-    }
+    let _ = there;
+    let guard = guard.ok_or_else(|| io::Error::other("no file was made"))?;
+    Ok((file, guard))
 }
 
 /// Refuses what can never be replaced by a rename.

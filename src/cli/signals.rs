@@ -39,7 +39,7 @@ mod unix {
     use std::ptr::null_mut;
     use std::sync::atomic::{AtomicPtr, Ordering};
 
-    use libc::{SIGABRT, SIGBUS, SIGHUP, SIGINT, SIGTERM};
+    use libc::{SIGABRT, SIGHUP, SIGINT, SIGTERM};
     use signal_hook::low_level;
 
     /// The unfinished files: an output and a picture.
@@ -80,22 +80,42 @@ mod unix {
             }
         }
         handle(SIGABRT, || low_level::exit(1));
-        handle(SIGBUS, || {
+        #[cfg(target_os = "linux")]
+        handle_cut_input();
+    }
+
+    /// Ends the process with status 2 on SIGBUS. Not by way of the crate that keeps handlers, which would call Rust's own
+    /// first: that one gives the signal back to the system, which ends the process when a second thread meets it.
+    #[cfg(target_os = "linux")]
+    fn handle_cut_input() {
+        extern "C" fn cut_short(_signal: c_int) {
+            unlink_all();
             say("error: the input was cut short while it was read\n");
             low_level::exit(2);
-        });
+        }
+        // SAFETY: a struct of numbers, for which zeros are valid: no flags, and no signal blocked meanwhile.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = cut_short as extern "C" fn(c_int) as libc::sighandler_t;
+        action.sa_flags = libc::SA_ONSTACK;
+        // SAFETY: the handler unlinks, writes and exits, which a signal handler may.
+        let code = unsafe { libc::sigaction(libc::SIGBUS, &action, null_mut()) };
+        debug_assert_eq!(code, 0);
+    }
+
+    fn unlink_all() {
+        for slot in &UNFINISHED {
+            let path = slot.load(Ordering::SeqCst);
+            if !path.is_null() {
+                // SAFETY: a string that ends in a zero byte and is never freed. A handler may call unlink.
+                unsafe { libc::unlink(path) };
+            }
+        }
     }
 
     /// Runs `then`, which may do only what a signal handler may, on `signal`, after the unfinished files are gone.
     fn handle(signal: c_int, then: impl Fn() + Sync + Send + 'static) {
         let handler = move || {
-            for slot in &UNFINISHED {
-                let path = slot.load(Ordering::SeqCst);
-                if !path.is_null() {
-                    // SAFETY: a string that ends in a zero byte and is never freed. A handler may call unlink.
-                    unsafe { libc::unlink(path) };
-                }
-            }
+            unlink_all();
             then();
         };
         // SAFETY: the handler and all that is passed to this function load atomics, unlink, write and exit, each of
@@ -105,6 +125,7 @@ mod unix {
         debug_assert!(registered.is_ok());
     }
 
+    #[cfg(target_os = "linux")]
     fn say(text: &str) {
         // SAFETY: the buffer has the length given. A handler may call write.
         unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };

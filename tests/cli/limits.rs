@@ -255,7 +255,7 @@ fn every_allocation_may_fail() {
         .arg("-ldl");
     assert!(cc.status().unwrap().success());
     let run = "run in.st --output out --output-kind matrix --device cpu --threads 1";
-    let (mut failed, mut left) = (0, 0);
+    let mut failed = 0;
     for k in 1.. {
         let output = Command::new(env!("CARGO_BIN_EXE_attention-rollout"))
             .args(run.split(' '))
@@ -272,11 +272,9 @@ fn every_allocation_may_fail() {
             "allocation {k}: {status:?} {stderr}"
         );
         let files = bench.files();
-        // Printing what is done may fail too. Two allocations lie between the making of the temporary file and the note
-        // of its name, and leave it, empty.
+        // Printing what is done may fail too.
         match status {
             Some(0) => assert_eq!(files, ["in.st", "out"], "allocation {k}: {stderr}"),
-            _ if files[0].ends_with(".tmp") => left += 1,
             _ => assert!(
                 files == ["in.st"] || files == ["in.st", "out"],
                 "{k}: {files:?}"
@@ -289,5 +287,4 @@ fn every_allocation_may_fail() {
         failed += 1;
     }
     assert!(failed > 100, "{failed}");
-    assert!(left <= 2, "{left}");
 }
