@@ -1,0 +1,85 @@
+//! The shapes that matter cost no more than `budgets.csv` says. What they cost is predicted, not measured.
+//!
+//! `cargo run --release -p ptxtime -- budgets > tests/ptxtime/budgets.csv` writes the file anew. A ratio in it may only
+//! fall.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use attention_rollout::cuda::nvrtc::Cache;
+use ptxtime::{Taker, budget};
+
+/// By how much a ratio may exceed its budget: predictions move a little with what the compiler makes.
+const TOLERANCE: f64 = 1.1;
+/// How many times faster another kernel must be predicted to be to count as the better choice.
+const BETTER: f64 = 1.3;
+/// Shapes whose choice is known to be worse than that.
+const KNOWN: [&str; 1] = ["matrix,6x4x12x28,f32"];
+
+#[test]
+fn no_shape_costs_more_than_its_budget() {
+    let Some(nvrtc) = ptxtime::compiler() else {
+        return;
+    };
+    let committed = include_str!("../budgets.csv");
+    let budgets: BTreeMap<&str, f64> = committed
+        .lines()
+        .filter(|line| !line.starts_with('#') && *line != budget::HEAD)
+        .map(|line| {
+            let at = line
+                .match_indices(',')
+                .nth(2)
+                .expect("three columns and more")
+                .0;
+            let ratio = line.split(',').nth(5).and_then(|ratio| ratio.parse().ok());
+            (&line[..at], ratio.expect("a ratio"))
+        })
+        .collect();
+    let cache = Cache::at(concat!(env!("CARGO_TARGET_TMPDIR"), "/kernels"));
+    let found =
+        budget::budgets(&Taker::new(nvrtc, cache)).unwrap_or_else(|error| panic!("{error}"));
+    let mut report = format!("{}\n", budget::HEAD);
+    let mut failures = Vec::new();
+    for shape in &found {
+        report += &format!("{}\n", shape.line());
+        let name = shape.shape.as_str();
+        match budgets.get(name) {
+            None => failures.push(format!("{name} has no budget")),
+            Some(&allowed) if shape.ratio() > TOLERANCE * allowed => failures.push(format!(
+                "{name} is predicted {:.2} times the floor, its budget is {allowed}",
+                shape.ratio()
+            )),
+            Some(_) => {}
+        }
+        let worse = shape.other_is_faster() >= BETTER;
+        if let Some((other, us)) = &shape.best_other
+            && worse
+        {
+            report += &format!("  {other} is predicted to take {us:.1} us\n");
+        }
+        let mut unfilled = 0;
+        for (launch, share) in shape.unfilled() {
+            unfilled += 1;
+            if share > 0.05 {
+                report += &format!(
+                    "  {} fills {:.0} % of the device for {:.0} % of the time\n",
+                    launch.kernel,
+                    100.0 * launch.filled,
+                    100.0 * share
+                );
+            }
+        }
+        if worse && unfilled > 0 && !KNOWN.contains(&name) {
+            failures.push(format!(
+                "{name} leaves the device empty, and another kernel is faster"
+            ));
+        }
+        if KNOWN.contains(&name) && !worse {
+            failures.push(format!("{name} is no longer worse: it need not be known"));
+        }
+    }
+    assert_eq!(found.len(), budgets.len(), "shapes and budgets");
+    // Past the harness, which keeps the output of tests that pass.
+    let _ = std::io::stderr().write_all(report.as_bytes());
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
