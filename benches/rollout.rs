@@ -12,8 +12,10 @@ use std::num::NonZeroUsize;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use attention_rollout::cpu;
 #[cfg(feature = "cuda")]
 use attention_rollout::cuda;
+use attention_rollout::device::Device;
 use attention_rollout::measure::{Case, Inputs, Products, gb_per_s, minimum};
 use attention_rollout::{DType, HostLayer, Output, Problem, Shape};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -21,19 +23,16 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 /// Runs from which the ratio to the floor is taken.
 const RATIO_RUNS: usize = 7;
 
-/// Where a benchmark runs.
-enum Device {
-    Cpu(NonZeroUsize),
-    #[cfg(feature = "cuda")]
-    Cuda(std::sync::Arc<cuda::cudarc::driver::CudaContext>),
-}
-
 /// The CPU with one thread and with all.
 static CPU: LazyLock<Vec<Device>> = LazyLock::new(|| {
     let all = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let mut counts = vec![NonZeroUsize::MIN, all];
     counts.dedup();
-    counts.into_iter().map(Device::Cpu).collect()
+    let with = |threads| {
+        let threads = Some(threads);
+        Device::cpu(&cpu::Options { threads })
+    };
+    counts.into_iter().map(with).collect()
 });
 
 /// The first GPU; none, said aloud, where there is none that can compute.
@@ -42,10 +41,10 @@ static GPU: LazyLock<Vec<Device>> = LazyLock::new(|| {
     let open = || {
         let context = cuda::context(0)?;
         cuda::nvrtc::Nvrtc::load_for_driver(cuda::driver_version()?)?;
-        Ok::<_, attention_rollout::Error>(context)
+        Device::cuda(&[context], &cuda::Options::default())
     };
     match open() {
-        Ok(context) => vec![Device::Cuda(context)],
+        Ok(device) => vec![device],
         Err(error) => {
             eprintln!("SKIPPED: every benchmark on a GPU: {error}");
             Vec::new()
@@ -61,22 +60,11 @@ fn devices() -> impl Iterator<Item = &'static Device> {
     CPU.iter()
 }
 
-impl Device {
-    fn name(&self) -> String {
-        match self {
-            Device::Cpu(threads) => format!("t{threads}"),
-            #[cfg(feature = "cuda")]
-            Device::Cuda(context) => format!("cuda:{}", context.ordinal()),
-        }
-    }
-
-    /// Makes problems, each with its maps, ready to be timed as one run.
-    fn case(&self, members: Vec<(Problem, Inputs)>) -> attention_rollout::Result<Case> {
-        match self {
-            Device::Cpu(threads) => Case::cpu(members, *threads),
-            #[cfg(feature = "cuda")]
-            Device::Cuda(context) => Case::cuda(members, context, &cuda::Options::default()),
-        }
+/// The device's part of a benchmark's name.
+fn name_of(device: &Device) -> String {
+    match device.name() {
+        cpu if cpu == "cpu" => format!("t{}", device.threads()),
+        gpu => gpu,
     }
 }
 
@@ -91,7 +79,7 @@ fn bench(
     let mut group = criterion.benchmark_group(name);
     group.throughput(Throughput::Bytes(map_bytes as u64));
     let mut prepared = None;
-    group.bench_function(device.name(), |bencher| {
+    group.bench_function(name_of(device), |bencher| {
         let case = prepared.get_or_insert_with(|| {
             let mut case = device.case(members()).expect("the plan is made");
             case.check().expect("the answer is right");
@@ -110,7 +98,7 @@ fn report_floor(name: &str, device: &Device, case: &mut Case) {
     let (run, read) = (minimum(&times.runs), minimum(&times.floor));
     println!(
         "\n{name}/{}: {run:.1?}, {:.1} GB/s of maps; reading them takes {read:.1?} ({:.1} GB/s): ratio {:.2}",
-        device.name(),
+        name_of(device),
         gb_per_s(case.map_bytes(), run),
         gb_per_s(case.setup().floor_bytes, read),
         run.as_secs_f64() / read.as_secs_f64(),
@@ -131,12 +119,13 @@ fn report_floor(name: &str, device: &Device, case: &mut Case) {
 
 /// The products alone, for one whole matrix on the CPU.
 fn products(device: &Device, case: &Case) -> Option<Products> {
-    let (&Device::Cpu(threads), [problem]) = (device, case.problems()) else {
+    let [problem] = case.problems() else {
         return None;
     };
     let config = problem.config();
-    let wanted = config.output == Output::Matrix && !config.causal;
-    wanted.then(|| Products::new(problem, threads).expect("threads start"))
+    let on_cpu = device.name() == "cpu";
+    let wanted = on_cpu && config.output == Output::Matrix && !config.causal;
+    wanted.then(|| Products::new(problem, device.threads()).expect("threads start"))
 }
 
 fn models(criterion: &mut Criterion) {

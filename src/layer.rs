@@ -114,6 +114,15 @@ impl<'a> HostTensor<'a> {
         self.bytes
     }
 
+    /// The elements from the `first` on; none where there are not so many.
+    pub(crate) fn starting_at(&self, first: usize) -> Self {
+        let first = first.saturating_mul(self.dtype.size_bytes());
+        HostTensor {
+            dtype: self.dtype,
+            bytes: self.bytes.get(first..).unwrap_or_default(),
+        }
+    }
+
     /// The elements, where they are of type `T`.
     pub fn as_slice<T: Element>(&self) -> Option<&'a [T]> {
         (T::DTYPE == self.dtype).then(|| bytemuck::cast_slice(self.bytes))

@@ -10,6 +10,7 @@
 //! | maps in device memory, in cudarc's slices | [`cuda::Plan`] with [`cuda::DeviceLayer`] |
 //! | addresses and a stream of another framework | [`cuda::DeviceLayer::from_raw`], as below |
 //! | a model that runs just now, layer by layer | [`cpu::StreamingPlan`], [`cuda::StreamingPlan`] |
+//! | a machine that may have a GPU or not | [`device::Device`] |
 //! | many problems of different sizes | [`cpu::GroupPlan`], [`cuda::GroupPlan`] |
 //! | a model that can hand out its attention | [`mod@model`]: it runs, and is explained feature by feature |
 //! | a file of maps | the binary: [`guide::command_line`] |
@@ -44,11 +45,15 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(any(feature = "cpu", feature = "cuda"))]
+mod chunk;
 mod config;
 #[cfg(feature = "cpu")]
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(any(feature = "cpu", feature = "cuda"))]
+pub mod device;
 mod dtype;
 mod error;
 #[cfg(any(doc, doctest))]
@@ -64,12 +69,12 @@ pub mod memory;
 pub mod model;
 pub mod post;
 mod problem;
-#[cfg(any(feature = "cpu", feature = "cuda"))]
-mod progress;
 #[cfg(feature = "cpu")]
 pub mod reference;
 mod validate;
 
+#[cfg(any(feature = "cpu", feature = "cuda"))]
+pub use chunk::{Chunk, Progress};
 pub use config::{
     Discard, DiscardScope, GradientRule, HeadFusion, Output, Residual, ResidualWeights,
     RolloutConfig, StartRows,
@@ -79,8 +84,6 @@ pub use error::{Error, Result};
 pub use layer::{HostLayer, HostTensor, Layer, OwnedTensor};
 pub use layout::{Shape, Strides, Window};
 pub use problem::{Problem, ProblemBuilder};
-#[cfg(any(feature = "cpu", feature = "cuda"))]
-pub use progress::Progress;
 pub use validate::{Defect, DefectKind, first_not_finite, validate};
 
 // Compiles the examples of the README, and runs that of the CPU.

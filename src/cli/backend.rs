@@ -1,237 +1,83 @@
-//! The machine a command computes on.
+//! The machine a command computes on, from its options.
 
 use std::num::NonZeroUsize;
 use std::thread::available_parallelism;
 
-use attention_rollout::cpu::{self, Choice, Form, Simd};
-use attention_rollout::measure::{Case, Inputs};
-use attention_rollout::{HostLayer, Output, Problem};
+use attention_rollout::cpu;
+use attention_rollout::device::Device;
 
 use crate::error::{Error, Result};
-#[cfg(feature = "cuda")]
-use crate::gpu::{GpuPlan, Gpus};
 use crate::options::{DeviceArg, DeviceArgs};
 use crate::report;
 
-/// A device that is ready to compute.
-#[derive(Clone)]
-pub enum Backend {
-    Cpu {
-        threads: NonZeroUsize,
-        /// How to compute, where the plan shall not choose.
-        choice: Option<Choice>,
-    },
-    #[cfg(feature = "cuda")]
-    Cuda(Gpus),
-}
-
-impl Backend {
-    /// The device the options ask for. `auto` is the first GPU that can compute, or else the CPU, and says why.
-    pub fn open(args: &DeviceArgs) -> Result<Self> {
-        if args.device == DeviceArg::Cpu {
-            return Backend::cpu(args);
+/// The device the options ask for. `auto` is the first GPU that can compute, or else the CPU, and says why.
+pub fn open(args: &DeviceArgs) -> Result<Device> {
+    if args.device == DeviceArg::Cpu {
+        return open_cpu(args);
+    }
+    match open_cuda(args) {
+        Ok(device) => Ok(device),
+        Err(reason) if args.device == DeviceArg::Auto => {
+            report::note(format_args!("computing on the CPU: {reason}"));
+            open_cpu(args)
         }
-        match Backend::cuda(args) {
-            Ok(backend) => Ok(backend),
-            Err(reason) if args.device == DeviceArg::Auto => {
-                report::note(format_args!("computing on the CPU: {reason}"));
-                Backend::cpu(args)
-            }
-            Err(reason) => Err(Error::Device {
-                device: args.device.to_string(),
-                reason,
-            }),
-        }
-    }
-
-    /// The CPU.
-    pub fn cpu(args: &DeviceArgs) -> Result<Self> {
-        Ok(Backend::Cpu {
-            threads: threads(args)?,
-            choice: None,
-        })
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda(args: &DeviceArgs) -> Result<Self, String> {
-        Gpus::open(args.device, args.precision)
-            .map(Backend::Cuda)
-            .map_err(|error| error.to_string())
-    }
-
-    #[cfg(not(feature = "cuda"))]
-    fn cuda(_args: &DeviceArgs) -> Result<Self, String> {
-        Err("this binary was built without the CUDA backend".to_owned())
-    }
-
-    /// Every way this device can compute `problem`. On the CPU: the plan's own choice, on one thread and on all, and
-    /// then each form with each instruction set. On a GPU: the plan's own choice, and each product kernel.
-    pub fn variants(&self, problem: &Problem) -> attention_rollout::Result<Vec<Self>> {
-        match self {
-            Backend::Cpu { threads, .. } => Ok(cpu_variants(*threads, problem)),
-            #[cfg(feature = "cuda")]
-            Backend::Cuda(gpus) => {
-                let variants = gpus.variants(problem)?;
-                Ok(variants.into_iter().map(Backend::Cuda).collect())
-            }
-        }
-    }
-
-    /// Name for the summary.
-    pub fn device(&self) -> &str {
-        match self {
-            Backend::Cpu { .. } => "cpu",
-            #[cfg(feature = "cuda")]
-            Backend::Cuda(gpus) => gpus.name(),
-        }
-    }
-
-    /// The device, with the threads it computes on where it is the CPU.
-    pub fn label(&self) -> String {
-        match self {
-            Backend::Cpu { threads, .. } => {
-                let plural = if threads.get() == 1 { "" } else { "s" };
-                format!("cpu, {threads} thread{plural}")
-            }
-            #[cfg(feature = "cuda")]
-            Backend::Cuda(gpus) => gpus.name().to_owned(),
-        }
-    }
-
-    /// The name that the device gives itself.
-    pub fn device_name(&self) -> String {
-        match self {
-            Backend::Cpu { .. } => std::env::consts::ARCH.to_owned(),
-            #[cfg(feature = "cuda")]
-            Backend::Cuda(gpus) => gpus.device_name(),
-        }
-    }
-
-    /// Whether products may be rounded to f16.
-    pub fn is_half(&self) -> bool {
-        match self {
-            Backend::Cpu { .. } => false,
-            #[cfg(feature = "cuda")]
-            Backend::Cuda(gpus) => gpus.is_half(),
-        }
-    }
-
-    /// CPU threads in use.
-    pub fn threads(&self) -> NonZeroUsize {
-        match self {
-            Backend::Cpu { threads, .. } => *threads,
-            #[cfg(feature = "cuda")]
-            Backend::Cuda(_) => NonZeroUsize::MIN,
-        }
-    }
-
-    /// Makes problems, each with its maps, ready to be timed.
-    pub fn case(&self, members: Vec<(Problem, Inputs)>) -> attention_rollout::Result<Case> {
-        match self {
-            Backend::Cpu { threads, .. } => Case::cpu(members, *threads),
-            #[cfg(feature = "cuda")]
-            Backend::Cuda(gpus) => Case::cuda(members, gpus.context(), gpus.options()),
-        }
-    }
-
-    /// Makes `problem` ready to run.
-    pub fn plan(&self, problem: &Problem) -> attention_rollout::Result<Plan> {
-        match self {
-            Backend::Cpu { threads, choice } => {
-                let options = cpu::Options {
-                    threads: Some(*threads),
-                };
-                Ok(Plan::Cpu(match *choice {
-                    Some(choice) => cpu::Plan::with_choice(problem, &options, choice)?,
-                    None => cpu::Plan::new(problem, &options)?,
-                }))
-            }
-            #[cfg(feature = "cuda")]
-            Backend::Cuda(gpus) => Ok(Plan::Cuda(Box::new(gpus.plan(problem)?))),
-        }
+        Err(reason) => Err(Error::Device {
+            device: args.device.to_string(),
+            reason,
+        }),
     }
 }
 
-/// A problem made ready to run on a [`Backend`].
-pub enum Plan {
-    Cpu(cpu::Plan),
-    #[cfg(feature = "cuda")]
-    Cuda(Box<GpuPlan>),
+/// The CPU, with the threads that the options ask for.
+pub fn open_cpu(args: &DeviceArgs) -> Result<Device> {
+    let threads = Some(threads(args)?);
+    Ok(Device::cpu(&cpu::Options { threads }))
 }
 
-impl Plan {
-    /// What computes the problem, in a few words.
-    pub fn variant(&self) -> String {
-        match self {
-            Plan::Cpu(plan) => {
-                let Choice {
-                    form,
-                    simd,
-                    share_rest,
-                } = plan.choice();
-                let sharing = if share_rest && plan.threads() > 1 {
-                    ", items shared"
-                } else {
-                    ""
-                };
-                format!("{form}, {simd}{sharing}")
-            }
-            #[cfg(feature = "cuda")]
-            Plan::Cuda(plan) => plan.variant(),
-        }
-    }
-
-    /// Bytes of memory beside inputs and outputs.
-    pub fn workspace_bytes(&self) -> usize {
-        match self {
-            Plan::Cpu(plan) => plan.workspace_bytes(),
-            #[cfg(feature = "cuda")]
-            Plan::Cuda(plan) => plan.schedule().workspace_bytes(),
-        }
-    }
-
-    /// Computes the rollout of `layers` into `out`.
-    pub fn run(
-        &mut self,
-        layers: &[HostLayer<'_>],
-        out: &mut [f32],
-    ) -> attention_rollout::Result<()> {
-        match self {
-            Plan::Cpu(plan) => plan.run(layers, out),
-            #[cfg(feature = "cuda")]
-            Plan::Cuda(plan) => plan.run(layers, out),
-        }
-    }
+/// The GPUs that the options name, with the compiler for their kernels.
+#[cfg(feature = "cuda")]
+fn open_cuda(args: &DeviceArgs) -> Result<Device, String> {
+    cuda_device(args).map_err(|error| error.to_string())
 }
 
-fn cpu_variants(threads: NonZeroUsize, problem: &Problem) -> Vec<Backend> {
-    let mut counts = vec![NonZeroUsize::MIN, threads];
-    counts.dedup();
-    let mut variants: Vec<Backend> = counts
-        .into_iter()
-        .map(|threads| Backend::Cpu {
-            threads,
-            choice: None,
-        })
-        .collect();
-    let forms: &[Form] = match problem.config().output {
-        Output::Rows(_) => &[Form::Rows, Form::Product],
-        Output::Matrix | Output::Cumulative => &[Form::Product],
+#[cfg(feature = "cuda")]
+fn cuda_device(args: &DeviceArgs) -> attention_rollout::Result<Device> {
+    let (contexts, options) = cuda_contexts(args)?;
+    Device::cuda(&contexts, &options)
+}
+
+/// The contexts of the GPUs that the options name, and how plans are made for them.
+#[cfg(feature = "cuda")]
+pub fn cuda_contexts(
+    args: &DeviceArgs,
+) -> attention_rollout::Result<(
+    Vec<std::sync::Arc<attention_rollout::cuda::cudarc::driver::CudaContext>>,
+    attention_rollout::cuda::Options,
+)> {
+    use crate::options::PrecisionArg;
+    use attention_rollout::cuda::{self, Options, Precision, nvrtc::Nvrtc};
+    let devices = cuda::available()?;
+    let ordinals = match args.device {
+        DeviceArg::CudaAll => 0..devices.len(),
+        DeviceArg::Cuda(ordinal) => ordinal..ordinal.saturating_add(1),
+        DeviceArg::Auto | DeviceArg::Cpu => 0..1,
     };
-    let instruction_sets: Vec<Simd> = Simd::available().collect();
-    for &form in forms {
-        for &simd in &instruction_sets {
-            for share_rest in [false, true] {
-                let choice = Some(Choice {
-                    form,
-                    simd,
-                    share_rest,
-                });
-                variants.push(Backend::Cpu { threads, choice });
-            }
-        }
-    }
-    variants
+    let contexts = ordinals.map(cuda::context);
+    let contexts = contexts.collect::<attention_rollout::Result<Vec<_>>>()?;
+    let options = Options {
+        precision: match args.precision {
+            PrecisionArg::F32 => Precision::F32,
+            PrecisionArg::Half => Precision::Half,
+        },
+        nvrtc: Some(Nvrtc::load_for_driver(cuda::driver_version()?)?),
+        ..Options::default()
+    };
+    Ok((contexts, options))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_args: &DeviceArgs) -> Result<Device, String> {
+    Err("this binary was built without the CUDA backend".to_owned())
 }
 
 /// Threads for each core that are still accepted. More only wait for each other.

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use attention_rollout::device::Device;
 use attention_rollout::measure::{self, Case, Inputs, Times};
 use attention_rollout::{DType, Problem, Shape};
 use clap::Args;
 use serde_json::json;
 
-use crate::backend::Backend;
+use crate::backend;
 use crate::error::{Error, Result};
 use crate::input::{Feature, InputFile, Maps, Tensors};
 use crate::job::{Job, jobs, problem};
@@ -100,11 +101,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if members.iter().all(|(problem, _)| problem.map_bytes() == 0) {
         return Err(Error::argument("bench", "maps to read", "none"));
     }
-    let backend = Backend::open(&args.device)?;
-    let mut case = backend.case(members).map_err(Error::rollout("bench"))?;
+    let device = backend::open(&args.device)?;
+    let mut case = device.case(members).map_err(Error::rollout("bench"))?;
     if !args.no_check {
         case.check().map_err(|reason| Error::Device {
-            device: backend.device().to_owned(),
+            device: device.name(),
             reason,
         })?;
     }
@@ -115,8 +116,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         report::note(format_args!("not measured as a graph: {reason}"));
     }
     match args.json {
-        true => print_json(args, &backend, &case, &times),
-        false => print_lines(&backend, &case, &times),
+        true => print_json(args, &device, &case, &times),
+        false => print_lines(&device, &case, &times),
     }
 }
 
@@ -159,7 +160,7 @@ fn floor_ratio(times: &Times) -> f64 {
     measure::minimum(&times.runs).as_secs_f64() / measure::minimum(&times.floor).as_secs_f64()
 }
 
-fn print_json(args: &BenchArgs, backend: &Backend, case: &Case, times: &Times) -> Result<()> {
+fn print_json(args: &BenchArgs, device: &Device, case: &Case, times: &Times) -> Result<()> {
     let setup = case.setup();
     let micros = |times: &[Duration]| -> Vec<f64> {
         times.iter().map(|time| time.as_secs_f64() * 1e6).collect()
@@ -170,9 +171,9 @@ fn print_json(args: &BenchArgs, backend: &Backend, case: &Case, times: &Times) -
     };
     let dtype = |problem: &Problem| problem.dtype().to_string();
     report::line(json!({
-        "device": backend.device(),
-        "device_name": backend.device_name(),
-        "threads": backend.threads(),
+        "device": device.name(),
+        "device_name": device.model(),
+        "threads": device.threads(),
         "checked": !args.no_check,
         "shapes": case.problems().iter().map(shape).collect::<Vec<_>>(),
         "dtypes": case.problems().iter().map(dtype).collect::<Vec<_>>(),
@@ -190,7 +191,7 @@ fn print_json(args: &BenchArgs, backend: &Backend, case: &Case, times: &Times) -
     }))
 }
 
-fn print_lines(backend: &Backend, case: &Case, times: &Times) -> Result<()> {
+fn print_lines(device: &Device, case: &Case, times: &Times) -> Result<()> {
     let setup = case.setup();
     for problem in case.problems() {
         let (shape, dtype) = (problem.shape(), problem.dtype());
@@ -221,8 +222,8 @@ fn print_lines(backend: &Backend, case: &Case, times: &Times) -> Result<()> {
         "{:.2} times the read, {} runs on {} ({})",
         floor_ratio(times),
         times.runs.len(),
-        backend.label(),
-        backend.device_name(),
+        device,
+        device.model(),
     ))
 }
 

@@ -6,8 +6,6 @@ mod backend;
 mod bench;
 mod devices;
 mod error;
-#[cfg(feature = "cuda")]
-mod gpu;
 mod header;
 mod heatmap;
 mod input;

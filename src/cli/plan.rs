@@ -8,7 +8,7 @@ use attention_rollout::{DType, HostLayer, Shape};
 use clap::Args;
 use serde_json::json;
 
-use crate::backend::{Backend, Plan};
+use crate::backend;
 use crate::error::{Error, Result};
 use crate::input::{Feature, Tensors};
 use crate::job::problem;
@@ -77,26 +77,29 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         &args.config,
         args.output_kind,
     )?;
-    let backend = Backend::open(&args.device)?;
-    let plan: Plan = backend.plan(&problem).map_err(Error::rollout("plan"))?;
+    let device = backend::open(&args.device)?;
+    let plan = device.plan(&problem).map_err(Error::rollout("plan"))?;
 
     let (map_bytes, output_bytes) = (problem.map_bytes(), 4 * problem.output_len());
     // What a GPU reads at, `bench` tells: it needs maps there.
-    let bandwidth = match &backend {
-        Backend::Cpu { threads, .. } => {
-            Some(read_bandwidth(*threads, usize::from(args.sample) << 20)?)
-        }
-        #[cfg(feature = "cuda")]
-        Backend::Cuda(_) => None,
+    let is_cpu = device.name() == "cpu";
+    let bandwidth = match is_cpu {
+        true => Some(read_bandwidth(
+            device.threads(),
+            usize::from(args.sample) << 20,
+        )?),
+        false => None,
     };
     let floor = bandwidth.map(|bandwidth| map_bytes as f64 / bandwidth);
     let (variant, workspace) = (plan.variant(), plan.workspace_bytes());
-    let (device, threads) = (backend.device(), backend.threads());
+    let (device, threads) = (device.name(), device.threads());
+    let items = plan.items_per_chunk();
     if args.json {
         report::line(json!({
             "device": device,
             "threads": threads,
             "variant": variant,
+            "items_per_chunk": items,
             "map_bytes": map_bytes,
             "output_bytes": output_bytes,
             "workspace_bytes": workspace,
@@ -121,9 +124,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
             bandwidth / 1e9
         ))?;
     }
-    #[cfg(feature = "cuda")]
-    if let Plan::Cuda(plan) = &plan {
-        report::line(format_args!("launches   {}", plan.schedule()))?;
+    if !is_cpu {
+        report::line(format_args!("launches   of {items} items: {plan}"))?;
     }
     Ok(())
 }

@@ -4,12 +4,12 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use attention_rollout::memory::filled;
+use attention_rollout::device::{Device, Next};
 use attention_rollout::{DType, HostLayer, Output, Problem, post, validate};
 use clap::Args;
 use serde_json::json;
 
-use crate::backend::Backend;
+use crate::backend;
 use crate::error::{Error, Result, shown_path};
 use crate::heatmap::{self, Drawing, HeatmapArgs};
 use crate::input::{InputFile, Maps, Tensors};
@@ -85,7 +85,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     check_paths(args)?;
     let tensors = file.tensors()?;
     let jobs = jobs(&tensors, &args.select, &args.config, args.output_kind)?;
-    let backend = Backend::open(&args.device)?;
+    let device = backend::open(&args.device)?;
     let specs: Vec<Vec<TensorSpec>> = jobs
         .iter()
         .map(|job| output_specs(args, &tensors, job))
@@ -105,7 +105,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     };
     let mut done = Vec::with_capacity(jobs.len());
     for (job, outputs) in jobs.iter().zip(specs) {
-        let (time, variant) = sink.run_job(&backend, job, &outputs, args.validate)?;
+        let (time, variant) = sink.run_job(&device, job, &outputs, args.validate)?;
         done.push(Done {
             outputs,
             time,
@@ -113,7 +113,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
         });
     }
     sink.commit()?;
-    summarize(args, &backend, &jobs, &done, started.elapsed())
+    summarize(args, &device, &jobs, &done, started.elapsed())
 }
 
 /// Refuses to write over a file that is being read, and one file over another.
@@ -178,23 +178,6 @@ fn output_specs(args: &RunArgs, tensors: &Tensors<'_>, job: &Job<'_>) -> Result<
     Ok(specs)
 }
 
-/// Bytes of output that are held in memory at a time, unless one item alone has more.
-const CHUNK_OUTPUT_BYTES: usize = 64 << 20;
-/// Bytes of maps between two steps of the progress bar, unless one item alone has more.
-const CHUNK_MAP_BYTES: usize = 256 << 20;
-
-/// How many items to compute at a time.
-fn items_per_chunk(problem: &Problem, outputs: &[TensorSpec]) -> usize {
-    let batch = problem.shape().batch.max(1);
-    let elements: usize = outputs.iter().map(TensorSpec::elements).sum();
-    let output = 4 * (elements / batch);
-    let maps = problem.map_bytes() / batch;
-    let of = |bytes: usize, item: usize| bytes / item.max(1);
-    of(CHUNK_OUTPUT_BYTES, output)
-        .min(of(CHUNK_MAP_BYTES, maps))
-        .clamp(1, batch)
-}
-
 /// Where results go.
 struct Sink {
     file: Option<TensorFile>,
@@ -207,41 +190,54 @@ impl Sink {
     /// Computes a job chunk by chunk; returns the time spent computing, and what computed it.
     fn run_job(
         &mut self,
-        backend: &Backend,
+        device: &Device,
         job: &Job<'_>,
         outputs: &[TensorSpec],
         validate: Option<Option<f64>>,
     ) -> Result<(Duration, Option<String>)> {
-        let step = items_per_chunk(&job.problem, outputs);
         let all = match (&self.file, &self.drawing) {
             (None, Some(drawing)) => drawing.item..drawing.item + 1,
             _ => 0..job.problem.shape().batch,
         };
-        let (mut time, mut variant) = (Duration::ZERO, None);
-        for start in all.clone().step_by(step) {
-            let items = start..(start + step).min(all.end);
-            let part = job.problem.slice_batch(items.clone());
-            let place = || Error::rollout(job.feature.place());
-            let maps = job.feature.maps(items.clone()).map_err(place())?;
-            let layers: Vec<_> = maps.iter().map(Maps::host_layer).collect();
-            if let Some(tolerance) = validate {
-                check_maps(job, &part, &layers, start, tolerance)?;
-            }
-            let mut out = filled("the rollout", part.output_len(), 0.0).map_err(place())?;
-
-            let started = Instant::now();
-            let mut plan = backend.plan(&part).map_err(place())?;
-            plan.run(&layers, &mut out).map_err(place())?;
-            time += started.elapsed();
-            variant.get_or_insert_with(|| plan.variant());
-
-            self.draw(&items, &out)?;
-            if let Some(file) = &mut self.file {
-                write_chunk(job, &items, &out, outputs, file)?;
-            }
-            self.progress.add(part.map_bytes() as u64);
+        if all.is_empty() {
+            return Ok((Duration::ZERO, None));
         }
-        Ok((time, variant))
+        let place = || Error::rollout(job.feature.place());
+        let problem = job.problem.slice_batch(all.clone());
+        let map_bytes = problem.map_bytes() as u64 / all.len() as u64;
+        let mut started = Instant::now();
+        let mut plan = device.plan(&problem).map_err(place())?;
+        let variant = plan.variant();
+        plan.restart().map_err(place())?;
+        let mut time = started.elapsed();
+        loop {
+            started = Instant::now();
+            let next = plan.step().map_err(place())?;
+            time += started.elapsed();
+            match next {
+                None => return Ok((time, Some(variant))),
+                Some(Next::Push(items)) => {
+                    let of_batch = all.start + items.start..all.start + items.end;
+                    let maps = job.feature.maps(of_batch.clone()).map_err(place())?;
+                    let layers: Vec<_> = maps.iter().map(Maps::host_layer).collect();
+                    if let Some(tolerance) = validate {
+                        let part = problem.slice_batch(items);
+                        check_maps(job, &part, &layers, of_batch.start, tolerance)?;
+                    }
+                    started = Instant::now();
+                    plan.push(&layers).map_err(place())?;
+                    time += started.elapsed();
+                }
+                Some(Next::Done(chunk)) => {
+                    let items = all.start + chunk.items().start..all.start + chunk.items().end;
+                    self.draw(&items, chunk.out())?;
+                    if let Some(file) = &mut self.file {
+                        write_chunk(job, &items, chunk.out(), outputs, file)?;
+                    }
+                    self.progress.add(map_bytes * items.len() as u64);
+                }
+            }
+        }
     }
 
     /// Draws the picture where `out`, the results of `items`, holds its item.
@@ -316,14 +312,14 @@ fn write_chunk(
 
 fn summarize(
     args: &RunArgs,
-    backend: &Backend,
+    device: &Device,
     jobs: &[Job<'_>],
     done: &[Done],
     elapsed: Duration,
 ) -> Result<()> {
     if !args.json {
         let (features, seconds) = (jobs.len(), elapsed.as_secs_f64());
-        let device = backend.device();
+        let device = device.name();
         let plural = if features == 1 { "" } else { "s" };
         report::line(format_args!(
             "rollout of {features} feature{plural} on {device} in {seconds:.3} s"
@@ -366,9 +362,9 @@ fn summarize(
         "input": args.input.to_string_lossy(),
         "output": lossy(&args.output),
         "heatmap": lossy(&args.heatmap.heatmap),
-        "device": backend.device(),
-        "threads": backend.threads(),
-        "precision": if backend.is_half() { "half" } else { "f32" },
+        "device": device.name(),
+        "threads": device.threads(),
+        "precision": if device.is_half() { "half" } else { "f32" },
         "seconds": elapsed.as_secs_f64(),
         "features": features,
     }))

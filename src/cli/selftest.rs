@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use attention_rollout::cuda::cudarc::driver::{CudaSlice, CudaStream, DriverError};
-use attention_rollout::cuda::kernel::{self, Kernel};
+use attention_rollout::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DriverError};
+use attention_rollout::cuda::kernel::{self, Arithmetic, Kernel};
 use attention_rollout::cuda::variant::Entry;
-use attention_rollout::cuda::{self, DeviceLayer, GroupItem, GroupPlan, Plan};
+use attention_rollout::cuda::{self, DeviceLayer, GroupItem, GroupPlan, Options, Plan};
 use attention_rollout::{DType, HostLayer, Layer, Problem, measure::Inputs, reference};
 use clap::Args;
 use half::{bf16, f16};
 
+use crate::backend;
 use crate::error::{Error, Result};
-use crate::gpu::Gpus;
-use crate::options::{DeviceArg, PrecisionArg};
+use crate::options::{DeviceArg, DeviceArgs, PrecisionArg};
 use crate::report;
 use crate::verify::{self, half_budget};
 
@@ -44,8 +44,14 @@ pub fn run(args: &SelftestArgs) -> Result<()> {
         device: args.device.to_string(),
         reason: error.to_string(),
     };
-    let gpus = Gpus::open(args.device, PrecisionArg::F32).map_err(device)?;
-    let limits = cuda::limits(gpus.context()).map_err(device)?;
+    let gpu = DeviceArgs {
+        device: args.device,
+        precision: PrecisionArg::F32,
+        threads: None,
+    };
+    let (contexts, options) = backend::cuda_contexts(&gpu).map_err(device)?;
+    let context = &contexts[0];
+    let limits = cuda::limits(context).map_err(device)?;
     let (mut total, mut failed) = (0, 0);
     let kernels = kernel::all();
     let entered = |kernel| Entry::ALL.map(|entry| (entry, kernel));
@@ -56,7 +62,7 @@ pub fn run(args: &SelftestArgs) -> Result<()> {
             continue;
         }
         total += 1;
-        let verdict = match max_error(&gpus, entry, kernel.as_ref()) {
+        let verdict = match max_error(context, &options, entry, kernel.as_ref()) {
             Ok((error, budget)) if error <= budget => format!("{error:.2e}  ok"),
             Ok((error, budget)) => format!("{error:.2e}  FAILED, the budget is {budget:.2e}"),
             Err(error) => format!("FAILED: {error}"),
@@ -71,9 +77,9 @@ pub fn run(args: &SelftestArgs) -> Result<()> {
             args.only.clone(),
         ));
     }
-    let name = gpus.name();
+    let ordinal = context.ordinal();
     report::line(format_args!(
-        "{name}: {} of {total} kernels are right",
+        "cuda:{ordinal}: {} of {total} kernels are right",
         total - failed
     ))?;
     match failed {
@@ -85,7 +91,8 @@ pub fn run(args: &SelftestArgs) -> Result<()> {
 /// The largest absolute error of `kernel` over problems that it takes part in, one by one or two as a group, NaN where
 /// it left NaN, and the most it may be.
 fn max_error(
-    gpus: &Gpus,
+    context: &Arc<CudaContext>,
+    options: &Options,
     entry: Entry,
     kernel: &dyn Kernel,
 ) -> Result<(f64, f64), Box<dyn std::error::Error>> {
@@ -100,8 +107,10 @@ fn max_error(
     }
     let random = |problem: &Problem| Inputs::random(problem.shape(), problem.dtype(), false, 1);
     let inputs: Vec<Inputs> = problems.iter().map(random).collect::<Result<_, _>>()?;
-    let context = gpus.context();
-    let gpus = gpus.forcing(kernel.variant().symbol);
+    let options = Options {
+        variant: Some(kernel.variant().symbol),
+        ..options.clone()
+    };
     let stream = context.default_stream();
     let upload = |inputs: &Inputs| {
         let layers = inputs.layers();
@@ -121,12 +130,12 @@ fn max_error(
     match entry {
         Entry::Alone => {
             for ((problem, layers), out) in problems.iter().zip(&layers).zip(&mut outs) {
-                let mut plan = Plan::new(context, problem, gpus.options())?;
+                let mut plan = Plan::new(context, problem, &options)?;
                 plan.run(&stream, layers, out)?;
             }
         }
         Entry::Grouped => {
-            let mut plan = GroupPlan::new(context, &problems, gpus.options())?;
+            let mut plan = GroupPlan::new(context, &problems, &options)?;
             let items = layers.iter().zip(&mut outs);
             let mut items: Vec<_> = items
                 .map(|(layers, out)| GroupItem {
@@ -142,7 +151,8 @@ fn max_error(
         let got = stream.clone_dtoh(out)?;
         let want = reference::rollout(problem, &inputs.layers())?;
         let error = verify::max_error(&got, &want);
-        let budget = if gpus.is_half() {
+        let is_half = kernel.variant().symbol.contains(Arithmetic::F16x2.name());
+        let budget = if is_half {
             half_budget(problem, &want)
         } else {
             BUDGET

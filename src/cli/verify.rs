@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use attention_rollout::device::Device;
 use attention_rollout::{
     HeadFusion, HostLayer, Problem, Residual, ResidualWeights, RolloutConfig, first_not_finite,
     reference,
@@ -10,7 +11,7 @@ use attention_rollout::{
 use clap::Args;
 use serde_json::json;
 
-use crate::backend::Backend;
+use crate::backend;
 use crate::error::{Error, Result};
 use crate::input::{InputFile, Maps};
 use crate::job::{Job, jobs};
@@ -72,7 +73,7 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
     args.config.check_heeded(None, false)?;
     let file = InputFile::open(&args.input)?;
     let tensors = file.tensors()?;
-    let backends = backends(&args.device)?;
+    let devices = devices(&args.device)?;
     let per_kind: Vec<_> = KINDS
         .into_iter()
         .map(|(kind, name)| Ok((name, jobs(&tensors, &args.select, &args.config, kind)?)))
@@ -85,7 +86,7 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
     for feature in 0..features {
         for (name, jobs) in &per_kind {
             let job = &jobs[feature];
-            check(job, name, args.items, &backends, &mut checks)?;
+            check(job, name, args.items, &devices, &mut checks)?;
             progress.add(job.problem.map_bytes() as u64);
         }
     }
@@ -110,7 +111,7 @@ fn check(
     job: &Job<'_>,
     output: &'static str,
     items: NonZeroUsize,
-    backends: &[Backend],
+    devices: &[Device],
     checks: &mut Vec<Check>,
 ) -> Result<()> {
     let items = 0..job.problem.shape().batch.min(items.get());
@@ -127,12 +128,12 @@ fn check(
     let budget = budget(&problem, &layers, &expected).map_err(place())?;
     let mut seen = Vec::new();
     let mut variants = Vec::new();
-    for backend in backends {
-        variants.extend(backend.variants(&problem).map_err(place())?);
+    for device in devices {
+        variants.extend(device.candidates(&problem).map_err(place())?);
     }
     for variant in variants {
         let mut plan = variant.plan(&problem).map_err(place())?;
-        let label = format!("{}: {}", variant.label(), plan.variant());
+        let label = format!("{variant}: {}", plan.variant());
         // What the plan chose by itself comes up again among all choices.
         if seen.contains(&label) {
             continue;
@@ -140,7 +141,7 @@ fn check(
         seen.push(label.clone());
         // What a backend forgets to write stays NaN and fails.
         let mut out = vec![f32::NAN; problem.output_len()];
-        plan.run(&layers, &mut out).map_err(place())?;
+        plan.run(&layers, &mut out, &mut |_| ()).map_err(place())?;
         checks.push(Check {
             feature: match job.feature.name() {
                 "" => ".".to_owned(),
@@ -160,10 +161,10 @@ fn check(
 }
 
 /// The CPU, and the GPU where there is one, unless the options name a device.
-fn backends(args: &DeviceArgs) -> Result<Vec<Backend>> {
-    let first = Backend::open(args)?;
-    if args.device == DeviceArg::Auto && first.device() != "cpu" {
-        return Ok(vec![Backend::cpu(args)?, first]);
+fn devices(args: &DeviceArgs) -> Result<Vec<Device>> {
+    let first = backend::open(args)?;
+    if args.device == DeviceArg::Auto && first.name() != "cpu" {
+        return Ok(vec![backend::open_cpu(args)?, first]);
     }
     Ok(vec![first])
 }

@@ -27,7 +27,7 @@ pub use plan::Plan;
 pub use simd::Simd;
 pub use streaming::StreamingPlan;
 
-pub use crate::progress::Progress;
+pub use crate::chunk::Progress;
 
 /// How to run on the CPU.
 #[derive(Clone, Debug, Default)]

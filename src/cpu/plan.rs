@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::cpu::choice::Choice;
@@ -91,6 +92,30 @@ impl Plan {
         let out = Shared::new(out);
         self.engine
             .run(Prepared::items, |task| task.rollout(layers, out));
+        Ok(())
+    }
+
+    /// Computes the items `items` alone: `layers` hold every layer of theirs, `out` is shaped as
+    /// [`Problem::output_shape`] of a problem of these items.
+    ///
+    /// # Errors
+    /// As [`Problem::check_layers`].
+    ///
+    /// # Panics
+    /// Where `items` leaves the batch.
+    pub fn run_items(
+        &mut self,
+        items: Range<usize>,
+        layers: &[HostLayer<'_>],
+        out: &mut [f32],
+    ) -> Result<()> {
+        let part = self.problem().slice_batch(items);
+        part.check_layers(layers, out.len())?;
+        let out = Shared::new(out);
+        self.engine.run(
+            |_| 0..part.shape().batch,
+            |task| task.rollout_of(&part, layers, out),
+        );
         Ok(())
     }
 

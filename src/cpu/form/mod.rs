@@ -51,7 +51,16 @@ impl Scratch for FormScratch {
 impl Task<'_, FormScratch> {
     /// Computes the item's output from `layers` into `out`, the output of the whole problem. Lengths have been checked.
     pub fn rollout(self, layers: &[HostLayer<'_>], out: Shared<'_>) {
-        let run = Run::new(self.prepared, layers, out);
+        let problem = &self.prepared.problem;
+        self.rollout_of(problem, layers, out);
+    }
+
+    /// As [`rollout`](Task::rollout), of an item of `problem`, which is made of items of the task's.
+    pub fn rollout_of(self, problem: &Problem, layers: &[HostLayer<'_>], out: Shared<'_>) {
+        let run = Run {
+            problem,
+            ..Run::new(self.prepared, layers, out)
+        };
         match &self.prepared.scratch {
             FormScratch::Rows(scratch) => {
                 rows::item(run, self.member, self.item, scratch, self.memory);

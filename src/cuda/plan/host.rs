@@ -6,15 +6,16 @@
 
 mod packed;
 
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use cudarc::driver::{CudaContext, result};
 
 use super::engine::Engine;
-use crate::config::Output;
+use crate::chunk::{self, CHUNK_BYTES, Chunk, Progress, layers_from};
 use crate::cuda::choose::choose_for;
 use crate::cuda::driver::{self, DeviceMemory, Event, PinnedMemory, Stream, bind, driver_error};
 use crate::cuda::options::Options;
@@ -24,30 +25,34 @@ use crate::cuda::schedule::Schedule;
 use crate::error::{Error, Result};
 use crate::layer::HostLayer;
 use crate::problem::Problem;
-use crate::progress::Progress;
 
 use packed::{layer_bytes, map_bytes, pack_layer, packed};
-
-/// Page-locked memory that one chunk may take unless the caller says otherwise: enough to hide latencies, little enough
-/// to be had everywhere.
-const CHUNK_BYTES: usize = 256 << 20;
 
 /// Chunks of at least this many bytes are packed by several threads, which take longer to start than less is to copy.
 const PARALLEL_BYTES: usize = 1 << 20;
 
-/// Chunks on their way at a time.
+/// Chunks on their way at a time, on each device.
 const SLOTS: usize = 2;
 
-/// A problem over host memory made ready on one device.
+/// A problem over host memory made ready on one or several devices, which take its chunks in turn.
 pub struct HostPlan {
+    devices: Vec<OnDevice>,
+    problem: Problem,
+    chunk: usize,
+    /// Items of the chunks submitted, of the run under way.
+    pushed: usize,
+    /// Items of the chunks collected.
+    popped: usize,
+}
+
+/// The plan on one device.
+struct OnDevice {
     // First, so that chunks under way are waited for before anything they use goes.
     slots: Vec<Slot>,
     /// Orders the kernels of neighbouring chunks, which share the workspace.
     computed: Event,
     /// Runs the problem over packed maps.
     engine: Engine,
-    problem: Problem,
-    chunk: usize,
 }
 
 /// Buffers of one chunk. Waits for its work before they go.
@@ -82,44 +87,53 @@ impl HostPlan {
         items_per_chunk: Option<NonZeroUsize>,
     ) -> Result<Self> {
         let runtime = Runtime::new(context, options)?;
-        HostPlan::on(&runtime, problem, options, items_per_chunk)
+        HostPlan::on(&[runtime], problem, options, items_per_chunk)
     }
 
-    /// As [`new`](HostPlan::new), with the compiler and the kernels of `runtime`.
+    /// As [`new`](HostPlan::new), on the devices of `runtimes`, with their compilers and kernels; by default a chunk is
+    /// at most a device's share of the batch.
     ///
     /// # Errors
-    /// As [`new`](HostPlan::new).
+    /// As [`new`](HostPlan::new); [`Error::ZeroExtent`] where there is no device.
     pub fn on(
-        runtime: &Runtime,
+        runtimes: &[Runtime],
         problem: &Problem,
         options: &Options,
         items_per_chunk: Option<NonZeroUsize>,
     ) -> Result<Self> {
-        let (context, limits) = (runtime.context(), runtime.limits());
+        if runtimes.is_empty() {
+            return Err(Error::ZeroExtent { what: "devices" });
+        }
         let options = options.with_environment();
         let packed = packed(problem)?;
         let batch = problem.shape().batch;
-        let item_bytes = map_bytes(&packed, 1) + size_of::<f32>() * output_len(&packed, 1);
         let chunk = match items_per_chunk {
-            Some(items) => items.get(),
+            Some(items) => items.get().clamp(1, batch.max(1)),
             None => {
-                let (free, _) = driver::memory(context)?;
-                (free / 4 / SLOTS).min(CHUNK_BYTES) / item_bytes.max(1)
+                let mut bytes = CHUNK_BYTES;
+                for runtime in runtimes {
+                    let (free, _) = driver::memory(runtime.context())?;
+                    bytes = bytes.min(free / 4 / SLOTS);
+                }
+                let share = batch.div_ceil(runtimes.len()).max(1);
+                chunk::items_per_chunk(&packed, bytes).min(share)
             }
-        }
-        .clamp(1, batch.max(1));
-        let (pipeline, whole) = choose_for(&packed, chunk, limits, &options)?;
-        let rest = pipeline.schedule(&packed, batch % chunk, limits);
-        let engine = Engine::alone(runtime, &packed, vec![whole, rest])?;
-        let slots = (0..SLOTS.min(batch.div_ceil(chunk)))
-            .map(|_| Slot::new(context, &packed, chunk))
+        };
+        let chunks = batch.div_ceil(chunk);
+        let devices = runtimes
+            .iter()
+            .take(chunks.max(1))
+            .map(|runtime| {
+                let slots = SLOTS.min(chunks.div_ceil(runtimes.len()));
+                OnDevice::new(runtime, &packed, chunk, slots, &options)
+            })
             .collect::<Result<_>>()?;
         Ok(HostPlan {
+            devices,
             problem: problem.clone(),
-            engine,
-            slots,
-            computed: Event::new(context)?,
             chunk,
+            pushed: 0,
+            popped: 0,
         })
     }
 
@@ -128,14 +142,19 @@ impl HostPlan {
         &self.problem
     }
 
-    /// What a full chunk launches.
+    /// What a full chunk launches, on the first device.
     pub fn schedule(&self) -> &Schedule {
-        self.engine.schedule(0)
+        self.devices[0].engine.schedule(0)
     }
 
     /// Items of a full chunk.
     pub fn items_per_chunk(&self) -> usize {
         self.chunk
+    }
+
+    /// Device memory the plan holds beside the chunks' maps and outputs, in bytes, all devices together.
+    pub fn workspace_bytes(&self) -> usize {
+        self.devices.iter().map(|d| d.engine.bytes()).sum()
     }
 
     /// Computes the rollout of `layers` (every layer of the problem, first to last) into `out`, shaped as
@@ -150,45 +169,115 @@ impl HostPlan {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<()> {
         self.problem.check_layers(layers, out.len())?;
-        let all = 0..self.problem.shape().batch;
-        let mut planes = planes(&self.problem, out, std::slice::from_ref(&all)).remove(0);
-        self.run_items(layers, 0, &mut planes, progress)
+        self.restart()?;
+        loop {
+            while let Some(items) = self.wants() {
+                self.push(&layers_from(&self.problem, layers, items.start))?;
+            }
+            let Some(chunk) = self.pop()? else {
+                return Ok(());
+            };
+            chunk.copy_to(out);
+            progress(chunk.progress());
+        }
     }
 
-    /// As [`run`](HostPlan::run), where item 0 of the plan is item `first` of `layers`, which have been checked, and the
-    /// output is given plane by plane.
-    fn run_items(
-        &mut self,
-        layers: &[HostLayer<'_>],
-        first: usize,
-        planes: &mut [&mut [f32]],
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<()> {
-        bind(self.engine.context())?;
-        for slot in &mut self.slots {
-            slot.abandon()?;
-        }
-        let total = self.engine.problem().shape().batch;
-        let mut done = 0;
-        let chunks = (0..total).step_by(self.chunk);
-        let turns = chunks.clone().count() + self.slots.len();
-        let mut chunks = chunks.map(|start| start..total.min(start + self.chunk));
-        for turn in 0..turns {
-            if self.slots.is_empty() {
-                break;
-            }
-            let slot = turn % self.slots.len();
-            if let Some(items) = self.slots[slot].collect(self.engine.problem(), planes)? {
-                done += items;
-                progress(Progress { done, total });
-            }
-            if let Some(items) = chunks.next() {
-                let slot = &mut self.slots[slot];
-                slot.pack(&self.problem, layers, first, items);
-                slot.submit(&mut self.engine, &self.computed, self.chunk)?;
-            }
+    /// Begins a run: forgets the chunks of one that was not finished.
+    ///
+    /// # Errors
+    /// [`Error::Driver`].
+    pub(crate) fn restart(&mut self) -> Result<()> {
+        (self.pushed, self.popped) = (0, 0);
+        for device in &mut self.devices {
+            bind(device.engine.context())?;
+            device.slots.iter_mut().try_for_each(Slot::abandon)?;
         }
         Ok(())
+    }
+
+    /// The items to [`push`](HostPlan::push) next; none where all have been pushed, or all buffers are in use.
+    pub(crate) fn wants(&self) -> Option<Range<usize>> {
+        let total = self.problem.shape().batch;
+        let buffers: usize = self.devices.iter().map(|device| device.slots.len()).sum();
+        let under_way = self.pushed.div_ceil(self.chunk) - self.popped.div_ceil(self.chunk);
+        let has_room = self.pushed < total && under_way < buffers;
+        has_room.then(|| self.pushed..total.min(self.pushed + self.chunk))
+    }
+
+    /// Device and slot of the chunk that begins with item `first`.
+    fn place(&self, first: usize) -> (usize, usize) {
+        let chunk = first / self.chunk;
+        let device = chunk % self.devices.len();
+        let turn = chunk / self.devices.len();
+        (device, turn % self.devices[device].slots.len())
+    }
+
+    /// Submits the items that [`wants`](HostPlan::wants) names; `layers` hold every layer of theirs, and are not needed
+    /// any more once this returns. Nothing where it names none.
+    ///
+    /// # Errors
+    /// As [`Problem::check_layers`] for the layers; [`Error::Launch`], [`Error::Driver`].
+    pub(crate) fn push(&mut self, layers: &[HostLayer<'_>]) -> Result<()> {
+        let Some(items) = self.wants() else {
+            return Ok(());
+        };
+        let part = self.problem.slice_batch(items.clone());
+        part.check_layers(layers, part.output_len())?;
+        let (device, slot) = self.place(items.start);
+        let OnDevice {
+            slots,
+            computed,
+            engine,
+        } = &mut self.devices[device];
+        bind(engine.context())?;
+        let slot = &mut slots[slot];
+        slot.pack(&part, layers, items.clone());
+        slot.submit(engine, computed, self.chunk)?;
+        self.pushed = items.end;
+        Ok(())
+    }
+
+    /// Waits for the chunk pushed first; none where there is none under way.
+    ///
+    /// # Errors
+    /// [`Error::Driver`].
+    pub(crate) fn pop(&mut self) -> Result<Option<Chunk<'_>>> {
+        if self.popped == self.pushed {
+            return Ok(None);
+        }
+        let (device, slot) = self.place(self.popped);
+        let OnDevice { slots, engine, .. } = &mut self.devices[device];
+        bind(engine.context())?;
+        let (items, out) = slots[slot].collect(&self.problem)?;
+        self.popped = items.end;
+        Ok(Some(Chunk::new(&self.problem, items, out)))
+    }
+}
+
+impl fmt::Display for HostPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.schedule().fmt(f)
+    }
+}
+
+impl OnDevice {
+    fn new(
+        runtime: &Runtime,
+        packed: &Problem,
+        chunk: usize,
+        slots: usize,
+        options: &Options,
+    ) -> Result<Self> {
+        let (context, limits) = (runtime.context(), runtime.limits());
+        let (pipeline, whole) = choose_for(packed, chunk, limits, options)?;
+        let rest = pipeline.schedule(packed, packed.shape().batch % chunk, limits);
+        let engine = Engine::alone(runtime, packed, vec![whole, rest])?;
+        let slots = (0..slots).map(|_| Slot::new(context, packed, chunk));
+        Ok(OnDevice {
+            slots: slots.collect::<Result<_>>()?,
+            computed: Event::new(context)?,
+            engine,
+        })
     }
 }
 
@@ -216,31 +305,17 @@ impl Slot {
         self.stream.synchronize()
     }
 
-    /// Waits for the chunk under way, if there is one, and copies its output to `planes`. Returns its items.
-    fn collect(&mut self, packed: &Problem, planes: &mut [&mut [f32]]) -> Result<Option<usize>> {
+    /// Waits for the chunk under way; its items and their output.
+    fn collect(&mut self, problem: &Problem) -> Result<(Range<usize>, &[f32])> {
         let items = std::mem::replace(&mut self.items, 0..0);
-        if items.is_empty() {
-            return Ok(None);
-        }
         self.done.synchronize()?;
-        let len = output_len(packed, items.len());
-        let staged: &[f32] = bytemuck::cast_slice(&self.staged_output.as_slice()[..4 * len]);
-        let plane = len / planes.len();
-        for (plane, staged) in planes.iter_mut().zip(staged.chunks_exact(plane)) {
-            let item = staged.len() / items.len();
-            plane[items.start * item..items.end * item].copy_from_slice(staged);
-        }
-        Ok(Some(items.len()))
+        let len = output_len(problem, items.len());
+        let staged = &self.staged_output.as_slice()[..size_of::<f32>() * len];
+        Ok((items, bytemuck::cast_slice(staged)))
     }
 
-    /// Packs `items` of the problem, which are items `first + items` of the layers.
-    fn pack(
-        &mut self,
-        problem: &Problem,
-        layers: &[HostLayer<'_>],
-        first: usize,
-        items: Range<usize>,
-    ) {
+    /// Packs the layers of `problem`, which are those of the items `items` of the whole.
+    fn pack(&mut self, problem: &Problem, layers: &[HostLayer<'_>], items: Range<usize>) {
         let bytes = layer_bytes(problem, items.len());
         let range = problem.layers();
         let staged = &mut self.staged_maps.as_mut_slice()[..range.len() * bytes];
@@ -251,11 +326,10 @@ impl Slot {
         let share = range.len().div_ceil(threads);
         std::thread::scope(|scope| {
             for (part, staged) in staged.chunks_mut((share * bytes).max(1)).enumerate() {
-                let items = &items;
                 let start = range.start + part * share;
                 let mut pack = move || {
                     for (layer, staged) in (start..).zip(staged.chunks_exact_mut(bytes)) {
-                        pack_layer(problem, layer, &layers[layer], first, items.clone(), staged);
+                        pack_layer(problem, layer, &layers[layer], staged);
                     }
                 };
                 if threads == 1 {
@@ -308,14 +382,12 @@ impl Slot {
     }
 }
 
-/// Computes the rollout of host `layers` into `out` on one or several devices, each taking a share of the batch.
+/// Computes the rollout of host `layers` into `out` on one or several devices, which take chunks of the batch in turn.
 ///
-/// The simple entry: makes the plans, runs once, and waits. `contexts` holds at least one context; `progress` is called
-/// from the devices' threads, one call at a time.
+/// The simple entry: makes the plan, runs once, and waits. `contexts` holds at least one context.
 ///
 /// # Errors
-/// [`Error::ZeroExtent`] where there is no context; as [`HostPlan::new`] and [`HostPlan::run`], the first error of any
-/// device.
+/// [`Error::ZeroExtent`] where there is no context; as [`HostPlan::on`] and [`HostPlan::run`].
 pub fn run_host(
     contexts: &[Arc<CudaContext>],
     problem: &Problem,
@@ -323,71 +395,12 @@ pub fn run_host(
     out: &mut [f32],
     options: &Options,
     items_per_chunk: Option<NonZeroUsize>,
-    progress: &mut (dyn FnMut(Progress) + Send),
+    progress: &mut dyn FnMut(Progress),
 ) -> Result<()> {
     problem.check_layers(layers, out.len())?;
-    let batch = problem.shape().batch;
-    if contexts.is_empty() {
-        return Err(Error::ZeroExtent { what: "devices" });
-    }
-    let share = batch.div_ceil(contexts.len()).max(1);
-    let shares: Vec<Range<usize>> = (0..batch)
-        .step_by(share)
-        .map(|start| start..batch.min(start + share))
-        .collect();
-    let done = Mutex::new((0, progress));
-    let shard = |context, items: Range<usize>, mut planes: Vec<&mut [f32]>| {
-        let part = problem.slice_batch(items.clone());
-        let mut plan = HostPlan::new(context, &part, options, items_per_chunk)?;
-        let mut before = 0;
-        let mut report = |step: Progress| {
-            let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-            done.0 += step.done - before;
-            before = step.done;
-            let progress = Progress {
-                done: done.0,
-                total: batch,
-            };
-            (done.1)(progress);
-        };
-        plan.run_items(layers, items.start, &mut planes, &mut report)
-    };
-    let planes = planes(problem, out, &shares);
-    std::thread::scope(|scope| {
-        let shard = &shard;
-        let threads: Vec<_> = contexts
-            .iter()
-            .zip(shares)
-            .zip(planes)
-            .map(|((context, items), planes)| scope.spawn(move || shard(context, items, planes)))
-            .collect();
-        threads.into_iter().try_for_each(|thread| {
-            thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    })
-}
-
-/// The parts of `out` for each of `shares`, one per layer where the output is cumulative.
-fn planes<'o>(
-    problem: &Problem,
-    out: &'o mut [f32],
-    shares: &[Range<usize>],
-) -> Vec<Vec<&'o mut [f32]>> {
-    let count = match problem.config().output {
-        Output::Cumulative => problem.layers().len(),
-        _ => 1,
-    };
-    let item = output_len(problem, 1) / count;
-    let mut parts: Vec<Vec<&mut [f32]>> = shares.iter().map(|_| Vec::new()).collect();
-    let plane = out.len() / count;
-    for mut plane in out.chunks_exact_mut(plane.max(1)) {
-        for (items, parts) in shares.iter().zip(&mut parts) {
-            let (part, rest) = plane.split_at_mut(items.len() * item);
-            parts.push(part);
-            plane = rest;
-        }
-    }
-    parts
+    let runtimes = contexts
+        .iter()
+        .map(|context| Runtime::new(context, options))
+        .collect::<Result<Vec<_>>>()?;
+    HostPlan::on(&runtimes, problem, options, items_per_chunk)?.run(layers, out, progress)
 }

@@ -1,7 +1,5 @@
 //! Layers in host memory as they are staged: contiguous, without what lies outside the windows.
 
-use std::ops::Range;
-
 use crate::error::Result;
 use crate::layer::HostLayer;
 use crate::layout::{Shape, Strides};
@@ -27,14 +25,11 @@ pub(super) fn map_bytes(packed: &Problem, items: usize) -> usize {
     packed.layers().len() * layer_bytes(packed, items)
 }
 
-/// Copies the windows of `items` of one layer, where item 0 is item `first` of `operands`, to `staged`, contiguous
-/// `[items, heads, tokens, tokens]`.
+/// Copies the windows of one layer to `staged`, contiguous `[batch, heads, tokens, tokens]`.
 pub(super) fn pack_layer(
     problem: &Problem,
     layer: usize,
     operands: &HostLayer<'_>,
-    first: usize,
-    items: Range<usize>,
     staged: &mut [u8],
 ) {
     let Shape { heads, tokens, .. } = *problem.shape();
@@ -43,10 +38,10 @@ pub(super) fn pack_layer(
     let (HostLayer::Maps(maps) | HostLayer::Gradients { maps, .. }) = operands;
     let bytes = maps.bytes();
     let map_bytes = tokens * tokens * size;
-    for (item, staged) in items.zip(staged.chunks_exact_mut(heads * map_bytes)) {
-        let window = problem.windows()[item];
+    let items = problem.windows().iter().enumerate();
+    for ((item, window), staged) in items.zip(staged.chunks_exact_mut(heads * map_bytes)) {
         for (index, staged) in staged.chunks_exact_mut(map_bytes).enumerate() {
-            let map = (first + item) * batch + index * head;
+            let map = item * batch + index * head;
             if row == tokens && window.len == tokens {
                 staged.copy_from_slice(&bytes[map * size..][..map_bytes]);
                 continue;

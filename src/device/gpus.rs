@@ -1,0 +1,150 @@
+//! One or several GPUs as a device.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::Arc;
+
+use cudarc::driver::CudaContext;
+
+use super::{Backend, Chunked, Device};
+use crate::chunk::Chunk;
+use crate::cuda::kernel::{Arithmetic, Form, Kernel, RolloutProduct};
+use crate::cuda::{self, HostPlan, Options, Precision, Runtime};
+use crate::error::{Error, Result};
+use crate::layer::HostLayer;
+use crate::problem::Problem;
+
+struct Gpus {
+    runtimes: Arc<[Runtime]>,
+    options: Options,
+}
+
+impl Device {
+    /// The GPUs of `contexts`, each of which takes chunks of the batch in turn. All plans share loaded kernels.
+    ///
+    /// # Errors
+    /// [`Error::ZeroExtent`] where there is no context; [`Error::Driver`].
+    pub fn cuda(contexts: &[Arc<CudaContext>], options: &Options) -> Result<Self> {
+        if contexts.is_empty() {
+            return Err(Error::ZeroExtent { what: "devices" });
+        }
+        let runtimes = contexts
+            .iter()
+            .map(|context| Runtime::new(context, options));
+        Ok(Device::new(Gpus {
+            runtimes: runtimes.collect::<Result<_>>()?,
+            options: options.with_environment(),
+        }))
+    }
+}
+
+impl Gpus {
+    fn context(&self) -> &Arc<CudaContext> {
+        self.runtimes[0].context()
+    }
+}
+
+impl Backend for Gpus {
+    fn name(&self) -> String {
+        let ordinals: Vec<String> = self
+            .runtimes
+            .iter()
+            .map(|runtime| format!("cuda:{}", runtime.context().ordinal()))
+            .collect();
+        ordinals.join(",")
+    }
+
+    fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+
+    fn model(&self) -> String {
+        self.context().name().unwrap_or_default()
+    }
+
+    fn threads(&self) -> NonZeroUsize {
+        NonZeroUsize::MIN
+    }
+
+    fn is_half(&self) -> bool {
+        let forced = self.options.variant.as_deref().unwrap_or_default();
+        self.options.precision == Precision::Half || forced.contains(Arithmetic::F16x2.name())
+    }
+
+    fn candidates(&self, problem: &Problem) -> Result<Vec<Device>> {
+        let discard = problem.config().discard.is_some();
+        let products = Arithmetic::ALL.into_iter().flat_map(|arithmetic| {
+            Form::ALL.map(|form| RolloutProduct {
+                arithmetic,
+                form,
+                discard,
+            })
+        });
+        let forced = products.map(|product| Options {
+            variant: Some(product.variant().symbol),
+            ..self.options.clone()
+        });
+        let limits = self.runtimes[0].limits();
+        let usable = forced.filter(|options| cuda::choose(problem, limits, options).is_ok());
+        let with = |options| {
+            Device::new(Gpus {
+                runtimes: self.runtimes.clone(),
+                options,
+            })
+        };
+        Ok(std::iter::once(self.options.clone())
+            .chain(usable)
+            .map(with)
+            .collect())
+    }
+
+    fn plan(&self, problem: &Problem) -> Result<Box<dyn Chunked>> {
+        let plan = HostPlan::on(&self.runtimes, problem, &self.options, None)?;
+        Ok(Box::new(plan))
+    }
+
+    #[cfg(feature = "measure")]
+    fn case(
+        &self,
+        members: Vec<(Problem, crate::measure::Inputs)>,
+    ) -> Result<crate::measure::Case> {
+        crate::measure::Case::cuda(members, self.context(), &self.options)
+    }
+}
+
+impl Chunked for HostPlan {
+    fn variant(&self) -> String {
+        let symbols: Vec<&str> = self
+            .schedule()
+            .variants()
+            .iter()
+            .map(|variant| variant.symbol.as_str())
+            .collect();
+        symbols.join(" + ")
+    }
+
+    fn workspace_bytes(&self) -> usize {
+        HostPlan::workspace_bytes(self)
+    }
+
+    fn items_per_chunk(&self) -> usize {
+        HostPlan::items_per_chunk(self)
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        HostPlan::restart(self)
+    }
+
+    fn wants(&self) -> Option<Range<usize>> {
+        HostPlan::wants(self)
+    }
+
+    fn push(&mut self, layers: &[HostLayer<'_>]) -> Result<()> {
+        HostPlan::push(self, layers)
+    }
+
+    fn pop(&mut self) -> Result<Option<Chunk<'_>>> {
+        HostPlan::pop(self)
+    }
+}
