@@ -84,11 +84,16 @@ impl Backend for Cpu {
         Ok(candidates)
     }
 
-    fn plan(&self, problem: &Problem) -> Result<Box<dyn Chunked>> {
+    fn plan(
+        &self,
+        problem: &Problem,
+        items_per_chunk: Option<NonZeroUsize>,
+    ) -> Result<Box<dyn Chunked>> {
+        let chunk = items_per_chunk.map(NonZeroUsize::get);
         let choice = self.choice.unwrap_or_else(|| Choice::of(problem));
         Ok(Box::new(CpuChunks {
             plan: Plan::with_choice(problem, &self.options, choice)?,
-            chunk: chunk::items_per_chunk(problem, CHUNK_BYTES),
+            chunk: chunk.unwrap_or_else(|| chunk::items_per_chunk(problem, CHUNK_BYTES)),
             pushed: 0,
             popped: 0,
             out: Vec::new(),

@@ -99,8 +99,12 @@ impl Backend for Gpus {
             .collect())
     }
 
-    fn plan(&self, problem: &Problem) -> Result<Box<dyn Chunked>> {
-        let plan = HostPlan::on(&self.runtimes, problem, &self.options, None)?;
+    fn plan(
+        &self,
+        problem: &Problem,
+        items_per_chunk: Option<NonZeroUsize>,
+    ) -> Result<Box<dyn Chunked>> {
+        let plan = HostPlan::on(&self.runtimes, problem, &self.options, items_per_chunk)?;
         Ok(Box::new(plan))
     }
 

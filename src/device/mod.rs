@@ -53,7 +53,11 @@ trait Backend: Send + Sync {
 
     fn candidates(&self, problem: &Problem) -> Result<Vec<Device>>;
 
-    fn plan(&self, problem: &Problem) -> Result<Box<dyn Chunked>>;
+    fn plan(
+        &self,
+        problem: &Problem,
+        items_per_chunk: Option<NonZeroUsize>,
+    ) -> Result<Box<dyn Chunked>>;
 
     #[cfg(feature = "measure")]
     fn case(&self, members: Vec<(Problem, crate::measure::Inputs)>)
@@ -117,9 +121,22 @@ impl Device {
     /// # Errors
     /// As the `Plan::new` of the device's backend.
     pub fn plan(&self, problem: &Problem) -> Result<AnyPlan> {
+        self.plan_chunked(problem, None)
+    }
+
+    /// As [`plan`](Device::plan), to be run `items_per_chunk` items at a time; by default as many as 256 MiB of maps and
+    /// output are, on a GPU as many as a quarter of its free memory holds where that is less.
+    ///
+    /// # Errors
+    /// As [`plan`](Device::plan).
+    pub fn plan_chunked(
+        &self,
+        problem: &Problem,
+        items_per_chunk: Option<NonZeroUsize>,
+    ) -> Result<AnyPlan> {
         Ok(AnyPlan {
             problem: problem.clone(),
-            chunks: self.0.plan(problem)?,
+            chunks: self.0.plan(problem, items_per_chunk)?,
         })
     }
 

@@ -7,6 +7,7 @@ use crate::common::generate::{Case, Generated, case, case_in, maps_of};
 use attention_rollout::cpu::{
     Choice, Form, GroupItem, GroupPlan, Options, Plan, Progress, Simd, StreamingPlan,
 };
+use attention_rollout::device::{Device, Next};
 use attention_rollout::{
     DType, HostLayer, HostTensor, Output, Problem, RolloutConfig, Shape, StartRows, reference,
 };
@@ -132,6 +133,31 @@ proptest! {
             .map(|chunks| Progress { done: total.min(chunks * chunk), total })
             .collect();
         prop_assert_eq!(seen, want);
+    }
+
+    #[test]
+    fn a_device_takes_and_gives_a_chunk_at_a_time(case in case(24), chunk in 1..=5usize) {
+        let generated = case.generate();
+        let (problem, layers) = (&generated.problem, generated.layers());
+        let total = problem.shape().batch;
+        let chunk_items = NonZeroUsize::new(chunk);
+        for device in Device::cpu(&threads(2)).candidates(problem).unwrap() {
+            let mut plan = device.plan_chunked(problem, chunk_items).unwrap();
+            // A run that is given up leaves nothing behind.
+            plan.restart().unwrap();
+            if let Some(Next::Push(items)) = plan.step().unwrap() {
+                prop_assert_eq!(items, 0..total.min(chunk));
+                plan.push(&layers).unwrap();
+            }
+            let mut got = poisoned(problem);
+            let mut seen = Vec::new();
+            plan.run(&layers, &mut got, &mut |p| seen.push(p)).unwrap();
+            check(&format!("{device}: {}", plan.variant()), &generated, &got)?;
+            let want: Vec<_> = (1..=total.div_ceil(chunk))
+                .map(|chunks| Progress { done: total.min(chunks * chunk), total })
+                .collect();
+            prop_assert_eq!(seen, want);
+        }
     }
 
     #[test]
