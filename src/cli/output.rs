@@ -15,13 +15,6 @@ pub struct TensorSpec {
     pub shape: Vec<usize>,
 }
 
-impl TensorSpec {
-    /// Number of elements. [`TensorFile::create`] has checked that it fits.
-    pub fn elements(&self) -> usize {
-        self.shape.iter().product()
-    }
-}
-
 /// A safetensors file of f32 tensors, written piece by piece.
 pub struct TensorFile {
     file: PendingFile,
