@@ -141,12 +141,12 @@ fn models(criterion: &mut Criterion) {
             });
         }
     };
-    for device in devices() {
-        match device {
-            Device::Cpu(_) => on(device, common::cpu_specs()),
-            #[cfg(feature = "cuda")]
-            Device::Cuda(_) => on(device, common::gpu_specs()),
-        }
+    for device in CPU.iter() {
+        on(device, common::cpu_specs());
+    }
+    #[cfg(feature = "cuda")]
+    for device in GPU.iter() {
+        on(device, common::gpu_specs());
     }
 }
 
