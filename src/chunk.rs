@@ -77,7 +77,9 @@ pub(crate) fn items_per_chunk(problem: &Problem, bytes: usize) -> usize {
         tokens,
         ..
     } = *problem.shape();
-    let maps = problem.layers().len() * heads * tokens * tokens * problem.dtype().size_bytes();
+    let operands = 1 + usize::from(problem.config().gradients.is_some());
+    let elements = operands * problem.layers().len() * heads * tokens * tokens;
+    let maps = elements * problem.dtype().size_bytes();
     let output = size_of::<f32>() * problem.output_len() / batch.max(1);
     (bytes / (maps + output).max(1)).clamp(1, batch.max(1))
 }
@@ -97,9 +99,8 @@ pub(crate) fn layers_from<'a>(
     first: usize,
 ) -> Vec<HostLayer<'a>> {
     let from = |(layer, operands): (usize, &HostLayer<'a>)| {
-        let HostLayer::Maps(maps) = operands;
-        maps.starting_at(first * problem.strides(layer).batch)
-            .into()
+        let skipped = first * problem.strides(layer).batch;
+        operands.map(|tensor| tensor.starting_at(skipped))
     };
     layers.iter().enumerate().map(from).collect()
 }

@@ -45,6 +45,18 @@ impl<T> Layer<T> {
         };
         operands.into_iter().flatten()
     }
+
+    /// The layer of what `make` makes of each tensor.
+    #[cfg(any(feature = "cpu", feature = "cuda"))]
+    pub(crate) fn map<U>(&self, make: impl Fn(&T) -> U) -> Layer<U> {
+        match self {
+            Layer::Maps(maps) => Layer::Maps(make(maps)),
+            Layer::Gradients { maps, gradients } => Layer::Gradients {
+                maps: make(maps),
+                gradients: make(gradients),
+            },
+        }
+    }
 }
 
 impl<'a> From<HostTensor<'a>> for HostLayer<'a> {
@@ -115,6 +127,7 @@ impl<'a> HostTensor<'a> {
     }
 
     /// The elements from the `first` on; none where there are not so many.
+    #[cfg(any(feature = "cpu", feature = "cuda"))]
     pub(crate) fn starting_at(&self, first: usize) -> Self {
         let first = first.saturating_mul(self.dtype.size_bytes());
         HostTensor {
