@@ -33,15 +33,21 @@ DEVICE u32 find_member(const GroupParams &group, u32 block) {
   return first;
 }
 
+// Copies a member's parameters to `params`: what thread `thread` of `threads` does of it.
+template <class Params>
+DEVICE void copy_params(const GroupParams &group, const GroupMember &member, Params &params, u32 thread, u32 threads) {
+  u64 *to = reinterpret_cast<u64 *>(&params);
+  for (u32 i = thread; i < member.words; i += threads) {
+    const GroupWord word = group.word[member.first_word + i];
+    to[i] = word.value + group.address[word.address];
+  }
+}
+
 // Puts the parameters of this block's member into `params`, and returns the block's place in it.
 template <class Params>
 DEVICE Place take_member(const GroupParams &group, Params &params) {
   const GroupMember member = group.member[find_member(group, blockIdx.x)];
-  u64 *to = reinterpret_cast<u64 *>(&params);
-  for (u32 i = threadIdx.x; i < member.words; i += blockDim.x) {
-    const GroupWord word = group.word[member.first_word + i];
-    to[i] = word.value + group.address[word.address];
-  }
+  copy_params(group, member, params, threadIdx.x, blockDim.x);
   __syncthreads();  // the parameters are complete
   const u32 block = blockIdx.x - member.first_block, plane = member.grid_x * member.grid_y;
   return {block % member.grid_x, block % plane / member.grid_x, block / plane, member.grid_y, member.threads};

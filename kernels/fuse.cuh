@@ -6,38 +6,9 @@
 // the memory of the layer (its very first and last rows), elements are read one by one.
 #pragma once
 
+#include "folds.cuh"
 #include "memory.cuh"
 #include "params.cuh"
-
-struct FUSION_mean {
-  static constexpr bool WEIGHTED = false;
-  DEVICE static float start() { return 0.0f; }
-  DEVICE static float add(float fused, float entry, float) { return __fadd_rn(fused, entry); }
-  DEVICE static float finish(float fused, float head_scale) { return __fmul_rn(fused, head_scale); }
-};
-
-struct FUSION_weighted {
-  static constexpr bool WEIGHTED = true;
-  DEVICE static float start() { return 0.0f; }
-  DEVICE static float add(float fused, float entry, float weight) {
-    return __fadd_rn(fused, __fmul_rn(entry, weight));
-  }
-  DEVICE static float finish(float fused, float) { return fused; }
-};
-
-struct FUSION_max {
-  static constexpr bool WEIGHTED = false;
-  DEVICE static float start() { return __int_as_float(0xff800000); }
-  DEVICE static float add(float fused, float entry, float) { return entry > fused || entry != entry ? entry : fused; }
-  DEVICE static float finish(float fused, float) { return fused; }
-};
-
-struct FUSION_min {
-  static constexpr bool WEIGHTED = false;
-  DEVICE static float start() { return __int_as_float(0x7f800000); }
-  DEVICE static float add(float fused, float entry, float) { return entry < fused || entry != entry ? entry : fused; }
-  DEVICE static float finish(float fused, float) { return fused; }
-};
 
 // Moves the granules of a warp `bytes` (less than 16, the same in all lanes) towards lower addresses.
 DEVICE Granule shift_down(const Granule &g, u32 bytes) {

@@ -78,6 +78,24 @@ struct RolloutRowsParams {
   Maps maps;
 };
 
+// rows_stream: from last layer to first, r <- identity r + attention r fused. The ring is that of the launch: the same in
+// all members of a grouped one.
+struct RowsStreamParams {
+  const float *start;         // [batch or 1, start_rows, tokens], counted from the window's start
+  i64 start_stride_batch;     // 0 where all items share their start rows
+  float *out;                 // [batch, start_rows, tokens], 0 outside the windows; or counted from the window's start
+  u64 *words;                 // [sets, 2, blocks, blocks, start_rows, rows of a slice], 0 at first, or null: see exchange.cuh
+  u32 *exchanges;             // [sets, blocks], exchanges by words so far, 0 at first
+  u32 start_rows;
+  u32 blocks;                 // of one item; those that work together are a set
+  u32 column_warps;           // warps that share a row
+  u32 panel_columns;          // columns that are looked at in one go, at most what these warps hold
+  u32 stages, stage_bytes;    // of the ring; all heads of a row of a panel fit a stage
+  u32 normalize;              // rows of `Ahat` are divided by their sums
+  u32 out_windowed;           // `out` holds all tokens: the window is an offset into it
+  Maps maps;
+};
+
 // rollout_chain: the whole rollout of one item per block.
 struct RolloutChainParams {
   const float *state;         // [batch, tokens, tokens], the product of the later layers; null: the identity

@@ -24,6 +24,8 @@ pub enum Base {
     HeadWeights,
     /// The start rows of a run's items, or those that all items share.
     Start,
+    /// What the blocks of a launch tell each other, kept from run to run.
+    Exchange,
     /// A buffer of the schedule, by number.
     Buffer(usize),
     /// A tensor of a layer.
@@ -57,6 +59,7 @@ impl Base {
             Base::Counts => 3,
             Base::HeadWeights => 4,
             Base::Start => 5,
+            Base::Exchange => 6,
             Base::Buffer(index) => Base::NAMED + Base::PER_INDEX * index,
             Base::Layer { layer, operand } => Base::NAMED + Base::PER_INDEX * layer + 1 + operand,
         }
@@ -70,6 +73,7 @@ impl Base {
                 3 => Base::Counts,
                 4 => Base::HeadWeights,
                 5 => Base::Start,
+                6 => Base::Exchange,
                 _ => Base::Null,
             };
         };
@@ -152,7 +156,7 @@ mod tests {
     fn bases_have_numbers_of_their_own() {
         let layers = |operand| move |layer| Base::Layer { layer, operand };
         let mut bases = vec![Base::Null, Base::Output, Base::Windows, Base::Counts];
-        bases.extend([Base::HeadWeights, Base::Start]);
+        bases.extend([Base::HeadWeights, Base::Start, Base::Exchange]);
         bases.extend((0..9).map(Base::Buffer));
         bases.extend((0..Base::OPERANDS).flat_map(|operand| (0..9).map(layers(operand))));
         bases.push(layers(Base::OPERANDS - 1)(Base::MOST - 1));

@@ -7,7 +7,8 @@ mod estimate;
 
 use super::address::Base;
 use super::kernel::{
-    self, Arithmetic, Columns, Form, Fusion, Kernel, RolloutChain, RolloutRows, Splits, padded,
+    self, Arithmetic, Columns, Exchange, Form, Fusion, Kernel, RingRows, RolloutChain, RolloutRows,
+    RowsStream, Sets, Splits, padded,
 };
 use super::limits::DeviceLimits;
 use super::options::{Options, Precision};
@@ -272,8 +273,61 @@ impl<'a> Workload<'a> {
             arithmetics().map(move |arithmetic| Pipeline::Chain { arithmetic, tokens })
         });
         let products = arithmetics().map(|arithmetic| self.product(arithmetic));
-        let all = rows.chain(chains).chain(products);
+        let all = rows.chain(self.ring_rows()).chain(chains).chain(products);
         all.filter(|&pipeline| self.can_launch(pipeline))
+    }
+
+    /// Every way of streaming rows, the one of least time first.
+    fn ring_rows(&self) -> impl Iterator<Item = Pipeline> {
+        let (dtype, fusion) = self.read_as();
+        let shape = self.problem.shape();
+        let heads = if self.fused_first { 1 } else { shape.heads };
+        let start_rows = self.problem.start_rows();
+        let extents = [self.common.tokens, heads as u32, start_rows as u32];
+        let mut all = Vec::new();
+        for kernel in RowsStream::all_of(dtype, fusion) {
+            let held = (1..=kernel.rows as usize).contains(&start_rows);
+            if !held || !kernel.variant().runs_on(self.limits) {
+                continue;
+            }
+            for sets in self.ring_sets() {
+                let shared_bytes = self.limits.shared_bytes_per_block;
+                let ring = kernel.ring(extents, sets, shared_bytes, self.grouped);
+                all.extend(ring.map(|ring| Pipeline::RingRows(RingRows { kernel, sets, ring })));
+            }
+        }
+        all.sort_by(|&a, &b| self.microseconds(a).total_cmp(&self.microseconds(b)));
+        all.into_iter()
+    }
+
+    /// Ways to divide items among blocks, of which a multiprocessor has one: one for each item; clusters; as many as
+    /// there are. Grouped, every item is a block by itself.
+    fn ring_sets(&self) -> Vec<Sets> {
+        let (batch, multiprocessors) = (self.batch as u32, self.limits.multiprocessors);
+        let sets = |blocks: u32, exchange| Sets {
+            sets: batch.min(multiprocessors / blocks).max(1),
+            blocks,
+            exchange,
+        };
+        if self.grouped {
+            return vec![Sets {
+                sets: batch,
+                blocks: 1,
+                exchange: Exchange::Cluster,
+            }];
+        }
+        let mut all = vec![sets(1, Exchange::Cluster)];
+        if self.limits.clusters {
+            let clusters = ROWS_CLUSTERS.into_iter();
+            let clusters = clusters.filter(|&blocks| blocks <= multiprocessors);
+            all.extend(clusters.map(|blocks| sets(blocks, Exchange::Cluster)));
+        }
+        let blocks = multiprocessors / batch.clamp(1, multiprocessors);
+        let blocks = blocks.min(self.common.window_len);
+        if blocks > 1 {
+            all.push(sets(blocks, Exchange::Words));
+        }
+        all
     }
 
     fn product(&self, arithmetic: Arithmetic) -> Pipeline {
@@ -363,6 +417,7 @@ impl<'a> Workload<'a> {
                     && chain.variant().runs_on(self.limits)
                     && self.batch * f64::from(chain.cluster()) <= f64::from(i32::MAX)
             }
+            Pipeline::RingRows(ring_rows) => ring_rows.kernel.variant().runs_on(self.limits),
             Pipeline::Product { arithmetic, .. } => self.limits.arch >= arithmetic.arch(),
         }
     }

@@ -22,6 +22,8 @@ pub struct Geometry {
     pub shared_bytes: u32,
     /// Blocks along y that the launch makes a cluster; 1: none, or those that the kernel is compiled for.
     pub cluster: u32,
+    /// All blocks run at the same time, or the launch fails.
+    pub cooperative: bool,
 }
 
 impl Geometry {
@@ -38,10 +40,14 @@ impl fmt::Display for Geometry {
             block,
             shared_bytes,
             cluster,
+            cooperative,
         } = self;
         write!(f, "grid {x}x{y}x{z}")?;
         if *cluster > 1 {
             write!(f, " in clusters of {cluster}")?;
+        }
+        if *cooperative {
+            write!(f, " at the same time")?;
         }
         write!(f, ", block {block}, {shared_bytes} B shared")
     }

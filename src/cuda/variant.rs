@@ -32,6 +32,9 @@ pub struct Variant {
     pub shared_bytes: u32,
     /// Blocks that are compiled to be a cluster; 1: none.
     pub cluster: u32,
+    /// Entered grouped, the members' blocks are a queue, from which the blocks of the launch take one after the other:
+    /// there need be no more of them than fit the device.
+    pub queues: bool,
 }
 
 impl Variant {

@@ -36,6 +36,8 @@ fn the_forced_variant_is_the_one_that_ran() {
         "rollout_rows_f16_f32_m8_mean",
         "rollout_rows_bf16_f32_m1_mean_normalize",
         "rollout_rows_f32_f32_m1_mean_discard",
+        "rows_stream_f16_f32_m1_k1_mean",
+        "rows_stream_bf16_f32_m8_k4_max",
         "rollout_chain_f32_f16x3_n128_mean",
         "rollout_chain_f16_f16x3_n256_mean_normalize",
         "rollout_chain_f16_tf32x3_n64_mean_normalize",

@@ -5,17 +5,19 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use attention_rollout::Problem;
 use attention_rollout::cuda::address::{Base, Bases};
-use attention_rollout::cuda::kernel::{RolloutChain, RolloutRows, Splits};
+use attention_rollout::cuda::kernel::{
+    Fusion, RingRows, RolloutChain, RolloutRows, RowsStream, Sets, Splits,
+};
 use attention_rollout::cuda::launch::MAX_WORDS;
 use attention_rollout::cuda::pipeline::Pipeline;
 use attention_rollout::cuda::variant::{Entry, Variant};
 use attention_rollout::cuda::{DeviceLimits, Schedule};
+use attention_rollout::{DType, Problem};
 use ptxemu::{Memory, Report};
 
-use crate::cases::Path;
-use crate::lab::Lab;
+use crate::cases::{Path, StreamWay};
+use crate::lab::{Lab, Machine};
 use crate::maps::Layer;
 
 /// A problem in device memory.
@@ -25,6 +27,8 @@ pub struct Device<'a> {
     memory: Rc<Memory>,
     /// Address of each layer's first element.
     layers: Vec<u64>,
+    /// What launches run on, but for the architecture.
+    pub machine: Machine,
     /// Kernels launched, with what they did.
     pub reports: RefCell<Vec<(Arc<Variant>, Report)>>,
 }
@@ -65,7 +69,15 @@ impl<'a> Device<'a> {
             problem,
             memory,
             layers,
+            machine: Machine::OLDEST,
             reports: RefCell::default(),
+        }
+    }
+
+    /// Puts other layers in the place of those that it has.
+    pub fn replace(&self, layers: &[Layer]) {
+        for (&address, layer) in self.layers.iter().zip(layers) {
+            self.memory.write(address, layer.bytes()).unwrap();
         }
     }
 
@@ -116,24 +128,30 @@ impl<'a> Device<'a> {
 
     /// Computes the problem by `path`, one launch after the other.
     pub fn run(&self, path: Path) -> Result<Vec<f32>, String> {
-        let Prepared {
-            schedule,
-            bases,
-            output,
-        } = self.prepare(path);
-        for step in schedule.steps() {
+        self.submit(path, &self.prepare(path))
+    }
+
+    /// The same by a schedule that may have run before.
+    pub fn submit(&self, path: Path, prepared: &Prepared) -> Result<Vec<f32>, String> {
+        let machine = Machine {
+            arch: path.arch(),
+            ..self.machine
+        };
+        for step in prepared.schedule.steps() {
             let launch = step.launch(self.aligned());
             // What a kernel should not look at is not there.
             let mut params = [u64::MAX; MAX_WORDS];
-            launch.link(&bases, &mut params);
+            launch.link(&prepared.bases, &mut params);
             let variant = launch.variant();
             let kernel = (Entry::Alone, &**variant);
             let params = bytemuck::cast_slice(&params);
             let geometry = *launch.geometry();
-            let report = self.lab.launch(&self.memory, kernel, geometry, params)?;
-            self.reports.borrow_mut().push((variant.clone(), report));
+            let launched = self
+                .lab
+                .launch_on(machine, &self.memory, kernel, geometry, params);
+            self.reports.borrow_mut().push((variant.clone(), launched?));
         }
-        Ok(self.download(output))
+        Ok(self.download(prepared.output))
     }
 }
 
@@ -150,7 +168,37 @@ fn pipeline(problem: &Problem, path: Path) -> Pipeline {
             Pipeline::Chain { arithmetic, tokens }
         }
         Path::Product(arithmetic, form) => Pipeline::Product { arithmetic, form },
+        Path::Stream(way) => stream(problem, way),
     }
+}
+
+/// The stream with the smallest kernel that takes `problem`, in little shared memory.
+fn stream(problem: &Problem, way: StreamWay) -> Pipeline {
+    let fused = problem.config().discard.is_some();
+    let (dtype, fusion, heads) = match fused {
+        true => (DType::F32, Fusion::Mean, 1),
+        false => {
+            let fusion = Fusion::from(&problem.config().head_fusion);
+            (problem.dtype(), fusion, problem.shape().heads)
+        }
+    };
+    let start_rows = problem.start_rows();
+    let rows = if start_rows == 1 { 1 } else { 8 };
+    let tokens = problem.shape().tokens as u32;
+    let mut kernel = RowsStream::for_rows(dtype, rows, fusion, tokens);
+    kernel.columns = way.columns.unwrap_or(kernel.columns);
+    let StreamWay { sets, .. } = way;
+    let sets = Sets {
+        sets: sets.sets.min(problem.shape().batch as u32),
+        ..sets
+    };
+    let extents = [tokens, heads as u32, start_rows as u32];
+    let ring = kernel.ring(extents, sets, way.shared_bytes, way.grouped);
+    Pipeline::RingRows(RingRows {
+        kernel,
+        sets,
+        ring: ring.unwrap_or_else(|| panic!("{way:?} takes no {extents:?}")),
+    })
 }
 
 fn rows(problem: &Problem, blocks: u32, clustered: bool) -> Pipeline {

@@ -8,6 +8,26 @@ use attention_rollout::cuda::nvrtc::{Cache, Image, Nvrtc, Options, Source, Targe
 use attention_rollout::cuda::variant::{Entry, Variant};
 use ptxemu::{Dim3, Launch, Memory, Module, Report};
 
+/// What a launch runs on, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    /// Architecture, if the kernel does not need a newer one.
+    pub arch: u32,
+    /// Says in what order warps take turns.
+    pub seed: u64,
+    /// Instructions after which a launch is cut off.
+    pub max_steps: u64,
+}
+
+impl Machine {
+    /// The oldest device that can.
+    pub const OLDEST: Machine = Machine {
+        arch: 0,
+        seed: 0,
+        max_steps: 200_000_000,
+    };
+}
+
 /// Kernel sources, a compiler for them, and the modules compiled so far.
 pub struct Lab {
     nvrtc: Nvrtc,
@@ -74,17 +94,8 @@ impl Lab {
         self.compile_error.lock().unwrap().clone()
     }
 
-    /// The kernel for the oldest device that can be launched so: clusters take sm_90.
-    fn module(
-        &self,
-        entry: Entry,
-        variant: &Variant,
-        geometry: &Geometry,
-    ) -> Result<Arc<Module>, String> {
-        let arch = match geometry.cluster {
-            1 => variant.arch,
-            _ => 90,
-        };
+    /// The kernel for an architecture.
+    fn module(&self, entry: Entry, variant: &Variant, arch: u32) -> Result<Arc<Module>, String> {
         let key = format!("{} sm_{arch}", entry.symbol(variant));
         if let Some(module) = self.modules.lock().unwrap().get(&key) {
             return Ok(module.clone());
@@ -101,15 +112,29 @@ impl Lab {
         Ok(module)
     }
 
-    /// Runs one launch to its end.
+    /// Runs one launch to its end, on the oldest device that can: clusters take sm_90.
     pub fn launch(
         &self,
+        memory: &Memory,
+        kernel: (Entry, &Variant),
+        geometry: Geometry,
+        params: &[u8],
+    ) -> Result<Report, String> {
+        self.launch_on(Machine::OLDEST, memory, kernel, geometry, params)
+    }
+
+    /// The same on `machine`.
+    pub fn launch_on(
+        &self,
+        machine: Machine,
         memory: &Memory,
         (entry, variant): (Entry, &Variant),
         geometry: Geometry,
         params: &[u8],
     ) -> Result<Report, String> {
-        let module = self.module(entry, variant, &geometry)?;
+        let cluster_arch = if geometry.cluster > 1 { 90 } else { 0 };
+        let arch = machine.arch.max(variant.arch).max(cluster_arch);
+        let module = self.module(entry, variant, arch)?;
         let symbol = entry.symbol(variant);
         let kernel = module
             .kernel(&symbol)
@@ -120,6 +145,7 @@ impl Lab {
         }
         let mut launch = Launch::new(Dim3::new(x, y, z), geometry.block, params);
         launch.dynamic_shared_bytes = geometry.shared_bytes;
+        launch.cooperative = geometry.cooperative;
         if geometry.cluster > 1 {
             launch.cluster = Dim3::new(1, geometry.cluster, 1);
         }
@@ -128,7 +154,8 @@ impl Lab {
         launch.globals = &globals;
         let options = ptxemu::Options {
             threads: 1,
-            max_steps: 200_000_000,
+            max_steps: machine.max_steps,
+            seed: machine.seed,
             ..Default::default()
         };
         ptxemu::launch(&module, kernel, &launch, memory, &options)

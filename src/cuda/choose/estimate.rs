@@ -7,7 +7,7 @@
 
 use super::Workload;
 use crate::cuda::kernel::{
-    Arithmetic, FuseHeads, Fusion, Kernel, MAX_WARPS, RolloutProduct, Splits,
+    Arithmetic, Exchange, FuseHeads, Fusion, Kernel, MAX_WARPS, RolloutProduct, Sets, Splits,
 };
 use crate::cuda::pipeline::Pipeline;
 use crate::cuda::schedule::l2_budget;
@@ -51,17 +51,26 @@ const STEP: u32 = 16;
 /// Blocks of `rollout_product` per multiprocessor, by the launch bounds of its tensor-core variants.
 const PRODUCT_BLOCKS: u32 = 4;
 
+/// Time that a layer's end takes `rows_stream`: in a block alone, in a cluster, and by words. Sums on paper; the maps
+/// stream on meanwhile.
+const RING_END_US: f64 = 0.3;
+const RING_CLUSTER_US: f64 = 0.5;
+const RING_WORDS_US: f64 = 1.3;
+
 impl Workload<'_> {
     /// The estimated time of a pipeline.
     pub(super) fn microseconds(&self, pipeline: Pipeline) -> f64 {
         let fusing = match pipeline {
-            Pipeline::Rows { .. } if self.fused_first => self.fusion_us() + 2.0 * LAUNCH_US,
+            Pipeline::Rows { .. } | Pipeline::RingRows(_) if self.fused_first => {
+                self.fusion_us() + 2.0 * LAUNCH_US
+            }
             Pipeline::Chain { .. } if self.fused_first => self.memory_us() + 2.0 * LAUNCH_US,
             _ => 0.0,
         };
         fusing
             + match pipeline {
                 Pipeline::Rows { rows, splits } => self.rows_us(rows, splits),
+                Pipeline::RingRows(ring_rows) => self.ring_rows_us(ring_rows.sets),
                 Pipeline::Chain { arithmetic, tokens } => self.chain_us(arithmetic, tokens),
                 Pipeline::Product { .. } if self.problem.start_rows() > 0 => self.rows_product_us(),
                 Pipeline::Product { arithmetic, .. } => self.matrix_product_us(arithmetic),
@@ -170,6 +179,17 @@ impl Workload<'_> {
         let traffic = 4.0 * blocks * partials * f64::from(len);
         let partials_us = (waves * alone_us).max(traffic / (active * L2_BYTES_PER_US));
         self.layers() * (LAUNCH_US + layer_us + partials_us) + LAUNCH_US + alone_us
+    }
+
+    fn ring_rows_us(&self, sets: Sets) -> f64 {
+        let item_us = self.item_bytes / (BYTES_PER_US * f64::from(sets.blocks));
+        let exchange_us = match (sets.exchange, sets.blocks) {
+            (Exchange::Cluster, 1) => RING_END_US,
+            (Exchange::Cluster, _) => RING_CLUSTER_US,
+            (Exchange::Words, _) => RING_WORDS_US,
+        };
+        let rounds = (self.batch / f64::from(sets.sets)).ceil();
+        LAUNCH_US + rounds * item_us.max(self.layers() * exchange_us) + exchange_us
     }
 
     fn chain_us(&self, arithmetic: Arithmetic, tokens: u32) -> f64 {

@@ -27,6 +27,17 @@ fn cluster_attribute(blocks: u32) -> sys::CUlaunchAttribute {
     }
 }
 
+/// All blocks at the same time.
+fn cooperative_attribute() -> sys::CUlaunchAttribute {
+    let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+    value.cooperative = 1;
+    sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
+        pad: [0; 4],
+        value,
+    }
+}
+
 /// Submits one launch of `function`.
 ///
 /// # Safety
@@ -45,12 +56,23 @@ pub(crate) unsafe fn launch(
         block,
         shared_bytes,
         cluster,
+        cooperative,
     } = *geometry;
     let mut arguments = [std::ptr::null_mut::<c_void>(); MAX_ARGUMENTS];
     for (argument, &word) in arguments.iter_mut().zip(function.arguments()) {
         *argument = (&raw const params[word]).cast_mut().cast();
     }
-    let mut attribute = cluster_attribute(cluster);
+    let wanted = [
+        (cluster > 1).then(|| cluster_attribute(cluster)),
+        cooperative.then(cooperative_attribute),
+    ];
+    let mut attributes: [sys::CUlaunchAttribute; 2] =
+        std::array::from_fn(|_| cooperative_attribute());
+    let mut count = 0;
+    for attribute in wanted.into_iter().flatten() {
+        attributes[count] = attribute;
+        count += 1;
+    }
     let config = sys::CUlaunchConfig {
         gridDimX: x,
         gridDimY: y,
@@ -60,8 +82,8 @@ pub(crate) unsafe fn launch(
         blockDimZ: 1,
         sharedMemBytes: shared_bytes,
         hStream: stream,
-        attrs: &raw mut attribute,
-        numAttrs: u32::from(cluster > 1),
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: count as u32,
     };
     // SAFETY: the function is that of a loaded module; its arguments, which lie in `params`, are copied by the driver before
     // the call returns. The rest is the caller's to keep.

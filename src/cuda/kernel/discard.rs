@@ -69,6 +69,7 @@ impl FindCuts {
             block: BLOCK,
             shared_bytes: 0,
             cluster: 1,
+            cooperative: false,
         };
         Launch::new(self.variant(), geometry, &params, 0).passing(items.len() * layers * fused.maps.bytes())
     }
@@ -89,6 +90,7 @@ impl Kernel for FindCuts {
             static_shared_bytes: 16 << 10,
             shared_bytes: 0,
             cluster: 1,
+            queues: false,
         }
     }
 

@@ -78,6 +78,7 @@ impl MemberTable {
             block: 0,
             shared_bytes: 0,
             cluster: 1,
+            cooperative: false,
         };
         for member in members {
             let [grid_x, grid_y, grid_z] = member.geometry.grid;

@@ -75,6 +75,7 @@ impl FuseHeads {
             block: columns.block(),
             shared_bytes: 0,
             cluster: 1,
+            cooperative: false,
         };
         let unused = params.maps.unused_bytes();
         Launch::new(self.variant(), geometry, &params, unused).passing(2 * items.len() * layers.len() * fused.maps.bytes())
@@ -101,6 +102,7 @@ impl Kernel for FuseHeads {
             static_shared_bytes: 0,
             shared_bytes: 0,
             cluster: 1,
+            queues: false,
         }
     }
 

@@ -75,6 +75,7 @@ macro_rules! kernels {
 
 kernels! {
     rollout_rows: RolloutRows, RolloutRowsParams;
+    rows_stream: RowsStream, RowsStreamParams;
     rollout_chain: RolloutChain, RolloutChainParams;
     head_fusion: FuseHeads, HeadFusionParams;
     zero_fill: ZeroFill, ZeroFillParams;
@@ -85,6 +86,7 @@ kernels! {
 }
 
 pub use rollout_rows::{RowsOperands, Splits};
+pub use rows_stream::{Exchange, Ring, RingOperands, RingRows, Sets};
 
 /// Static shared memory that a grouped kernel takes at most for its parameters.
 pub const SHARED_PARAMS: usize = {

@@ -44,6 +44,7 @@ impl ReadFloor {
             static_shared_bytes: 0,
             shared_bytes: 0,
             cluster: 1,
+            queues: false,
         }
     }
 
@@ -63,6 +64,7 @@ impl ReadFloor {
             block: BLOCK,
             shared_bytes: 0,
             cluster: 1,
+            cooperative: false,
         };
         Launch::new(self.variant(), geometry, &params, 0)
     }

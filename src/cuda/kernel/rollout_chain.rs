@@ -93,6 +93,7 @@ impl RolloutChain {
             block: WARP * self.warps(),
             shared_bytes: self.shared_bytes(),
             cluster: 1,
+            cooperative: false,
         };
         let unused = params.maps.unused_bytes();
         Launch::new(self.variant(), geometry, &params, unused)
@@ -182,6 +183,7 @@ impl Kernel for RolloutChain {
             static_shared_bytes: 48 << 10,
             shared_bytes: self.shared_bytes(),
             cluster: self.cluster(),
+            queues: false,
         }
     }
 

@@ -48,6 +48,7 @@ impl RolloutFirst {
             block: BLOCK,
             shared_bytes: 0,
             cluster: 1,
+            cooperative: false,
         };
         let params = RolloutFirstParams {
             maps,
@@ -73,6 +74,7 @@ impl Kernel for RolloutFirst {
             static_shared_bytes: 0,
             shared_bytes: 0,
             cluster: 1,
+            queues: false,
         }
     }
 

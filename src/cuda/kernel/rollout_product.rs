@@ -63,6 +63,7 @@ impl RolloutProduct {
             block: self.block(),
             shared_bytes: 0,
             cluster: 1,
+            cooperative: false,
         };
         Launch::new(self.variant(), geometry, &params, 0).passing(2 * items * params.maps.state_bytes(rows))
     }
@@ -108,6 +109,7 @@ impl Kernel for RolloutProduct {
             static_shared_bytes: 48 << 10,
             shared_bytes: 0,
             cluster: 1,
+            queues: false,
         }
     }
 

@@ -144,6 +144,7 @@ impl RolloutRows {
             block: columns.block(),
             shared_bytes: self.shared_bytes(start_rows, params.maps.tokens, columns, splits),
             cluster: if splits.clustered { splits.blocks } else { 1 },
+            cooperative: false,
         };
         let unused = params.maps.unused_bytes();
         Launch::new(self.variant(), geometry, &params, unused)
@@ -201,6 +202,7 @@ impl Kernel for RolloutRows {
             static_shared_bytes: 0,
             shared_bytes: 0,
             cluster: 1,
+            queues: false,
         }
     }
 

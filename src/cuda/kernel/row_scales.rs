@@ -45,6 +45,7 @@ impl RowScales {
             block: BLOCK,
             shared_bytes: 0,
             cluster: 1,
+            cooperative: false,
         };
         let params = RowScalesParams { maps, scales };
         Launch::new(self.variant(), geometry, &params, 0).passing(items * maps.map_bytes())
@@ -66,6 +67,7 @@ impl Kernel for RowScales {
             static_shared_bytes: 0,
             shared_bytes: 0,
             cluster: 1,
+            queues: false,
         }
     }
 

@@ -44,6 +44,7 @@ impl ZeroFill {
             block: BLOCK,
             shared_bytes: 0,
             cluster: 1,
+            cooperative: false,
         };
         Launch::new(self.variant(), geometry, &params, 0)
     }
@@ -67,6 +68,7 @@ impl Kernel for ZeroFill {
             static_shared_bytes: 0,
             shared_bytes: 0,
             cluster: 1,
+            queues: false,
         }
     }
 

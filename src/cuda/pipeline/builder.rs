@@ -165,6 +165,17 @@ impl<'a> Builder<'a> {
         Address::of(Base::Buffer(self.buffers.len() - 1))
     }
 
+    /// Lets `base` be so many bytes that are 0 when the plan is made, and the launches' own from then on.
+    pub fn zeroed(&mut self, base: Base, bytes: usize) {
+        if bytes > 0 {
+            self.tables.push(Table {
+                base,
+                bytes: vec![0; bytes],
+                item_bytes: 0,
+            });
+        }
+    }
+
     /// A new event.
     pub fn event(&mut self) -> usize {
         self.events += 1;

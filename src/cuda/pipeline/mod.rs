@@ -1,18 +1,20 @@
 //! The pipelines that a problem can be computed by, each as a list of launches.
 //!
 //! - rows: `rollout_rows`, up to 8 start rows, one pass over the maps from the last layer to the first;
+//! - ring rows: `rows_stream`, the same through a ring in shared memory that runs ahead across layers;
 //! - chain: `rollout_chain`, the matrix of short windows, one block per item;
 //! - product: `head_fusion`, then `rollout_product` layer by layer, anything.
 //!
-//! Discard selects over whole fused maps, so with it the first two read fused maps instead of the caller's.
+//! Discard selects over whole fused maps, so with it the first three read fused maps instead of the caller's.
 
 mod builder;
 mod one_pass;
 mod product;
+mod ring_rows;
 mod streaming;
 mod tables;
 
-use super::kernel::{Arithmetic, Form, Splits, padded};
+use super::kernel::{Arithmetic, Form, RingRows, Splits, padded};
 use super::limits::DeviceLimits;
 use super::schedule::Schedule;
 use crate::problem::Problem;
@@ -31,6 +33,8 @@ pub enum Pipeline {
         /// How each layer's rows are divided.
         splits: Splits,
     },
+    /// `rows_stream`.
+    RingRows(RingRows),
     /// `rollout_chain`.
     Chain {
         /// How products are computed.
@@ -57,6 +61,7 @@ impl Pipeline {
         }
         match self {
             Pipeline::Rows { rows, splits } => builder.rows_of_batch(rows, splits),
+            Pipeline::RingRows(ring_rows) => builder.ring_rows_of_batch(ring_rows),
             Pipeline::Chain { arithmetic, tokens } => builder.chain_of_batch(arithmetic, tokens),
             Pipeline::Product { arithmetic, form } => builder.product(arithmetic, form),
         }
@@ -80,7 +85,7 @@ impl Pipeline {
         let start_stride = match self {
             // A state like any other.
             Pipeline::Product { .. } => padded(tokens),
-            Pipeline::Rows { .. } | Pipeline::Chain { .. } => tokens,
+            Pipeline::Rows { .. } | Pipeline::RingRows(_) | Pipeline::Chain { .. } => tokens,
         };
         Builder::new(problem, batch, limits, start_stride)
     }

@@ -40,7 +40,7 @@ impl Builder<'_> {
 
     /// The caller's layers for the whole batch; or, with discard, fused maps of all layers, of as many items at a time
     /// as stay in L2.
-    fn source(&mut self) -> (MapSource, usize) {
+    pub(super) fn source(&mut self) -> (MapSource, usize) {
         if !self.discard {
             return (MapSource::Layers, self.batch);
         }
@@ -51,7 +51,7 @@ impl Builder<'_> {
 
     /// Fuses the maps that `source` is to hold. Chunks follow one another in one stream: each may use the buffers of the
     /// one before.
-    fn fill_source(&mut self, source: MapSource, items: &Range<usize>) {
+    pub(super) fn fill_source(&mut self, source: MapSource, items: &Range<usize>) {
         if let MapSource::Fused(fused) = source {
             self.fuse(items, &self.problem.layers(), fused);
         }

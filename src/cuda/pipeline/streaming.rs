@@ -20,7 +20,9 @@ impl Builder<'_> {
             (_, Pipeline::Product { arithmetic, .. } | Pipeline::Chain { arithmetic, .. }) => {
                 self.streamed_matrix(arithmetic);
             }
-            (_, Pipeline::Rows { .. }) => self.streamed_matrix(Arithmetic::F32),
+            (_, Pipeline::Rows { .. } | Pipeline::RingRows(_)) => {
+                self.streamed_matrix(Arithmetic::F32)
+            }
         }
     }
 
@@ -38,6 +40,10 @@ impl Builder<'_> {
                 let source = MapSource::Fused(stage.fused);
                 let launches = self.rows_launches(source, batch, splits);
                 self.rows(&items, source, rows, &launches);
+            }
+            Pipeline::RingRows(ring_rows) => {
+                let between = self.ring_buffers(ring_rows, batch);
+                self.ring_rows(&items, MapSource::Fused(stage.fused), ring_rows, &between);
             }
             Pipeline::Product { arithmetic, .. } | Pipeline::Chain { arithmetic, .. } => {
                 let form = Form::Rows;

@@ -3,19 +3,19 @@
 
 use std::rc::Rc;
 
-use attention_rollout::cuda::kernel::{Arithmetic, Form};
+use attention_rollout::cuda::kernel::{Arithmetic, Form, Sets};
 use attention_rollout::cuda::pack::{Part, pack};
 use attention_rollout::cuda::variant;
 use attention_rollout::{DType, Discard, DiscardScope, StartRows};
 use ptxemu::Memory;
 
 use super::Entry;
-use crate::cases::{Case, Lay, Path, bits, compare};
+use crate::cases::{Case, Lay, Path, StreamWay, bits, compare};
 use crate::device::{Device, Prepared};
 use crate::lab::Lab;
 use crate::maps;
 
-pub const ENTRIES: &[Entry] = &[MANY, ROWS, CHAIN, PRODUCT];
+pub const ENTRIES: &[Entry] = &[MANY, ROWS, STREAM, CHAIN, PRODUCT];
 
 /// More members than a warp looks at in one go.
 const MANY: Entry = Entry {
@@ -62,6 +62,50 @@ const ROWS: Entry = Entry {
                 (many([3, 1, 2, 40], 2), Path::Rows(2)),
             ],
         )
+    },
+};
+
+/// One queue of items that differ in everything, for fewer blocks than there are items.
+const STREAM: Entry = Entry {
+    name: "group_of_streams",
+    kernels: &["entry", "rows_stream"],
+    short: true,
+    run: |lab| {
+        let member = |case: Case| {
+            let items = case.shape[1] as u32;
+            let sets = Sets {
+                sets: items,
+                ..StreamWay::ONE.sets
+            };
+            let way = StreamWay {
+                sets,
+                shared_bytes: 88 << 10,
+                grouped: true,
+                ..StreamWay::ONE
+            };
+            (case, Path::Stream(way))
+        };
+        let windows = [(0, 19), (3, 18), (2, 1)];
+        let case = |shape| Case::new(shape).dtype(DType::F32);
+        check(
+            lab,
+            &[
+                member(case([2, 3, 3, 21]).windows(&windows)),
+                member(
+                    case([3, 2, 2, 20])
+                        .config(|c| c.causal = true)
+                        .start(StartRows::Last)
+                        .at(Lay::Interleaved, 4),
+                ),
+                member(case([64, 1, 1, 3]).config(|c| c.normalize_rows = true)),
+                member(case([1, 4, 2, 9])),
+            ],
+        )?;
+        let many = |shape, rows| {
+            let rows = StartRows::Rows((0..rows).collect::<Vec<_>>());
+            member(Case::new(shape).start(rows))
+        };
+        check(lab, &[many([2, 2, 3, 17], 8), many([3, 1, 2, 40], 2)])
     },
 };
 
@@ -176,6 +220,7 @@ fn check(lab: &Lab, cases: &[(Case, Path)]) -> Result<(), String> {
     memory.write(at, &tables).unwrap();
     for mut launch in launches {
         launch.at(at);
+        launch.fit(3);
         let params = bytemuck::bytes_of(launch.link(&addresses)).to_vec();
         let kernel = (variant::Entry::Grouped, &*launch.variant);
         lab.launch(&memory, kernel, launch.geometry, &params)?;

@@ -6,6 +6,7 @@ mod group;
 mod product;
 mod range;
 mod rows;
+mod stream;
 mod values;
 
 use attention_rollout::cuda::kernel::MAX_LAYERS_PER_LAUNCH;
@@ -29,6 +30,7 @@ pub struct Entry {
 pub fn entries() -> impl Iterator<Item = &'static Entry> {
     [
         rows::ENTRIES,
+        stream::ENTRIES,
         product::ENTRIES,
         chain::ENTRIES,
         group::ENTRIES,

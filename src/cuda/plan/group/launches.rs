@@ -68,6 +68,7 @@ impl Launches {
         let tables = DeviceMemory::upload(runtime.context(), "the tables of a group", &bytes)?;
         let load = |mut launch: GroupLaunch| {
             launch.at(tables.address());
+            launch.fit(runtime.limits().multiprocessors);
             let shared_bytes = launch.geometry.shared_bytes as usize;
             let function = runtime.function(Entry::Grouped, &launch.variant, shared_bytes)?;
             Ok(Loaded { launch, function })

@@ -1,6 +1,7 @@
 //! The launches of a group: the steps of its problems that take the same kernel, and their parameters in tables. Pure
 //! functions.
 
+use std::cmp::Reverse;
 use std::fmt;
 use std::sync::Arc;
 
@@ -65,8 +66,14 @@ pub fn pack(parts: &[Part<'_>], aligned: bool, tables: &mut Vec<u8>) -> Vec<Grou
     let mut launches = Vec::new();
     for merged in merge(&sequences) {
         let variant = variants[merged.kernel];
+        let mut steps = merged.steps;
+        if variant.queues {
+            // What takes longest first, so that the queue ends evenly.
+            let item_bytes = |schedule: &Schedule| schedule.map_bytes / schedule.batch.max(1);
+            steps.sort_by_key(|&(index, _)| Reverse(item_bytes(parts[index].schedule)));
+        }
         let mut assembly = Assembly::default();
-        for (index, step) in merged.steps {
+        for (index, step) in steps {
             let part = &parts[index];
             let launch = part.schedule.steps[step].launch(aligned);
             let (member, addresses) = member(part, launch);
@@ -146,6 +153,14 @@ impl GroupLaunch {
     pub fn at(&mut self, address: u64) {
         self.params.member += address;
         self.params.word += address;
+    }
+
+    /// Tells the launch how many multiprocessors the device has: more blocks than fit would only wait.
+    pub fn fit(&mut self, multiprocessors: u32) {
+        if self.variant.queues {
+            let fit = multiprocessors * self.variant.grouped_blocks_per_multiprocessor;
+            self.geometry.grid[0] = self.geometry.grid[0].min(fit);
+        }
     }
 
     /// The parameters of a run with the group's `addresses`.

@@ -1,0 +1,343 @@
+// rows_stream: start rows times all layers, r <- identity r + attention r fused, as fast as the maps can be read.
+//
+// The blocks of a set compute an item together, one block per multiprocessor. In each layer a block owns a slice of the
+// rows: it needs the relevance of these only, multiplies them into sums of all columns, and sends each column's sum to
+// the block that owns that row in the layer before (exchange.cuh). Slices move on by one block from layer to layer, so
+// that who has a row more has it in turns. One warp streams the maps through a ring in shared memory (ring.cuh), across
+// layers and items, whatever the others wait for: a layer's end costs nothing as long as it is shorter than the ring.
+//
+// The other warps are groups of `column_warps`, which share a row; a lane holds every 32nd column of its warp's part.
+// Groups take rows in turns, whatever tile they come in, and add their sums up in order: results repeat to the bit. Of
+// the last layer only rows with weight are read; rows without are never looked at.
+//
+// Rows that are longer than the warps hold are looked at in panels of columns, the slice once for each; row sums then
+// take a pass of their own.
+//
+// Macros: ELEMENT, FUSION, START_ROWS, COLUMNS (of a lane), WARPS (besides the producer), and those of entry.cuh. sm_80.
+
+// A member of a grouped launch has no clusters: its blocks need not be neighbours.
+#if GROUPED
+#define CLUSTER 1
+#else
+#define CLUSTER 0
+#endif
+
+#include "discard.cuh"
+#include "entry.cuh"
+#include "exchange.cuh"
+#include "folds.cuh"
+#include "rows_producer.cuh"
+
+constexpr u32 THREADS = WARPS * WARP;  // besides the producer's
+// Only fused maps are discarded from, which are f32.
+constexpr bool DISCARDS = ELEMENT::BYTES == 4;
+
+extern __shared__ __align__(128) char dynamic[];
+
+// Barriers of the block: all computing warps, and from GROUP_BARRIER on those of a group.
+constexpr u32 COMPUTING = 1, GROUP_BARRIER = 2;
+DEVICE void barrier_of(u32 id, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+// What the computing warps keep in shared memory, behind the ring.
+struct Workspace {
+  float *relevance;   // [2][start_rows][most rows], of this slice and the next
+  float *row_sums;    // [most rows], of fused entries
+  float *sums;        // [groups][panel_columns]
+  float *part_sums;   // [2][WARPS], of the parts of a row
+  float *inbox;       // see exchange.cuh
+
+  DEVICE Workspace(const RowsStreamParams &params, u32 most, u32 groups) {
+    relevance = reinterpret_cast<float *>(dynamic + params.stages * params.stage_bytes);
+    row_sums = relevance + 2 * params.start_rows * most;
+    sums = row_sums + most;
+    part_sums = sums + groups * params.panel_columns;
+    inbox = part_sums + 2 * WARPS;
+  }
+};
+
+// The fused entries of a row in this lane's columns of a tile, the first `within` of which exist; 0 in the others.
+DEVICE void fuse(float (&fused)[COLUMNS], const Maps &maps, const char *at, u32 plane_bytes, u32 first_column, u32 within) {
+#pragma unroll
+  for (u32 k = 0; k < COLUMNS; ++k) fused[k] = FUSION::start();
+#pragma unroll 4
+  for (u32 head = 0; head < maps.heads; ++head) {
+    float weight = 0.0f;
+    if constexpr (FUSION::WEIGHTED) weight = __uint_as_float(load_element<4>(global_address(maps.head_weights + head)));
+#pragma unroll
+    for (u32 k = 0; k < COLUMNS; ++k) {
+      if (first_column + k * WARP < within) {
+        fused[k] = FUSION::add(fused[k], ELEMENT::load(at + k * WARP * ELEMENT::BYTES), weight);
+      }
+    }
+    at += plane_bytes;
+  }
+#pragma unroll
+  for (u32 k = 0; k < COLUMNS; ++k) {
+    fused[k] = first_column + k * WARP < within ? FUSION::finish(fused[k], maps.head_scale) : 0.0f;
+  }
+}
+
+// What a row of `Ahat` is multiplied with, from the sum of its fused entries.
+DEVICE float scale_of(const LayerMaps &map, float row_sum) {
+  const float total = map.attention * row_sum + map.identity;
+  return total == 0.0f ? 0.0f : 1.0f / total;
+}
+
+// The other warps: one item, from the tiles of the ring.
+DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &ring, u64 *received, u32 &exchanges) {
+  const Maps &maps = params.maps;
+  const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  const u32 column_warps = params.column_warps, groups = WARPS / column_warps, group = warp / column_warps;
+  const u32 first_column = warp % column_warps * COLUMNS * WARP + lane;
+  const u32 start_rows = params.start_rows, blocks = params.blocks, most = most_rows(maps.tokens, blocks);
+  const Window window = maps.windows[item];
+  const Workspace space(params, most, groups);
+  u64 *words = params.words;
+  if (words) words += u64(blockIdx.x) * 2 * blocks * blocks * start_rows * most;
+  Exchange exchange = {blocks, block, start_rows, most, space.inbox, received, words, exchanges};
+
+  u32 index = block, part_turn = 0;
+  float *old = space.relevance, *next = old + start_rows * most;
+  {
+    const Slice slice(window.len, index, blocks);
+    for (u32 m = 0; m < start_rows; ++m) {
+      for (u32 row = threadIdx.x; row < slice.rows; row += THREADS) {
+        old[m * most + row] = params.start[item * params.start_stride_batch + m * maps.tokens + slice.first + row];
+      }
+    }
+  }
+
+  for (u32 layer = maps.layers; layer-- > 0;) {
+    barrier_of(COMPUTING, THREADS);  // the relevance is complete
+    const LayerMaps &map = maps.layer[layer];
+    const Slice slice(window.len, index, blocks);
+    Cut cut = {0, maps.discard_first, maps.discard_spares_origin, window.len};
+    if (DISCARDS && maps.cuts) cut.last = maps.cuts[layer * maps.batch + item];
+    float sum[START_ROWS][COLUMNS] = {};
+    u32 turn = group;  // rows until this group's next one
+    u32 flags;
+    do {
+      const Tile tile = ring.take();
+      flags = tile.flags;
+#pragma unroll 1
+      for (; group < groups && turn < tile.rows; turn += groups) {
+        const u32 row = tile.row + turn, in_window = slice.first + row;
+        float weight[START_ROWS];
+        bool weighs = false;
+#pragma unroll
+        for (u32 m = 0; m < START_ROWS; ++m) {
+          weight[m] = m < start_rows ? old[m * most + row] : 0.0f;
+          weighs |= weight[m] != 0.0f;
+        }
+        if (!weighs) continue;
+        const u32 within = maps.causal ? min_u32(tile.columns, max_u32(in_window + 1, tile.column) - tile.column) : tile.columns;
+        float fused[COLUMNS];
+        fuse(fused, maps, ring.data + tile.begin + turn * tile.row_bytes + first_column * ELEMENT::BYTES, tile.plane_bytes,
+             first_column, within);
+        if constexpr (DISCARDS) {
+          if (cut.last) {
+#pragma unroll
+            for (u32 k = 0; k < COLUMNS; ++k) {
+              fused[k] = cut.apply(fused[k], in_window, tile.column + first_column + k * WARP);
+            }
+          }
+        }
+        if (params.normalize) {
+          float total = 0.0f;
+          if (flags & SUMS_ONLY || tile.columns == window.len) {
+#pragma unroll
+            for (u32 k = 0; k < COLUMNS; ++k) total += fused[k];
+            total = warp_sum(total);
+            if (column_warps > 1) {
+              float *parts = space.part_sums + part_turn * WARPS;
+              part_turn ^= 1;
+              if (lane == 0) parts[warp] = total;
+              barrier_of(GROUP_BARRIER + group, column_warps * WARP);  // the sums of all parts are there
+              total = 0.0f;
+              for (u32 c = 0; c < column_warps; ++c) total += parts[group * column_warps + c];
+            }
+            if (lane == 0 && warp % column_warps == 0) {
+              space.row_sums[row] = tile.column == 0 ? total : space.row_sums[row] + total;
+            }
+          } else {
+            total = space.row_sums[row];
+          }
+          const float scale = scale_of(map, total);
+#pragma unroll
+          for (u32 m = 0; m < START_ROWS; ++m) weight[m] *= scale;
+        }
+        if (!(flags & SUMS_ONLY)) {
+#pragma unroll
+          for (u32 m = 0; m < START_ROWS; ++m) {
+#pragma unroll
+            for (u32 k = 0; k < COLUMNS; ++k) sum[m][k] += weight[m] * fused[k];
+          }
+        }
+      }
+      turn -= tile.rows;
+      ring.release();
+      if (flags & ENDS_PANEL) turn = group;
+      if (flags & ENDS_PANEL && flags & SUMS_ONLY) barrier_of(COMPUTING, THREADS);  // the row sums are complete
+      if (flags & ENDS_PANEL && !(flags & SUMS_ONLY)) {
+        // The groups' sums, and this block's part of the next relevance to those who own its rows then.
+        for (u32 m = 0; m < start_rows; ++m) {
+#pragma unroll
+          for (u32 mm = 0; mm < START_ROWS; ++mm) {
+#pragma unroll
+            for (u32 k = 0; k < COLUMNS; ++k) {
+              const u32 column = first_column + k * WARP;
+              if (mm == m && group < groups && column < tile.columns) {
+                space.sums[group * params.panel_columns + column] = sum[mm][k];
+              }
+            }
+          }
+          barrier_of(COMPUTING, THREADS);  // the sums of all groups are there
+          for (u32 j = threadIdx.x; j < tile.columns; j += THREADS) {
+            const u32 column = tile.column + j, own = column - slice.first;
+            float total = 0.0f;
+            for (u32 g = 0; g < groups; ++g) total += space.sums[g * params.panel_columns + j];
+            total *= map.attention;
+            if (own < slice.rows) {
+              const float weight = old[m * most + own];
+              if (weight != 0.0f) {
+                total += map.identity * weight * (params.normalize ? scale_of(map, space.row_sums[own]) : 1.0f);
+              }
+            }
+            const u32 owned = slice_of(column, window.len, blocks);
+            const u32 after = index + 1 == blocks ? 0 : index + 1;  // this block's next slice
+            const u32 to = block + owned + blocks - after;  // the owner is as far from this block
+            exchange.send(to % blocks, m, column - Slice(window.len, owned, blocks).first, total, next);
+          }
+          barrier_of(COMPUTING, THREADS);  // the sums have been read
+        }
+#pragma unroll
+        for (u32 m = 0; m < START_ROWS; ++m) {
+#pragma unroll
+          for (u32 k = 0; k < COLUMNS; ++k) sum[m][k] = 0.0f;
+        }
+      }
+    } while (!(flags & ENDS_LAYER));
+
+    index = index + 1 == blocks ? 0 : index + 1;
+    exchange.receive(Slice(window.len, index, blocks).rows, next, THREADS);
+    float *const swapped = old;
+    old = next;
+    next = swapped;
+  }
+
+  barrier_of(COMPUTING, THREADS);  // the relevance is complete
+  const Slice slice(window.len, index, blocks);
+  const u32 before = params.out_windowed ? window.start : 0;
+  for (u32 m = 0; m < start_rows; ++m) {
+    float *out = params.out + (u64(item) * start_rows + m) * maps.tokens;
+    for (u32 row = threadIdx.x; row < slice.rows; row += THREADS) {
+      out[before + slice.first + row] = old[m * most + row];
+    }
+    for (u32 j = block * THREADS + threadIdx.x; j < maps.tokens && params.out_windowed; j += blocks * THREADS) {
+      if (j - window.start >= window.len) out[j] = 0.0f;
+    }
+  }
+  barrier_of(COMPUTING, THREADS);  // the relevance has been read
+  exchanges = exchange.number;
+}
+
+// The items that a block takes, one after the other, as the producer or the computing warps go through them; each on its
+// own, for the producer is ahead.
+#if GROUPED
+
+// All items of all members are one queue. Parameters are copied to shared memory, for each of the two.
+struct Items {
+  const GroupParams &group;
+  RowsStreamParams &params;
+  u32 thread, threads;
+  u32 position, count, item;
+
+  DEVICE Items(const GroupParams &group, RowsStreamParams &params, u32 thread, u32 threads)
+      : group(group), params(params), thread(thread), threads(threads), position(blockIdx.x) {
+    const GroupMember last = group.member[group.members - 1];
+    count = last.first_block + last.grid_x;
+    load();
+  }
+  DEVICE bool more() const { return position < count; }
+  DEVICE void advance() {
+    position += gridDim.x;
+    if (more()) load();
+  }
+  DEVICE u32 block() const { return 0; }
+
+ private:
+  DEVICE void load() {
+    const GroupMember member = group.member[find_member(group, position)];
+    item = position - member.first_block;
+    copy_params(group, member, params, thread, threads);
+    if (threads == WARP) {
+      __syncwarp();
+    } else {
+      barrier_of(COMPUTING, THREADS);  // the parameters are complete
+    }
+  }
+};
+using Launched = GroupParams;
+
+#else
+
+// A set of blocks takes every item that is as far from its own number as there are sets.
+struct Items {
+  const RowsStreamParams &params;
+  u32 item;
+
+  DEVICE Items(const RowsStreamParams &params, const RowsStreamParams &, u32, u32) : params(params), item(blockIdx.x) {}
+  DEVICE bool more() const { return item < params.maps.batch; }
+  DEVICE void advance() { item += gridDim.x; }
+  DEVICE u32 block() const { return blockIdx.y; }
+};
+using Launched = RowsStreamParams;
+
+#endif
+
+extern "C" __global__ void __launch_bounds__(THREADS + WARP, 1) KERNEL(const __grid_constant__ Launched launch) {
+  __shared__ Stages stages;
+  __shared__ u64 received[2];
+  __shared__ u32 weighted[MAX_SLICE_ROWS / WARP];
+  __shared__ u32 exchanges_before;
+#if GROUPED
+  __shared__ RowsStreamParams copies[2];
+#else
+  const RowsStreamParams *copies = &launch;
+#endif
+  const bool produces = threadIdx.x >= THREADS;
+  Items items(launch, copies[GROUPED && produces], produces ? threadIdx.x - THREADS : threadIdx.x, produces ? WARP : THREADS);
+  const RowsStreamParams &params = items.params;
+  Ring ring(stages, dynamic, params.stages, params.stage_bytes, produces);
+  if (threadIdx.x == 0) {
+    ring.init(WARPS);
+    for (u32 turn = 0; turn < 2; ++turn) barrier_init(&received[turn], 1);
+    barrier_init_fence();
+    exchanges_before = 0;
+    if (params.words) {
+      // Counted at once: nothing of a run that was cut off is taken for a later one's.
+      u32 &count = params.exchanges[blockIdx.x * params.blocks + items.block()];
+      exchanges_before = count;
+      count += (params.maps.batch - blockIdx.x + gridDim.x - 1) / gridDim.x * params.maps.layers;
+    }
+  }
+  if (cluster_blocks() > 1) {
+    cluster_barrier();  // the barriers can be used, and all blocks run
+  } else {
+    __syncthreads();    // the barriers can be used
+  }
+
+  if (produces) {
+    for (; items.more(); items.advance()) {
+      produce(params, items.item, items.block(), ring, weighted);
+      __syncwarp();  // the parameters, and the rows with weight, have been read
+    }
+    if constexpr (!COUNTS_BYTES) {
+      commit_copies();
+      wait_copies<0>();  // no thread leaves with copies on their way
+    }
+  } else {
+    u32 exchanges = exchanges_before;
+    for (; items.more(); items.advance()) compute(params, items.item, items.block(), ring, received, exchanges);
+  }
+}

@@ -1,0 +1,169 @@
+//! `rows_stream`: every exchange, on both kinds of rings, from the problem's maps and from fused ones.
+
+use attention_rollout::cuda::kernel::Exchange;
+use attention_rollout::{DType, StartRows};
+
+use super::{Entry, features, many_layers, weights};
+use crate::cases::{Case, Path, StreamWay, compare};
+use crate::device::Device;
+use crate::lab::Lab;
+use crate::maps;
+
+const KERNELS: &[&str] = &["rows_stream"];
+const ONE: StreamWay = StreamWay::ONE;
+
+pub const ENTRIES: &[Entry] = &[
+    Entry {
+        name: "stream_sizes",
+        kernels: KERNELS,
+        short: true,
+        run: |lab| {
+            for arch in [80, 90] {
+                sizes(lab, StreamWay { arch, ..ONE })?;
+            }
+            Ok(())
+        },
+    },
+    Entry {
+        name: "stream_features",
+        kernels: KERNELS,
+        short: false,
+        run: |lab| {
+            let mean = |case: Case| case.start(StartRows::Mean);
+            features(lab, Path::Stream(StreamWay { arch: 80, ..ONE }), 35, mean)?;
+            let last = |case: Case| case.start(StartRows::Last);
+            features(lab, Path::Stream(ONE), 19, last)
+        },
+    },
+    Entry {
+        // Three warps share a row, and rows are looked at in two panels.
+        name: "stream_panels",
+        kernels: KERNELS,
+        short: false,
+        run: |lab| {
+            let narrow = StreamWay {
+                columns: Some(1),
+                shared_bytes: 17 << 10,
+                ..ONE
+            };
+            let wide = Case::new([2, 2, 4, 150])
+                .dtype(DType::F32)
+                .windows(&[(0, 150), (22, 120)])
+                .config(|c| c.normalize_rows = true);
+            wide.clone().check(lab, Path::Stream(narrow))?;
+            wide.config(|c| c.causal = true)
+                .start(StartRows::Mean)
+                .check(lab, Path::Stream(narrow.blocks(3, Exchange::Cluster)))
+        },
+    },
+    Entry {
+        name: "stream_cluster",
+        kernels: KERNELS,
+        short: true,
+        run: |lab| {
+            sizes(lab, ONE.blocks(3, Exchange::Cluster))?;
+            let path = Path::Stream(ONE.blocks(4, Exchange::Cluster));
+            features(lab, path, 19, |case| case.start(StartRows::Mean))
+        },
+    },
+    Entry {
+        name: "stream_words",
+        kernels: KERNELS,
+        short: true,
+        run: |lab| {
+            sizes(lab, ONE.blocks(3, Exchange::Words))?;
+            let old = StreamWay { arch: 80, ..ONE };
+            let path = Path::Stream(old.blocks(4, Exchange::Words));
+            features(lab, path, 19, |case| case.start(StartRows::Mean))
+        },
+    },
+    Entry {
+        name: "stream_words_again",
+        kernels: KERNELS,
+        short: true,
+        run: words_again,
+    },
+    Entry {
+        name: "stream_many_layers",
+        kernels: KERNELS,
+        short: false,
+        run: |lab| {
+            for way in [
+                ONE.blocks(2, Exchange::Words),
+                ONE.blocks(2, Exchange::Cluster),
+            ] {
+                many_layers(lab, Path::Stream(way), |case| case.start(StartRows::Mean))?;
+            }
+            Ok(())
+        },
+    },
+    Entry {
+        name: "stream_start_rows",
+        kernels: KERNELS,
+        short: true,
+        run: |lab| {
+            let cluster = ONE.blocks(2, Exchange::Cluster);
+            let words = ONE.blocks(3, Exchange::Words);
+            for (rows, way) in (1..=8).zip([ONE, cluster, words].into_iter().cycle()) {
+                Case::new([2, 2, 3, 21])
+                    .start(weights(rows, 21))
+                    .check(lab, Path::Stream(way))?;
+            }
+            for way in [cluster, words] {
+                Case::new([3, 3, 2, 150])
+                    .dtype(DType::F32)
+                    .start(weights(5, 150))
+                    .windows(&[(0, 150), (22, 128), (0, 0)])
+                    .config(|c| c.normalize_rows = true)
+                    .check(lab, Path::Stream(way))?;
+            }
+            Case::new([3, 3, 2, 20])
+                .start(StartRows::PerItem(vec![0, 7, 19]))
+                .check(lab, Path::Stream(ONE))
+        },
+    },
+];
+
+/// Run after run in the same memory, with other maps each time, and after one that was cut off: no word of a run is taken
+/// for one of another.
+fn words_again(lab: &Lab) -> Result<(), String> {
+    let case = Case::new([3, 2, 2, 19]).start(StartRows::Mean);
+    let path = Path::Stream(ONE.blocks(3, Exchange::Words));
+    let problem = case.problem();
+    let layers = |seed| maps::layers(&problem, seed, 0, &[]);
+    let mut device = Device::new(lab, &problem, &layers(0), 0);
+    let prepared = device.prepare(path);
+    let whole = device.machine.max_steps;
+    for seed in 0..4 {
+        device.replace(&layers(seed));
+        // About the middle, after every block has begun.
+        device.machine.max_steps = if seed == 2 { 60_000 } else { whole };
+        let got = device.submit(path, &prepared);
+        if seed == 2 {
+            match got {
+                Err(fault) if fault.contains("executed") => continue,
+                other => return Err(format!("was not cut off: {other:?}")),
+            }
+        }
+        let expected = case.reference(&problem, &layers(seed));
+        compare(&got?, &expected, path.tolerance(3))?;
+    }
+    Ok(())
+}
+
+fn sizes(lab: &Lab, way: StreamWay) -> Result<(), String> {
+    for tokens in [1, 2, 3, 8, 17, 33, 65] {
+        Case::new([3, 3, 3, tokens]).check(lab, Path::Stream(way))?;
+    }
+    for (tokens, dtype) in [
+        (127, DType::F32),
+        (128, DType::Bf16),
+        (197, DType::F16),
+        (331, DType::F16),
+    ] {
+        Case::new([2, 1, 2, tokens])
+            .dtype(dtype)
+            .check(lab, Path::Stream(way))?;
+    }
+    Case::new([2, 1, 40, 9]).check(lab, Path::Stream(way))
+}
