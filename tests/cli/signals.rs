@@ -2,7 +2,7 @@
 #![cfg(unix)]
 
 use std::fs;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -22,12 +22,22 @@ impl Running {
         let binary = env!("CARGO_BIN_EXE_attention-rollout");
         let run = [binary, "run", "in.st", "--output", "out", "--device", "cpu"];
         let command = [through, &run, &["--output-kind", "matrix"]].concat();
-        let child = Command::new(command[0])
+        let mut process = Command::new(command[0]);
+        process
             .args(&command[1..])
             .current_dir(bench.directory.path())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        // Whatever runs the tests may have them ignored, as a shell does for what it starts in the background.
+        // SAFETY: between fork and exec only `signal` is called, which may be.
+        unsafe {
+            process.pre_exec(|| {
+                for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
+                Ok(())
+            });
+        }
+        let child = process.spawn().unwrap();
         let begun = Instant::now();
         while bench.files().len() < 3 {
             assert!(begun.elapsed() < Duration::from_secs(60), "no output begun");
@@ -46,7 +56,8 @@ impl Running {
     fn end(self) -> (ExitStatus, String) {
         let Output { status, stderr, .. } = self.child.wait_with_output().unwrap();
         assert_eq!(self.bench.files(), ["in.st", "out"], "{status}");
-        assert_eq!(fs::read(self.bench.path("out")).unwrap(), b"older");
+        let out = fs::read(self.bench.path("out")).unwrap();
+        assert!(out == b"older", "{status}: {} bytes written", out.len());
         (status, String::from_utf8(stderr).unwrap())
     }
 }
