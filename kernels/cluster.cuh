@@ -30,6 +30,7 @@ DEVICE u32 cluster_rank() {
 
 // All threads of the cluster have come here, and see what the others wrote to shared memory before.
 DEVICE void cluster_barrier() {
+  __syncwarp();  // the barrier is aligned, and the compiler need not bring lanes together before an asm statement
   if constexpr (HAS_CLUSTERS) {
     asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
   } else {
