@@ -1,5 +1,5 @@
-// What the host hands to each kernel: one struct per kernel, passed by value. src/cuda/params.rs mirrors every struct
-// here field by field; tests/kernels_abi.rs compares sizes and offsets. Strides are in elements, flags are 0 or 1.
+// What the host hands to each kernel: one struct per kernel, passed by value. src/cuda/kernel mirrors every struct
+// here field by field; tests/kernels/abi.rs compares sizes and offsets. Strides are in elements, flags are 0 or 1.
 #pragma once
 
 #include "types.cuh"

@@ -54,7 +54,7 @@ struct Shared {
   float sums[WARPS];            // of one row's segments each
 };
 static_assert(sizeof(Shared) + State::BYTES + WARPS * RING * UNIT_GRANULES * GRANULE_BYTES == SHARED_BYTES,
-              "src/cuda/geometry.rs computes another size");
+              "src/cuda/kernel/rollout_chain.rs computes another size");
 
 // The warp's place among those that fuse a slab: its first row, and which of the row's segments it takes.
 DEVICE u32 first_slab_row() {

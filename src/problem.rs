@@ -1,14 +1,14 @@
 //! A rollout problem: a configuration together with the shape, element type, strides and windows of its maps.
 //! Once built it is valid; every backend takes it as it is.
 
+mod check;
+
 use std::ops::Range;
 
-use crate::config::{
-    Discard, HeadFusion, Output, Residual, ResidualWeights, RolloutConfig, StartRows,
-};
+use crate::config::{HeadFusion, Output, Residual, ResidualWeights, RolloutConfig, StartRows};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::layout::{Shape, Strides, Window, product};
+use crate::layout::{Shape, Strides, Window};
 use crate::memory::filled;
 
 /// A validated rollout problem.
@@ -97,7 +97,7 @@ impl ProblemBuilder {
             StridesOf::Every(strides) => every(strides)?,
             StridesOf::Each(strides) => strides,
         };
-        check_count("strides, one per layer", shape.layers, strides.len())?;
+        check::count("strides, one per layer", shape.layers, strides.len())?;
         for layer in &strides {
             layer.span(&shape)?;
         }
@@ -105,7 +105,7 @@ impl ProblemBuilder {
             Some(windows) => windows,
             None => filled("windows", shape.batch, Window::full(shape.tokens))?,
         };
-        check_count("windows, one per item", shape.batch, windows.len())?;
+        check::count("windows, one per item", shape.batch, windows.len())?;
         for (item, &Window { start, len }) in windows.iter().enumerate() {
             if start.checked_add(len).is_none_or(|end| end > shape.tokens) {
                 return Err(Error::Window {
@@ -124,13 +124,13 @@ impl ProblemBuilder {
                 layers: shape.layers,
             });
         }
-        check_weights(&config, &shape)?;
-        check_excluded(&mut config.exclude_from_attention, shape.tokens)?;
-        check_discard(&config, shape.tokens)?;
+        check::weights(&config, &shape)?;
+        check::excluded(&mut config.exclude_from_attention, shape.tokens)?;
+        check::discard(&config, shape.tokens)?;
         // What zeroes nothing shall not make a backend look for the smallest entries.
         config.discard = config.discard.filter(|discard| discard.ratio != 0.0);
         if let Output::Rows(rows) = &config.output {
-            check_start_rows(rows, &shape, &windows)?;
+            check::start_rows(rows, &shape, &windows)?;
         }
         Ok(Problem {
             shape,
@@ -388,119 +388,4 @@ impl Problem {
         }
         part
     }
-}
-
-fn check_count(what: &'static str, expected: usize, got: usize) -> Result<()> {
-    if expected == got {
-        Ok(())
-    } else {
-        Err(Error::Count {
-            what,
-            expected,
-            got,
-        })
-    }
-}
-
-fn check_finite(what: &'static str, values: impl IntoIterator<Item = f32>) -> Result<()> {
-    match values.into_iter().find(|v| !v.is_finite()) {
-        Some(got) => Err(Error::Parameter {
-            what,
-            expected: "finite",
-            got: got.into(),
-        }),
-        None => Ok(()),
-    }
-}
-
-fn check_weights(config: &RolloutConfig, shape: &Shape) -> Result<()> {
-    if let HeadFusion::Weighted(weights) = &config.head_fusion {
-        check_count("head weights, one per head", shape.heads, weights.len())?;
-        check_finite("head weight", weights.iter().copied())?;
-    }
-    let residuals = match &config.residual {
-        ResidualWeights::Uniform(residual) => std::slice::from_ref(residual),
-        ResidualWeights::PerLayer(residuals) => {
-            check_count(
-                "residual weights, one pair per layer",
-                shape.layers,
-                residuals.len(),
-            )?;
-            residuals
-        }
-    };
-    check_finite("attention weight", residuals.iter().map(|r| r.attention))?;
-    check_finite("identity weight", residuals.iter().map(|r| r.identity))
-}
-
-fn check_discard(config: &RolloutConfig, tokens: usize) -> Result<()> {
-    let Some(Discard { ratio, scope }) = config.discard else {
-        return Ok(());
-    };
-    match Discard::new(ratio, scope)?.scope.first() {
-        got if got > tokens => Err(Error::SpecialTokens { tokens, got }),
-        _ => Ok(()),
-    }
-}
-
-/// Puts the excluded tokens in order.
-fn check_excluded(excluded: &mut Vec<usize>, tokens: usize) -> Result<()> {
-    excluded.sort_unstable();
-    excluded.dedup();
-    match excluded.last() {
-        Some(&token) if token >= tokens => Err(Error::Token {
-            what: "excluded from attention",
-            token,
-            tokens,
-        }),
-        _ => Ok(()),
-    }
-}
-
-fn check_start_rows(rows: &StartRows, shape: &Shape, windows: &[Window]) -> Result<()> {
-    let inside = |item: usize, row: usize| {
-        let len = windows[item].len;
-        if row < len {
-            Ok(())
-        } else {
-            Err(Error::StartRow { item, row, len })
-        }
-    };
-    match rows {
-        StartRows::Rows(rows) => {
-            if rows.is_empty() {
-                return Err(Error::ZeroExtent { what: "start rows" });
-            }
-            (0..windows.len())
-                .try_for_each(|item| rows.iter().try_for_each(|&row| inside(item, row)))
-        }
-        StartRows::PerItem(rows) => {
-            check_count("start rows, one per item", shape.batch, rows.len())?;
-            rows.iter()
-                .enumerate()
-                .try_for_each(|(item, &row)| inside(item, row))
-        }
-        StartRows::Last | StartRows::Mean => Ok(()),
-        StartRows::Weights { rows, weights } => {
-            if *rows == 0 {
-                return Err(Error::ZeroExtent { what: "start rows" });
-            }
-            let shared = product("start weights", &[*rows, shape.tokens])?;
-            let each = product("start weights", &[shape.batch, shared])?;
-            if weights.len() != shared && weights.len() != each {
-                return Err(Error::Len {
-                    what: "start weights",
-                    expected: shared,
-                    got: weights.len(),
-                });
-            }
-            check_finite("start weight", weights.iter().copied())
-        }
-    }?;
-    let count = match rows {
-        StartRows::Rows(rows) => rows.len(),
-        StartRows::Weights { rows, .. } => *rows,
-        _ => 1,
-    };
-    product("relevance", &[shape.batch, count, shape.tokens, 4]).map(|_| ())
 }

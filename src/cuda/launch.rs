@@ -27,6 +27,17 @@ pub struct Geometry {
 }
 
 impl Geometry {
+    /// A grid of blocks that take no dynamic shared memory and know nothing of each other.
+    pub fn new(grid: [u32; 3], block: u32) -> Self {
+        Geometry {
+            grid,
+            block,
+            shared_bytes: 0,
+            cluster: 1,
+            cooperative: false,
+        }
+    }
+
     /// Blocks of the grid.
     pub fn blocks(&self) -> u64 {
         self.grid.iter().map(|&extent| u64::from(extent)).product()

@@ -38,6 +38,29 @@ pub struct Variant {
 }
 
 impl Variant {
+    /// A variant without macros for every architecture, whose one argument is a struct and which takes no shared memory.
+    pub fn new(
+        stem: &'static str,
+        symbol: String,
+        block: u32,
+        blocks_per_multiprocessor: u32,
+    ) -> Self {
+        Variant {
+            stem,
+            symbol,
+            defines: Vec::new(),
+            arguments: &[0],
+            arch: 75,
+            block,
+            blocks_per_multiprocessor,
+            grouped_blocks_per_multiprocessor: blocks_per_multiprocessor,
+            static_shared_bytes: 0,
+            shared_bytes: 0,
+            cluster: 1,
+            queues: false,
+        }
+    }
+
     /// Whether a device has what the kernel needs.
     pub fn runs_on(&self, limits: &DeviceLimits) -> bool {
         limits.arch >= self.arch

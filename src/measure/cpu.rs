@@ -4,10 +4,10 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::case::{Replay, Runner, Setup};
 use super::floor::{self, HostRead, ORDERS};
 use super::inputs::Inputs;
 use super::rotation;
+use super::runner::{Replay, Runner, Setup};
 use crate::cpu::{Choice, GroupItem, GroupPlan, Options};
 use crate::error::Result;
 use crate::problem::Problem;

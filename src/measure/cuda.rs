@@ -10,24 +10,15 @@ use cudarc::driver::{
     CudaContext, CudaEvent, CudaGraph, CudaSlice, CudaStream, DevicePtr, DriverError, sys,
 };
 
-use super::case::{Replay, Runner, Setup};
+use super::device_maps::{DeviceMaps, allocation_error};
 use super::device_read::DeviceRead;
 use super::inputs::Inputs;
-use super::rotation;
+use super::runner::{Replay, Runner, Setup};
 use crate::cuda::driver::{bind, driver_error};
 use crate::cuda::kernel::Arithmetic;
-use crate::cuda::{
-    self, DeviceLayer, DeviceOutput, GroupItem, GroupPlan, Options, Plan, Runtime, cudarc,
-};
-use crate::error::{Error, Result};
-use crate::layer::HostTensor;
+use crate::cuda::{DeviceOutput, GroupItem, GroupPlan, Options, Plan, Runtime, cudarc};
+use crate::error::Result;
 use crate::problem::Problem;
-
-/// Every layer starts at a multiple of this, as allocations do.
-const ALIGNMENT: usize = 256;
-
-/// The share of the free memory that copies of the maps may take, in percent.
-const MEMORY_PERCENT: usize = 90;
 
 /// Events tell times to half a microsecond: this is 400 times that.
 const CLOCK: Duration = Duration::from_micros(200);
@@ -42,7 +33,7 @@ pub(super) struct CudaRunner {
     plan: DevicePlan,
     floor: DeviceRead,
     floor_bytes: usize,
-    copies: Copies,
+    maps: DeviceMaps,
     next: usize,
     outputs: Vec<CudaSlice<f32>>,
     output_addresses: Vec<u64>,
@@ -55,14 +46,6 @@ pub(super) struct CudaRunner {
 enum DevicePlan {
     One(Box<Plan>),
     Many(GroupPlan),
-}
-
-/// Copies of the maps of all problems.
-struct Copies {
-    /// By copy and problem; they point into `memory`.
-    layers: Vec<Vec<Vec<DeviceLayer<'static>>>>,
-    addresses: Vec<u64>,
-    _memory: CudaSlice<u8>,
 }
 
 impl CudaRunner {
@@ -92,7 +75,7 @@ impl CudaRunner {
         let outputs = problems.iter().map(output).collect::<Result<Vec<_>>>()?;
         let map_bytes = problems.iter().map(Problem::map_bytes).sum();
         let floor = DeviceRead::new(&Runtime::new(context, options)?, map_bytes)?;
-        let copies = Copies::new(&stream, inputs, map_bytes)?;
+        let maps = DeviceMaps::new(&stream, inputs, map_bytes)?;
         let event = || {
             context
                 .new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT))
@@ -103,7 +86,7 @@ impl CudaRunner {
             plan,
             floor_bytes: floor.bytes(),
             floor,
-            copies,
+            maps,
             next: 0,
             output_addresses: outputs
                 .iter()
@@ -114,7 +97,7 @@ impl CudaRunner {
             end: event()?,
             stream,
         };
-        let copies = runner.copies.layers.len();
+        let copies = runner.maps.layers.len();
         runner.graphs.resize_with(copies, || None);
         runner.choose_grid()?;
         Ok(runner)
@@ -141,7 +124,7 @@ impl CudaRunner {
 
     /// Submits a run over a copy.
     fn submit_run(&mut self, copy: usize) -> Result<()> {
-        let layers = &self.copies.layers[copy];
+        let layers = &self.maps.layers[copy];
         let stream = &self.stream;
         let outputs = self.output_addresses.iter().zip(&self.outputs);
         let outputs = outputs.map(|(&address, out)| {
@@ -168,7 +151,7 @@ impl CudaRunner {
 
     /// Submits the reading of a copy.
     fn submit_read(&mut self, copy: usize) -> Result<()> {
-        let address = self.copies.addresses[copy];
+        let address = self.maps.addresses[copy];
         bind(self.stream.context())?;
         // SAFETY: a copy is at least as long as the bytes that a run must read, aligned, initialised, and never written.
         unsafe { self.floor.submit(&self.stream, address) }
@@ -311,7 +294,7 @@ impl Runner for CudaRunner {
         let half = variants
             .iter()
             .any(|symbol| symbol.contains(Arithmetic::F16x2.name()));
-        let steps = self.copies.layers[0].iter().map(Vec::len).max();
+        let steps = self.maps.layers[0].iter().map(Vec::len).max();
         Setup {
             variants,
             workspace_bytes,
@@ -323,90 +306,5 @@ impl Runner for CudaRunner {
                 false => OF_LARGEST,
             },
         }
-    }
-}
-
-impl Copies {
-    /// Copies `inputs`, one beside the other, until the `map_bytes` bytes that a run reads of each are together twice what
-    /// L2 holds, as far as memory goes.
-    fn new(stream: &Arc<CudaStream>, inputs: &[Inputs], map_bytes: usize) -> Result<Self> {
-        let context = stream.context();
-        let padded = |bytes: usize| bytes.next_multiple_of(ALIGNMENT);
-        let copy_bytes: usize = inputs
-            .iter()
-            .flat_map(Inputs::maps)
-            .map(|maps| padded(maps.bytes().len()))
-            .sum();
-        let copy_bytes = copy_bytes.max(ALIGNMENT);
-        let rotation_bytes = 2 * cuda::limits(context)?.l2_bytes;
-        let (free, _) = cuda::memory(context)?;
-        let fitting = free / 100 * MEMORY_PERCENT / copy_bytes;
-        let copies = rotation::copies(rotation_bytes, map_bytes).min(fitting.max(1));
-        let mut memory = stream
-            .alloc_zeros::<u8>(copies * copy_bytes)
-            .map_err(allocation_error(context, "attention maps", copy_bytes))?;
-        let first = memory.device_ptr(stream).0;
-        let mut offset = 0;
-        for maps in inputs.iter().flat_map(Inputs::maps) {
-            let bytes = maps.bytes();
-            if !bytes.is_empty() {
-                stream
-                    .memcpy_htod(bytes, &mut memory.slice_mut(offset..))
-                    .map_err(driver_error("cuMemcpyHtoDAsync_v2"))?;
-            }
-            offset += padded(bytes.len());
-        }
-        let (original, mut others) = memory.split_at_mut(copy_bytes);
-        for copy in 1..copies {
-            let mut to = others.slice_mut((copy - 1) * copy_bytes..);
-            stream
-                .memcpy_dtod(&original, &mut to)
-                .map_err(driver_error("cuMemcpyDtoDAsync_v2"))?;
-        }
-        stream
-            .synchronize()
-            .map_err(driver_error("cuStreamSynchronize"))?;
-
-        let addresses: Vec<u64> = (0..copies)
-            .map(|copy| first + (copy * copy_bytes) as u64)
-            .collect();
-        let layers_at = |mut address: u64| {
-            let mut place = |bytes: usize| {
-                let here = address;
-                address += padded(bytes) as u64;
-                here
-            };
-            let of_problem = |inputs: &Inputs| {
-                let layer = |maps: HostTensor<'_>| {
-                    let address = place(maps.bytes().len());
-                    // SAFETY: the elements have just been copied there. Nothing writes them any more, and they are
-                    // kept as long as the layers.
-                    unsafe { DeviceLayer::from_raw(address, maps.len(), maps.dtype()) }
-                };
-                inputs.maps().map(layer).collect()
-            };
-            inputs.iter().map(of_problem).collect()
-        };
-        Ok(Copies {
-            layers: addresses.iter().copied().map(layers_at).collect(),
-            addresses,
-            _memory: memory,
-        })
-    }
-}
-
-/// Turns a failure to allocate `required` bytes for `what` into an error.
-fn allocation_error(
-    context: &Arc<CudaContext>,
-    what: &'static str,
-    required: usize,
-) -> impl Fn(DriverError) -> Error {
-    move |error| match error.0 {
-        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfDeviceMemory {
-            what,
-            required,
-            available: cuda::memory(context).map_or(0, |(free, _)| free),
-        },
-        _ => driver_error("cuMemAllocAsync")(error),
     }
 }

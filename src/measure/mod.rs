@@ -9,19 +9,23 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cuda")]
+mod device_maps;
+#[cfg(feature = "cuda")]
 mod device_read;
 mod floor;
 mod inputs;
 mod products;
 mod rotation;
+mod runner;
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-pub use case::{Case, Replay, Setup, Times};
+pub use case::{Case, Times};
 pub use floor::HostRead;
 pub use inputs::Inputs;
 pub use products::Products;
+pub use runner::{Replay, Setup};
 
 use crate::error::{Error, Result};
 

@@ -64,33 +64,19 @@ impl FindCuts {
             causal: problem.config().causal.into(),
             discard_first: Scope::of(problem).first,
         };
-        let geometry = Geometry {
-            grid: [items.len() as u32, layers as u32, 1],
-            block: BLOCK,
-            shared_bytes: 0,
-            cluster: 1,
-            cooperative: false,
-        };
-        Launch::new(self.variant(), geometry, &params, 0).passing(items.len() * layers * fused.maps.bytes())
+        let geometry = Geometry::new([items.len() as u32, layers as u32, 1], BLOCK);
+        Launch::new(self.variant(), geometry, &params, 0)
+            .passing(items.len() * layers * fused.maps.bytes())
     }
 }
 
 impl Kernel for FindCuts {
     fn variant(&self) -> Variant {
         Variant {
-            stem: "discard",
-            symbol: symbol("discard", &["f32"], &[]),
             defines: vec![("BLOCK_THREADS", BLOCK.to_string())],
-            arguments: &[0],
-            arch: 75,
-            block: BLOCK,
-            blocks_per_multiprocessor: 2,
-            grouped_blocks_per_multiprocessor: 2,
             // A histogram.
             static_shared_bytes: 16 << 10,
-            shared_bytes: 0,
-            cluster: 1,
-            queues: false,
+            ..Variant::new("discard", symbol("discard", &["f32"], &[]), BLOCK, 2)
         }
     }
 

@@ -48,7 +48,7 @@ params! {
 
 /// One member of a grouped launch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
+pub struct MemberLaunch {
     /// How it would be launched alone.
     pub geometry: Geometry,
     /// Its parameters, 8 bytes at a time, as far as they are used: a value, and the number of the address in
@@ -71,15 +71,9 @@ pub struct MemberTable {
 
 impl MemberTable {
     /// Puts `members`, which have at most [`MAX_BLOCKS`] blocks, one after the other.
-    pub fn new(members: &[Member]) -> Self {
+    pub fn new(members: &[MemberLaunch]) -> Self {
         let (mut heads, mut words): (Vec<GroupMember>, Vec<GroupWord>) = Default::default();
-        let mut geometry = Geometry {
-            grid: [0, 1, 1],
-            block: 0,
-            shared_bytes: 0,
-            cluster: 1,
-            cooperative: false,
-        };
+        let mut geometry = Geometry::new([0, 1, 1], 0);
         for member in members {
             let [grid_x, grid_y, grid_z] = member.geometry.grid;
             heads.push(GroupMember {

@@ -22,7 +22,7 @@ use crate::problem::Problem;
 
 pub use fused::{Fused, FusedMaps, Matrices, padded};
 pub use grouped::{
-    GroupMember, GroupParams, GroupWord, MAX_BLOCKS, MAX_GROUP_ADDRESSES, Member, MemberTable,
+    GroupMember, GroupParams, GroupWord, MAX_BLOCKS, MAX_GROUP_ADDRESSES, MemberLaunch, MemberTable,
 };
 pub use maps::{Columns, LayerMaps, MAX_LAYERS_PER_LAUNCH, MAX_WARPS, MapSource, Maps};
 pub use parts::{Arithmetic, Form, Fusion};

@@ -33,18 +33,8 @@ impl ReadFloor {
     /// What it is compiled to.
     pub fn variant(&self) -> Variant {
         Variant {
-            stem: "read_floor",
-            symbol: "read_floor".to_owned(),
-            defines: Vec::new(),
             arguments: &[0, 1, 2, 3],
-            arch: 75,
-            block: BLOCK,
-            blocks_per_multiprocessor: 8,
-            grouped_blocks_per_multiprocessor: 8,
-            static_shared_bytes: 0,
-            shared_bytes: 0,
-            cluster: 1,
-            queues: false,
+            ..Variant::new("read_floor", "read_floor".to_owned(), BLOCK, 8)
         }
     }
 
@@ -59,13 +49,7 @@ impl ReadFloor {
             reserved: 0,
             out,
         };
-        let geometry = Geometry {
-            grid: [tiles.clamp(1, u64::from(blocks)) as u32, 1, 1],
-            block: BLOCK,
-            shared_bytes: 0,
-            cluster: 1,
-            cooperative: false,
-        };
+        let geometry = Geometry::new([tiles.clamp(1, u64::from(blocks)) as u32, 1, 1], BLOCK);
         Launch::new(self.variant(), geometry, &params, 0)
     }
 }

@@ -43,38 +43,28 @@ impl RolloutFirst {
         out: Matrices,
         windowed: bool,
     ) -> Launch {
-        let geometry = Geometry {
-            grid: [items as u32, window_len.div_ceil(BLOCK / WARP), 1],
-            block: BLOCK,
-            shared_bytes: 0,
-            cluster: 1,
-            cooperative: false,
-        };
+        let geometry = Geometry::new([items as u32, window_len.div_ceil(BLOCK / WARP), 1], BLOCK);
         let params = RolloutFirstParams {
             maps,
             out,
             out_windowed: windowed.into(),
             reserved: 0,
         };
-        Launch::new(self.variant(), geometry, &params, 0).passing(2 * items * maps.state_bytes(window_len))
+        Launch::new(self.variant(), geometry, &params, 0)
+            .passing(2 * items * maps.state_bytes(window_len))
     }
 }
 
 impl Kernel for RolloutFirst {
     fn variant(&self) -> Variant {
         Variant {
-            stem: "rollout_first",
-            symbol: symbol("rollout_first", &["f32"], &[]),
             defines: vec![("BLOCK_THREADS", BLOCK.to_string())],
-            arguments: &[0],
-            arch: 75,
-            block: BLOCK,
-            blocks_per_multiprocessor: 6,
-            grouped_blocks_per_multiprocessor: 6,
-            static_shared_bytes: 0,
-            shared_bytes: 0,
-            cluster: 1,
-            queues: false,
+            ..Variant::new(
+                "rollout_first",
+                symbol("rollout_first", &["f32"], &[]),
+                BLOCK,
+                6,
+            )
         }
     }
 

@@ -40,13 +40,7 @@ impl RowScales {
         maps: FusedMaps,
         scales: Address,
     ) -> Launch {
-        let geometry = Geometry {
-            grid: [items as u32, window_len.div_ceil(BLOCK / WARP), 1],
-            block: BLOCK,
-            shared_bytes: 0,
-            cluster: 1,
-            cooperative: false,
-        };
+        let geometry = Geometry::new([items as u32, window_len.div_ceil(BLOCK / WARP), 1], BLOCK);
         let params = RowScalesParams { maps, scales };
         Launch::new(self.variant(), geometry, &params, 0).passing(items * maps.map_bytes())
     }
@@ -55,19 +49,9 @@ impl RowScales {
 impl Kernel for RowScales {
     fn variant(&self) -> Variant {
         Variant {
-            stem: "row_scales",
-            symbol: symbol("row_scales", &["f32"], &[]),
             defines: vec![("BLOCK_THREADS", BLOCK.to_string())],
-            arguments: &[0],
-            arch: 75,
-            block: BLOCK,
             // All the threads a multiprocessor can have.
-            blocks_per_multiprocessor: 8,
-            grouped_blocks_per_multiprocessor: 8,
-            static_shared_bytes: 0,
-            shared_bytes: 0,
-            cluster: 1,
-            queues: false,
+            ..Variant::new("row_scales", symbol("row_scales", &["f32"], &[]), BLOCK, 8)
         }
     }
 

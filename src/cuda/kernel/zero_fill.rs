@@ -39,13 +39,7 @@ impl ZeroFill {
             out,
             len: len as u64,
         };
-        let geometry = Geometry {
-            grid: [len.div_ceil(PIECE as usize) as u32, 1, 1],
-            block: BLOCK,
-            shared_bytes: 0,
-            cluster: 1,
-            cooperative: false,
-        };
+        let geometry = Geometry::new([len.div_ceil(PIECE as usize) as u32, 1, 1], BLOCK);
         Launch::new(self.variant(), geometry, &params, 0)
     }
 }
@@ -53,22 +47,12 @@ impl ZeroFill {
 impl Kernel for ZeroFill {
     fn variant(&self) -> Variant {
         Variant {
-            stem: "zero_fill",
-            symbol: symbol("zero_fill", &["f32"], &[]),
             defines: vec![
                 ("BLOCK_THREADS", BLOCK.to_string()),
                 ("PIECE", PIECE.to_string()),
             ],
-            arguments: &[0],
-            arch: 75,
-            block: BLOCK,
             // All the threads a multiprocessor can have.
-            blocks_per_multiprocessor: 8,
-            grouped_blocks_per_multiprocessor: 8,
-            static_shared_bytes: 0,
-            shared_bytes: 0,
-            cluster: 1,
-            queues: false,
+            ..Variant::new("zero_fill", symbol("zero_fill", &["f32"], &[]), BLOCK, 8)
         }
     }
 

@@ -1,5 +1,7 @@
 //! Compiled kernels on disk.
 
+mod file;
+
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -9,9 +11,9 @@ use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 
-use super::entry::{self, Key};
 use super::source::{hexadecimal, update_with_length};
 use super::{Compiled, Nvrtc, NvrtcError, Options, Source};
+use file::Key;
 
 /// No entry comes near this size; a larger file is foreign and is not read into memory.
 const MAX_ENTRY_BYTES: u64 = 64 << 20;
@@ -88,12 +90,12 @@ impl Cache {
         }
         let key = key(nvrtc, source, options);
         let file = directory.join(format!("{}.bin", hexadecimal(&key)));
-        if let Some(compiled) = read(&file).and_then(|bytes| entry::decode(&bytes, &key)) {
+        if let Some(compiled) = read(&file).and_then(|bytes| file::decode(&bytes, &key)) {
             return Ok(compiled);
         }
         let compiled = nvrtc.compile(source, options)?;
         // Not being able to keep it costs the next process a compilation and nothing else.
-        let _ = write(directory, &file, &entry::encode(&key, &compiled));
+        let _ = write(directory, &file, &file::encode(&key, &compiled));
         Ok(compiled)
     }
 }

@@ -34,7 +34,6 @@
 mod api;
 mod cache;
 mod compile;
-mod entry;
 mod error;
 mod log;
 mod search;

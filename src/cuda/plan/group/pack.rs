@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use super::merge::merge;
 use crate::cuda::address::{Base, Bases};
-use crate::cuda::kernel::{GroupParams, MAX_BLOCKS, MAX_GROUP_ADDRESSES, Member, MemberTable};
+use crate::cuda::kernel::{
+    GroupParams, MAX_BLOCKS, MAX_GROUP_ADDRESSES, MemberLaunch, MemberTable,
+};
 use crate::cuda::launch::{Geometry, Launch, Word};
 use crate::cuda::schedule::Schedule;
 use crate::cuda::variant::{Entry, Variant};
@@ -88,7 +90,7 @@ pub fn pack(parts: &[Part<'_>], aligned: bool, tables: &mut Vec<u8>) -> Vec<Grou
 }
 
 /// A launch as a member of another, and the group's addresses that it takes, which its words count from 1.
-fn member(part: &Part<'_>, launch: &Launch) -> (Member, Vec<usize>) {
+fn member(part: &Part<'_>, launch: &Launch) -> (MemberLaunch, Vec<usize>) {
     let mut wanted: Vec<usize> = Vec::new();
     let words = launch.words().map(|word| match word {
         Word::Value(value) => (value, 0),
@@ -104,7 +106,7 @@ fn member(part: &Part<'_>, launch: &Launch) -> (Member, Vec<usize>) {
             }
         },
     });
-    let member = Member {
+    let member = MemberLaunch {
         words: words.collect(),
         geometry: *launch.geometry(),
     };
@@ -114,19 +116,19 @@ fn member(part: &Part<'_>, launch: &Launch) -> (Member, Vec<usize>) {
 /// Collects the members of a launch.
 #[derive(Default)]
 struct Assembly {
-    members: Vec<Member>,
+    members: Vec<MemberLaunch>,
     blocks: u64,
     addresses: Vec<usize>,
 }
 
 impl Assembly {
-    fn has_room(&self, member: &Member, addresses: &[usize]) -> bool {
+    fn has_room(&self, member: &MemberLaunch, addresses: &[usize]) -> bool {
         self.members.is_empty()
             || self.addresses.len() + addresses.len() < MAX_GROUP_ADDRESSES
                 && self.blocks + member.geometry.blocks() <= MAX_BLOCKS
     }
 
-    fn add(&mut self, mut member: Member, addresses: Vec<usize>) {
+    fn add(&mut self, mut member: MemberLaunch, addresses: Vec<usize>) {
         for (_, address) in member.words.iter_mut().filter(|(_, address)| *address > 0) {
             *address += self.addresses.len() as u32;
         }

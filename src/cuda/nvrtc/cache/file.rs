@@ -14,7 +14,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::{Compiled, Image, KernelResources};
+use crate::cuda::nvrtc::{Compiled, Image, KernelResources};
 
 const MAGIC: &[u8; 16] = b"rollout-nvrtc\0\0\x01";
 

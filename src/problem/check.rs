@@ -1,0 +1,120 @@
+//! What a problem has to keep to: each rule, with the error of what does not.
+
+use crate::config::{Discard, HeadFusion, ResidualWeights, RolloutConfig, StartRows};
+use crate::error::{Error, Result};
+use crate::layout::{Shape, Window, product};
+
+pub(super) fn count(what: &'static str, expected: usize, got: usize) -> Result<()> {
+    if expected == got {
+        Ok(())
+    } else {
+        Err(Error::Count {
+            what,
+            expected,
+            got,
+        })
+    }
+}
+
+fn finite(what: &'static str, values: impl IntoIterator<Item = f32>) -> Result<()> {
+    match values.into_iter().find(|v| !v.is_finite()) {
+        Some(got) => Err(Error::Parameter {
+            what,
+            expected: "finite",
+            got: got.into(),
+        }),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn weights(config: &RolloutConfig, shape: &Shape) -> Result<()> {
+    if let HeadFusion::Weighted(weights) = &config.head_fusion {
+        count("head weights, one per head", shape.heads, weights.len())?;
+        finite("head weight", weights.iter().copied())?;
+    }
+    let residuals = match &config.residual {
+        ResidualWeights::Uniform(residual) => std::slice::from_ref(residual),
+        ResidualWeights::PerLayer(residuals) => {
+            count(
+                "residual weights, one pair per layer",
+                shape.layers,
+                residuals.len(),
+            )?;
+            residuals
+        }
+    };
+    finite("attention weight", residuals.iter().map(|r| r.attention))?;
+    finite("identity weight", residuals.iter().map(|r| r.identity))
+}
+
+pub(super) fn discard(config: &RolloutConfig, tokens: usize) -> Result<()> {
+    let Some(Discard { ratio, scope }) = config.discard else {
+        return Ok(());
+    };
+    match Discard::new(ratio, scope)?.scope.first() {
+        got if got > tokens => Err(Error::SpecialTokens { tokens, got }),
+        _ => Ok(()),
+    }
+}
+
+/// Puts the excluded tokens in order.
+pub(super) fn excluded(excluded: &mut Vec<usize>, tokens: usize) -> Result<()> {
+    excluded.sort_unstable();
+    excluded.dedup();
+    match excluded.last() {
+        Some(&token) if token >= tokens => Err(Error::Token {
+            what: "excluded from attention",
+            token,
+            tokens,
+        }),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn start_rows(rows: &StartRows, shape: &Shape, windows: &[Window]) -> Result<()> {
+    let inside = |item: usize, row: usize| {
+        let len = windows[item].len;
+        if row < len {
+            Ok(())
+        } else {
+            Err(Error::StartRow { item, row, len })
+        }
+    };
+    match rows {
+        StartRows::Rows(rows) => {
+            if rows.is_empty() {
+                return Err(Error::ZeroExtent { what: "start rows" });
+            }
+            (0..windows.len())
+                .try_for_each(|item| rows.iter().try_for_each(|&row| inside(item, row)))
+        }
+        StartRows::PerItem(rows) => {
+            count("start rows, one per item", shape.batch, rows.len())?;
+            rows.iter()
+                .enumerate()
+                .try_for_each(|(item, &row)| inside(item, row))
+        }
+        StartRows::Last | StartRows::Mean => Ok(()),
+        StartRows::Weights { rows, weights } => {
+            if *rows == 0 {
+                return Err(Error::ZeroExtent { what: "start rows" });
+            }
+            let shared = product("start weights", &[*rows, shape.tokens])?;
+            let each = product("start weights", &[shape.batch, shared])?;
+            if weights.len() != shared && weights.len() != each {
+                return Err(Error::Len {
+                    what: "start weights",
+                    expected: shared,
+                    got: weights.len(),
+                });
+            }
+            finite("start weight", weights.iter().copied())
+        }
+    }?;
+    let start_rows = match rows {
+        StartRows::Rows(rows) => rows.len(),
+        StartRows::Weights { rows, .. } => *rows,
+        _ => 1,
+    };
+    product("relevance", &[shape.batch, start_rows, shape.tokens, 4]).map(|_| ())
+}
