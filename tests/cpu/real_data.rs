@@ -126,6 +126,23 @@ impl Maps {
         };
         self.check(what, &row, windows, &first, tolerance);
     }
+
+    /// As `check`, for one row of each item.
+    fn check_rows(
+        &self,
+        what: &str,
+        config: &RolloutConfig,
+        rows: Vec<usize>,
+        want: &[f64],
+        tolerance: f64,
+    ) {
+        let config = RolloutConfig {
+            output: Output::Rows(StartRows::PerItem(rows)),
+            ..config.clone()
+        };
+        let windows = vec![Window::full(self.shape.tokens); self.shape.batch];
+        self.check(what, &config, windows, want, tolerance);
+    }
 }
 
 fn normalized(head_fusion: HeadFusion) -> RolloutConfig {
@@ -221,19 +238,27 @@ fn padding_is_absent() {
     }
 }
 
+/// The features of a file, each under its prefix: its maps, and the rollout that another system made of them.
+fn features(file: &SafeTensors<'_>) -> Vec<(String, Maps, Vec<f64>)> {
+    let prefixes = file.names().into_iter();
+    let prefixes = prefixes.filter_map(|name| name.strip_suffix("rollout"));
+    let feature = |prefix: &str| {
+        let rollout = tensor(file, &format!("{prefix}rollout")).1.to_f64();
+        (prefix.to_owned(), Maps::read(file, prefix), rollout)
+    };
+    let features: Vec<_> = prefixes.map(feature).collect();
+    assert_eq!(features.len(), 6, "every feature of the file");
+    features
+}
+
 #[test]
 fn pyhealth_attributions_are_reproduced() {
     let file = read("pyhealth_cases.safetensors");
     let file = SafeTensors::deserialize(&file).unwrap();
-    let mut checked = 0;
-    for name in file.names() {
-        let Some(feature) = name.strip_suffix("rollout") else {
-            continue;
-        };
-        let maps = Maps::read(&file, feature);
+    for (feature, maps, rollout) in features(&file) {
         let Shape { batch, tokens, .. } = maps.shape;
-        let want = tensor(&file, name).1.to_f64();
-        maps.check_matrix(name, &RolloutConfig::default(), &want, TOLERANCE);
+        let config = RolloutConfig::default();
+        maps.check_matrix(&feature, &config, &rollout, TOLERANCE);
         // Transformer reads row 0; StageAttentionNet the row of the last code.
         let rows = match feature.starts_with("stageattn") {
             false => vec![0; batch],
@@ -253,54 +278,28 @@ fn pyhealth_attributions_are_reproduced() {
                     .collect()
             }
         };
-        let config = RolloutConfig {
-            output: Output::Rows(StartRows::PerItem(rows)),
-            ..RolloutConfig::default()
-        };
         let want = tensor(&file, &format!("{feature}relevance")).1.to_f64();
-        maps.check(
-            feature,
-            &config,
-            vec![Window::full(tokens); batch],
-            &want,
-            TOLERANCE,
-        );
-        checked += 1;
+        maps.check_rows(&feature, &config, rows, &want, TOLERANCE);
     }
-    assert_eq!(checked, 6, "every feature of the file");
 }
 
 #[test]
 fn chefer_relevance_is_reproduced() {
     let file = read("chefer_cases.safetensors");
     let file = SafeTensors::deserialize(&file).unwrap();
-    let mut checked = 0;
-    for name in file.names() {
-        let Some(feature) = name.strip_suffix("rollout") else {
-            continue;
-        };
-        let maps = Maps::read(&file, feature);
+    for (feature, maps, rollout) in features(&file) {
         assert_eq!(maps.gradients.len(), maps.layers.len(), "{feature}");
-        let chefer = RolloutConfig {
+        let config = RolloutConfig {
             gradients: Some(GradientRule::Heads),
             residual: ResidualWeights::Uniform(Residual::new(1.0, 1.0)),
             ..RolloutConfig::default()
         };
-        let want = tensor(&file, name).1.to_f64();
-        maps.check_matrix(name, &chefer, &want, TOLERANCE);
+        maps.check_matrix(&feature, &config, &rollout, TOLERANCE);
         let rows = tensor(&file, &format!("{feature}row")).1.to_f64();
-        let config = RolloutConfig {
-            output: Output::Rows(StartRows::PerItem(
-                rows.iter().map(|&row| row as usize).collect(),
-            )),
-            ..chefer
-        };
+        let rows = rows.iter().map(|&row| row as usize).collect();
         let want = tensor(&file, &format!("{feature}relevance")).1.to_f64();
-        let windows = vec![Window::full(maps.shape.tokens); maps.shape.batch];
-        maps.check(feature, &config, windows, &want, TOLERANCE);
-        checked += 1;
+        maps.check_rows(&feature, &config, rows, &want, TOLERANCE);
     }
-    assert_eq!(checked, 6, "every feature of the file");
 }
 
 #[test]
