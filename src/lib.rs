@@ -41,7 +41,9 @@
 //! ```
 //!
 //! Features: `cpu` and `cuda` are the backends, independent of each other and both default; neither needs a CUDA toolkit.
-//! `cli` adds the binary, `measure` what it and the benchmarks time with.
+//! `cuda-12080`, default too, pins cudarc's bindings: beside a crate that chooses them itself, such as candle with its
+//! `cuda`, take `default-features = false, features = ["cpu", "cuda"]`. `cli` adds the binary, `measure` what it and the
+//! benchmarks time with.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

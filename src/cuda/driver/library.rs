@@ -1,14 +1,24 @@
 //! The driver library: whether it is there and complete, and what its result codes become.
 //!
 //! cudarc panics where `libcuda` or one of its functions is missing. [`ready`] finds that out first, so that no call
-//! behind it can.
+//! behind it can. It opens the library by itself: an application may have cudarc link to it, and then cudarc has nothing
+//! to ask.
 
+use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::sync::OnceLock;
 
 use cudarc::driver::{result, sys};
+use libloading::Library;
 
 use crate::cuda::nvrtc::Version;
 use crate::error::{Error, Result};
+
+/// The function behind [`result::event::elapsed`]: the only one here whose name depends on the bindings that cudarc was
+/// built with.
+const EVENT_ELAPSED_TIME: &str = match sys::CUDA_VERSION {
+    ..13000 => "cuEventElapsedTime",
+    _ => "cuEventElapsedTime_v2",
+};
 
 /// Every driver function this crate or the parts of cudarc it uses may call.
 const SYMBOLS: &[&str] = &[
@@ -25,7 +35,7 @@ const SYMBOLS: &[&str] = &[
     "cuDriverGetVersion",
     "cuEventCreate",
     "cuEventDestroy_v2",
-    "cuEventElapsedTime",
+    EVENT_ELAPSED_TIME,
     "cuEventRecord",
     "cuEventSynchronize",
     "cuFuncSetAttribute",
@@ -67,23 +77,51 @@ const SYMBOLS: &[&str] = &[
 /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`], [`Error::Driver`].
 pub(super) fn ready() -> Result<()> {
     // Only a complete driver is remembered: a process may bring one in later.
-    static COMPLETE: OnceLock<()> = OnceLock::new();
+    static COMPLETE: OnceLock<Library> = OnceLock::new();
     if COMPLETE.get().is_none() {
-        // SAFETY: loading the driver library runs its initialisers, which have no requirements.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(Error::NoDriver);
-        }
-        // SAFETY: as above; the library was found a moment ago, so this does not panic.
-        let library = unsafe { sys::culib() };
+        let library = open().ok_or(Error::NoDriver)?;
         check_symbols(|symbol| {
             // SAFETY: the address is only asked for, never called by this type.
-            unsafe { library.get::<unsafe extern "C" fn()>(symbol.as_bytes()) }.is_ok()
+            unsafe { library.get::<unsafe extern "C" fn()>(symbol) }.is_ok()
         })?;
-        COMPLETE.get_or_init(|| ());
+        COMPLETE.get_or_init(|| library);
     }
     result::init().map_err(|error| match error.0 {
         sys::CUresult::CUDA_ERROR_NO_DEVICE => Error::NoDevice,
         _ => driver_error("cuInit")(error),
+    })
+}
+
+/// The driver library that cudarc will find.
+fn open() -> Option<Library> {
+    // SAFETY: loading the driver library runs its initialisers, which have no requirements.
+    file_names().find_map(|name| unsafe { Library::new(name) }.ok())
+}
+
+/// The file names under which cudarc looks for the driver, in its order.
+fn file_names() -> impl Iterator<Item = String> {
+    let (major, minor) = (sys::CUDA_VERSION / 1000, sys::CUDA_VERSION % 1000 / 10);
+    let bits = usize::BITS;
+    ["cuda", "nvcuda"].into_iter().flat_map(move |library| {
+        let library = format!("{DLL_PREFIX}{library}");
+        let plain = format!("{library}{DLL_SUFFIX}");
+        let versions = [
+            format!("_{major}"),
+            format!("_{major}{minor}"),
+            format!("_{major}{minor}_0"),
+            format!("_{major}0_{minor}"),
+            "_10".to_owned(),
+            "_11".to_owned(),
+            "_12".to_owned(),
+            format!("_{major}0_0"),
+            "_9".to_owned(),
+        ];
+        let of_windows = versions.map(|version| format!("{library}{bits}{version}{DLL_SUFFIX}"));
+        let of_unix = [major, 12, 11, 10, 9, 1].map(|version| format!("{plain}.{version}"));
+        [plain, format!("{library}{bits}{DLL_SUFFIX}")]
+            .into_iter()
+            .chain(of_windows)
+            .chain(of_unix)
     })
 }
 
@@ -130,6 +168,12 @@ pub(super) fn code_name(error: result::DriverError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_driver_is_looked_for_as_cudarc_looks_for_it() {
+        let names = ["cuda", "nvcuda"].map(cudarc::get_lib_name_candidates);
+        assert!(file_names().eq(names.concat()));
+    }
 
     #[test]
     fn a_driver_that_lacks_a_function_is_named_with_the_function() {
