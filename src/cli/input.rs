@@ -6,7 +6,9 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use attention_rollout::{DType, Defect, HostLayer, HostTensor, OwnedTensor, Shape};
+use attention_rollout::{
+    DType, Defect, DefectKind, HostLayer, HostTensor, Layer, OwnedTensor, Shape,
+};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::Dtype;
@@ -111,6 +113,8 @@ pub struct Feature<'a> {
     /// Element type of the maps.
     pub dtype: DType,
     layers: Vec<TensorView<'a>>,
+    /// As many as layers where they take part, else none.
+    gradients: Vec<TensorView<'a>>,
 }
 
 impl<'a> Tensors<'a> {
@@ -189,7 +193,34 @@ impl<'a> Feature<'a> {
             shape,
             dtype,
             layers: Vec::new(),
+            gradients: Vec::new(),
         }
+    }
+
+    /// The feature with the gradients beside its layers: `<prefix>gradient.<l>`, of their shape and type.
+    pub fn with_gradients(self, tensors: &Tensors<'a>) -> Result<Self> {
+        let gradient = |(layer, maps): (usize, &TensorView<'a>)| {
+            let name = format!("{}gradient.{layer}", self.prefix);
+            let view = tensors.require(&name, "--gradients")?;
+            if (view.dtype(), view.shape()) != (maps.dtype(), maps.shape()) {
+                return Err(Error::tensor(
+                    &name,
+                    format!(
+                        "{} {:?} as {}layer.{layer}",
+                        maps.dtype(),
+                        maps.shape(),
+                        self.prefix
+                    ),
+                    format!("{} {:?}", view.dtype(), view.shape()),
+                ));
+            }
+            Ok(view.clone())
+        };
+        let gradients = self.layers.iter().enumerate().map(gradient);
+        Ok(Feature {
+            gradients: gradients.collect::<Result<_>>()?,
+            ..self
+        })
     }
 
     fn new(prefix: &str, layers: BTreeMap<usize, &TensorView<'a>>) -> Result<Self> {
@@ -235,6 +266,7 @@ impl<'a> Feature<'a> {
             },
             dtype,
             layers,
+            gradients: Vec::new(),
         })
     }
 
@@ -257,39 +289,68 @@ impl<'a> Feature<'a> {
 
     /// The error of maps in which `defect` was found.
     pub fn refuse(&self, expected: &str, defect: &Defect) -> Error {
-        let name = format!("{}layer.{}", self.prefix, defect.layer);
+        let stack = match defect.kind {
+            DefectKind::Gradient { .. } => "gradient",
+            _ => "layer",
+        };
+        let name = format!("{}{stack}.{}", self.prefix, defect.layer);
         Error::tensor(&name, expected, defect.to_string())
     }
 
-    /// The maps of `items` in every layer, straight from the file; a copy only where the file does not align them.
+    /// The maps of `items` in every layer, and their gradients where these take part, straight from the file; a copy only
+    /// where the file does not align them.
     pub fn maps(&self, items: Range<usize>) -> attention_rollout::Result<Vec<Maps<'a>>> {
-        self.layers
-            .iter()
-            .map(|view| {
-                // An item's bytes divide the tensor's, because the batch is its first axis.
-                let item = view.data().len().checked_div(self.shape.batch).unwrap_or(0);
-                let bytes = &view.data()[items.start * item..items.end * item];
-                match HostTensor::from_bytes(self.dtype, bytes) {
-                    Some(maps) => Ok(Maps::InFile(maps)),
-                    None => OwnedTensor::copied(self.dtype, bytes).map(Maps::Copied),
-                }
+        let of_items = |view: &TensorView<'a>| {
+            // An item's bytes divide the tensor's, because the batch is its first axis.
+            let item = view.data().len().checked_div(self.shape.batch).unwrap_or(0);
+            let bytes = &view.data()[items.start * item..items.end * item];
+            match HostTensor::from_bytes(self.dtype, bytes) {
+                Some(tensor) => Ok(Elements::InFile(tensor)),
+                None => OwnedTensor::copied(self.dtype, bytes).map(Elements::Copied),
+            }
+        };
+        (self.layers.iter().enumerate())
+            .map(|(layer, view)| {
+                Ok(Maps {
+                    maps: of_items(view)?,
+                    gradients: self.gradients.get(layer).map(of_items).transpose()?,
+                })
             })
             .collect()
     }
 }
 
-/// One layer's maps.
-pub enum Maps<'a> {
+/// Elements of a tensor.
+enum Elements<'a> {
     InFile(HostTensor<'a>),
     Copied(OwnedTensor),
 }
 
-impl Maps<'_> {
-    /// The maps as the library takes them.
-    pub fn host_layer(&self) -> HostLayer<'_> {
+impl Elements<'_> {
+    fn tensor(&self) -> HostTensor<'_> {
         match self {
-            Maps::InFile(maps) => (*maps).into(),
-            Maps::Copied(maps) => maps.tensor().into(),
+            Elements::InFile(tensor) => *tensor,
+            Elements::Copied(tensor) => tensor.tensor(),
+        }
+    }
+}
+
+/// One layer's maps, and their gradients where these take part.
+pub struct Maps<'a> {
+    maps: Elements<'a>,
+    gradients: Option<Elements<'a>>,
+}
+
+impl Maps<'_> {
+    /// The layer as the library takes it.
+    pub fn host_layer(&self) -> HostLayer<'_> {
+        let maps = self.maps.tensor();
+        match &self.gradients {
+            None => Layer::Maps(maps),
+            Some(gradients) => Layer::Gradients {
+                maps,
+                gradients: gradients.tensor(),
+            },
         }
     }
 }

@@ -1,7 +1,8 @@
 //! From a feature of the file and the options to a validated problem.
 
 use attention_rollout::{
-    HeadFusion, Output, Problem, Residual, ResidualWeights, RolloutConfig, StartRows, Window,
+    GradientRule, HeadFusion, Output, Problem, Residual, ResidualWeights, RolloutConfig, StartRows,
+    Window,
 };
 use safetensors::tensor::TensorView;
 
@@ -38,6 +39,10 @@ pub fn jobs<'a>(
     features
         .into_iter()
         .map(|feature| {
+            let feature = match config.gradients {
+                Some(_) => feature.with_gradients(tensors)?,
+                None => feature,
+            };
             let problem = problem(tensors, &feature, select, config, kind)?;
             Ok(Job { feature, problem })
         })
@@ -70,8 +75,8 @@ pub fn problem(
         discard: Some(config.discard()?),
         layers: select.layers.of(feature.shape.layers),
         causal: config.causal,
-        gradients: None,
-        exclude_from_attention: Vec::new(),
+        gradients: config.gradients.map(GradientRule::from),
+        exclude_from_attention: config.exclude_attention.clone(),
         output,
     };
     let mut builder = Problem::builder(feature.shape, feature.dtype).config(meaning);
@@ -136,9 +141,28 @@ impl<'a> Beside<'_, 'a> {
             RowsArg::Rows(rows) => StartRows::Rows(rows.clone()),
             RowsArg::Last => StartRows::Last,
             RowsArg::Mean => StartRows::Mean,
+            RowsArg::MeanOf(count) => self.mean_of(count.get())?,
             RowsArg::Tensor(tensor) => StartRows::PerItem(self.row_indices(tensor)?),
             RowsArg::Count(tensor) => StartRows::PerItem(self.counted_rows(tensor)?),
         })
+    }
+
+    /// The mean of the first `count` rows, which every item must have.
+    fn mean_of(&self, count: usize) -> Result<StartRows> {
+        let tokens = self.feature.shape.tokens;
+        let windows = self.windows()?.unwrap_or_default();
+        let fewest = windows.iter().map(|window| window.len).min();
+        let fewest = fewest.unwrap_or(tokens);
+        if count > fewest {
+            return Err(Error::argument(
+                "--rows",
+                format!("the mean of at most the {fewest} valid tokens that every item has"),
+                format!("mean:{count}"),
+            ));
+        }
+        let mut weights = vec![0.0; tokens];
+        weights[..count].fill(1.0 / count as f32);
+        Ok(StartRows::Weights { rows: 1, weights })
     }
 
     fn row_indices(&self, tensor: &str) -> Result<Vec<usize>> {

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::str::FromStr;
 
-use attention_rollout::{Discard, DiscardScope};
+use attention_rollout::{Discard, DiscardScope, GradientRule};
 use clap::{Args, ValueEnum};
 
 use crate::error::{Error, Result};
@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 /// What to compute.
 #[derive(Args, Clone, Debug)]
 pub struct ConfigArgs {
-    /// Start rows, counted from the first valid token: 0 | 3,7 | last | mean | tensor:NAME (one row per item) |
-    /// count:NAME (row max(k - 1, 0) of an item with k non-zero tokens in NAME); row 0 unless given
+    /// Start rows, counted from the first valid token: 0 | 3,7 | last | mean | mean:S (of the first S rows) |
+    /// tensor:NAME (one row per item) | count:NAME (row max(k - 1, 0) of an item with k non-zero tokens in NAME); row 0 unless given
     #[arg(long, value_name = "ROWS")]
     pub rows: Option<RowsArg>,
 
@@ -25,6 +25,15 @@ pub struct ConfigArgs {
     /// How heads become one map: mean | max | min | weights:NAME (one weight per head)
     #[arg(long, default_value = "mean", value_name = "FUSION")]
     pub head_fusion: FusionArg,
+
+    /// Weigh the maps by the gradients beside them (gradient.<l>), rectified head by head or once the heads are one map
+    #[arg(long, value_enum, value_name = "RULE")]
+    pub gradients: Option<GradientsArg>,
+
+    /// Tokens that nothing shall attend to, counted from the first valid token: their columns of each fused map are
+    /// zeroed and each row is divided by what is left
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub exclude_attention: Vec<usize>,
 
     /// Weight of the attention map beside the residual; one number, or one per layer
     #[arg(
@@ -193,6 +202,24 @@ pub enum OutputKind {
     Cumulative,
 }
 
+/// `--gradients`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GradientsArg {
+    /// Each head by itself, as Chefer et al. 2021
+    Heads,
+    /// The fused map, as vit-explain
+    Fused,
+}
+
+impl From<GradientsArg> for GradientRule {
+    fn from(rule: GradientsArg) -> Self {
+        match rule {
+            GradientsArg::Heads => GradientRule::Heads,
+            GradientsArg::Fused => GradientRule::Fused,
+        }
+    }
+}
+
 /// `--discard-scope`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ScopeArg {
@@ -215,6 +242,8 @@ pub enum RowsArg {
     Rows(Vec<usize>),
     Last,
     Mean,
+    /// The mean of so many first rows.
+    MeanOf(NonZeroUsize),
     Tensor(String),
     Count(String),
 }
@@ -228,6 +257,10 @@ impl FromStr for RowsArg {
         {
             return rows;
         }
+        if let Some(count) = text.strip_prefix("mean:") {
+            let expected = |_| "expected how many rows after mean:, at least 1".to_owned();
+            return count.parse().map(RowsArg::MeanOf).map_err(expected);
+        }
         match text {
             "last" => Ok(RowsArg::Last),
             "mean" => Ok(RowsArg::Mean),
@@ -237,7 +270,7 @@ impl FromStr for RowsArg {
                 .collect::<Result<_, _>>()
                 .map(RowsArg::Rows)
                 .map_err(|_| {
-                    "expected row numbers as 0 or 3,7, or last, mean, tensor:NAME, count:NAME"
+                    "expected row numbers as 0 or 3,7, or last, mean, mean:S, tensor:NAME, count:NAME"
                         .to_owned()
                 }),
         }

@@ -85,7 +85,8 @@ pub fn run(args: &RunArgs) -> Result<()> {
     check_paths(args)?;
     let tensors = file.tensors()?;
     let jobs = jobs(&tensors, &args.select, &args.config, args.output_kind)?;
-    let device = backend::open(&args.device)?;
+    note_ignored_gradients(args, &tensors, &jobs);
+    let device = backend::open_for(&args.device, jobs.iter().map(|job| &job.problem))?;
     let specs: Vec<Vec<TensorSpec>> = jobs
         .iter()
         .map(|job| output_specs(args, &tensors, job))
@@ -114,6 +115,20 @@ pub fn run(args: &RunArgs) -> Result<()> {
     }
     sink.commit()?;
     summarize(args, &device, &jobs, &done, started.elapsed())
+}
+
+/// Tells of gradients beside layers that are taken as they are.
+fn note_ignored_gradients(args: &RunArgs, tensors: &Tensors<'_>, jobs: &[Job<'_>]) {
+    let has_gradients = |job: &&Job<'_>| {
+        let first = format!("{}gradient.0", job.feature.prefix);
+        tensors.get(&first).is_some()
+    };
+    if args.config.gradients.is_none() && jobs.iter().any(|job| has_gradients(&job)) {
+        report::note(format_args!(
+            "the gradients in {} are ignored; --gradients heads or fused takes them into account",
+            shown_path(&args.input)
+        ));
+    }
 }
 
 /// Refuses to write over a file that is being read, and one file over another.

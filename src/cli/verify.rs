@@ -73,13 +73,14 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
     args.config.check_heeded(None, false)?;
     let file = InputFile::open(&args.input)?;
     let tensors = file.tensors()?;
-    let devices = devices(&args.device)?;
     let per_kind: Vec<_> = KINDS
         .into_iter()
         .map(|(kind, name)| Ok((name, jobs(&tensors, &args.select, &args.config, kind)?)))
         .collect::<Result<_>>()?;
 
-    let total = per_kind.iter().flat_map(|(_, jobs)| jobs);
+    let every = || per_kind.iter().flat_map(|(_, jobs)| jobs);
+    let devices = devices(&args.device, every().map(|job| &job.problem))?;
+    let total = every();
     let mut progress = Progress::start(total.map(|job| job.problem.map_bytes() as u64).sum());
     let mut checks = Vec::new();
     let features = per_kind.first().map_or(0, |(_, jobs)| jobs.len());
@@ -161,8 +162,11 @@ fn check(
 }
 
 /// The CPU, and the GPU where there is one, unless the options name a device.
-fn devices(args: &DeviceArgs) -> Result<Vec<Device>> {
-    let first = backend::open(args)?;
+fn devices<'p>(
+    args: &DeviceArgs,
+    problems: impl IntoIterator<Item = &'p Problem>,
+) -> Result<Vec<Device>> {
+    let first = backend::open_for(args, problems)?;
     if args.device == DeviceArg::Auto && first.name() != "cpu" {
         return Ok(vec![backend::open_cpu(args)?, first]);
     }

@@ -4,6 +4,7 @@ mod bad_inputs;
 mod bench;
 #[cfg(feature = "cuda")]
 mod gpu;
+mod gradients;
 mod heatmap;
 mod hostile;
 mod large;
