@@ -135,8 +135,7 @@ fn models(criterion: &mut Criterion) {
             let problem = Problem::new(shape, spec.dtype, config).expect("the problem is valid");
             let map_bytes = problem.map_bytes();
             bench(criterion, &spec.name(), map_bytes, device, || {
-                let inputs = Inputs::random(&shape, spec.dtype, problem.config().causal, 1)
-                    .expect("there is memory for the maps");
+                let inputs = Inputs::random(&problem, 1).expect("there is memory for the maps");
                 vec![(problem.clone(), inputs)]
             });
         }
@@ -170,8 +169,7 @@ fn clinical(criterion: &mut Criterion) {
             device,
             || {
                 let member = |problem: &Problem| {
-                    let inputs = Inputs::random(problem.shape(), DType::F32, false, 1)
-                        .expect("there is memory for the maps");
+                    let inputs = Inputs::random(problem, 1).expect("there is memory for the maps");
                     (problem.clone(), inputs)
                 };
                 problems.iter().map(member).collect()

@@ -4,6 +4,9 @@
 // granules that cover its columns; the warp then shifts them into place, so that lanes hold the same columns of every
 // head. The shift is the same for all lanes, and costs about 2.4 operations per element. Where a granule would leave
 // the memory of the layer (its very first and last rows), elements are read one by one.
+//
+// Where the template WEIGHS, an entry of a head is its product with the gradient at the same place, both read once. Gradients have the
+// strides of the maps, but lie anywhere, so they are shifted by themselves.
 #pragma once
 
 #include "folds.cuh"
@@ -30,7 +33,7 @@ DEVICE Granule shift_down(const Granule &g, u32 bytes) {
 }
 
 // The maps of one layer and item as a warp reads them. HEADS_IN_FLIGHT granules per lane are on their way at a time.
-template <class Element, class Fusion>
+template <class Element, class Fusion, bool WEIGHS = false>
 struct FusedRows {
   static constexpr u32 COLUMNS = Element::PER_GRANULE;  // of one lane
 
@@ -38,6 +41,7 @@ struct FusedRows {
   u64 origin;                      // head 0, first row and column of the window
   u64 memory_begin, memory_end;    // what the strides of the layer reach
   u64 stride_head, stride_row;     // in bytes
+  u64 to_gradients;                // from an entry of a map to its gradient
 
   DEVICE FusedRows(const Maps &maps, u32 layer, u32 item, u32 window_start) : maps(maps) {
     const LayerMaps &map = maps.layer[layer];
@@ -45,6 +49,7 @@ struct FusedRows {
     stride_row = u64(map.stride_row) * Element::BYTES;
     const u64 stride_batch = u64(map.stride_batch) * Element::BYTES;
     memory_begin = global_address(map.base);
+    to_gradients = WEIGHS ? global_address(map.gradients) - memory_begin : 0;
     memory_end = memory_begin + (maps.batch - 1) * stride_batch + (maps.heads - 1) * stride_head +
                  (maps.tokens - 1) * stride_row + u64(maps.tokens) * Element::BYTES;
     origin = memory_begin + item * stride_batch;
@@ -64,8 +69,21 @@ struct FusedRows {
     const u64 begin = origin + row * stride_row + first * Element::BYTES;
     const u32 columns = end > first ? end - first : 0;
     const u64 last_end = begin + (maps.heads - 1) * stride_head + columns * Element::BYTES;
-    return {begin, columns, (begin & ~u64(GRANULE_BYTES - 1)) >= memory_begin,
-            ((last_end + GRANULE_BYTES - 1) & ~u64(GRANULE_BYTES - 1)) <= memory_end};
+    Segment segment = {begin, columns, (begin & ~u64(GRANULE_BYTES - 1)) >= memory_begin,
+                       ((last_end + GRANULE_BYTES - 1) & ~u64(GRANULE_BYTES - 1)) <= memory_end};
+    if constexpr (WEIGHS) {
+      const u64 other_end = last_end + to_gradients;
+      segment.begins_inside &= ((begin + to_gradients) & ~u64(GRANULE_BYTES - 1)) >= memory_begin + to_gradients;
+      segment.ends_inside &=
+          ((other_end + GRANULE_BYTES - 1) & ~u64(GRANULE_BYTES - 1)) <= memory_end + to_gradients;
+    }
+    return segment;
+  }
+
+  // The gradients of a segment's entries.
+  DEVICE Segment gradients_of(Segment segment) const {
+    segment.begin += to_gradients;
+    return segment;
   }
 
   // Where the first column of a head lies in its granule.
@@ -90,9 +108,15 @@ struct FusedRows {
   DEVICE void add(float (&fused)[COLUMNS], const Segment &segment, u32 head, const Granule &granule) const {
     float value[COLUMNS];
     Element::widen(shift_down(granule, offset(segment, head)), value);
-    const float weight = head_weight(head);
-#pragma unroll
-    for (u32 c = 0; c < COLUMNS; ++c) fused[c] = Fusion::add(fused[c], value[c], weight);
+    add_entries(fused, head, value);
+  }
+  DEVICE void add(float (&fused)[COLUMNS], const Segment &segment, u32 head, const Granule &granule,
+                  const Granule &gradients) const {
+    float value[COLUMNS], gradient[COLUMNS];
+    Element::widen(shift_down(granule, offset(segment, head)), value);
+    Element::widen(shift_down(gradients, offset(gradients_of(segment), head)), gradient);
+    weigh(value, gradient);
+    add_entries(fused, head, value);
   }
 
   // Before the first head, and after the last: 0 in the lanes' other columns.
@@ -105,6 +129,7 @@ struct FusedRows {
     for (u32 c = 0; c < COLUMNS; ++c) {
       const bool inside = threadIdx.x % WARP * COLUMNS + c < segment.columns;
       fused[c] = inside ? Fusion::finish(fused[c], maps.head_scale) : 0.0f;
+      if constexpr (WEIGHS) fused[c] = maps.rectify_fused && fused[c] < 0.0f ? 0.0f : fused[c];  // NaN stays
     }
   }
 
@@ -114,14 +139,24 @@ struct FusedRows {
     if (segment.wide()) {
 #pragma unroll 1
       for (u32 head = 0; head < maps.heads && segment.columns; head += HEADS_IN_FLIGHT) {
-        Granule granule[HEADS_IN_FLIGHT];
+        Granule granule[HEADS_IN_FLIGHT], gradients[WEIGHS ? HEADS_IN_FLIGHT : 1];
 #pragma unroll
         for (u32 k = 0; k < HEADS_IN_FLIGHT; ++k) {
           granule[k] = load_granule(granule_address(segment, head + k), granule_wanted(segment, head + k));
+          if constexpr (WEIGHS) {
+            const Segment other = gradients_of(segment);
+            gradients[k] = load_granule(granule_address(other, head + k), granule_wanted(other, head + k));
+          }
         }
 #pragma unroll
         for (u32 k = 0; k < HEADS_IN_FLIGHT; ++k) {
-          if (head + k < maps.heads) add(fused, segment, head + k, granule[k]);
+          if (head + k < maps.heads) {
+            if constexpr (WEIGHS) {
+              add(fused, segment, head + k, granule[k], gradients[k]);
+            } else {
+              add(fused, segment, head + k, granule[k]);
+            }
+          }
         }
       }
     } else {
@@ -132,27 +167,50 @@ struct FusedRows {
 
   // Adds all heads of any segment, element by element.
   DEVICE void add_narrow(float (&fused)[COLUMNS], const Segment &segment) const {
-    const u32 lane = threadIdx.x % WARP;
 #pragma unroll 1
     for (u32 head = 0; head < maps.heads; ++head) {
-      const u64 from = segment.begin + head * stride_head + lane * GRANULE_BYTES;
-      Granule granule = {};
-#pragma unroll
-      for (u32 c = 0; c < COLUMNS; ++c) {
-        if (lane * COLUMNS + c < segment.columns) {
-          const u32 bits = load_element<Element::BYTES>(from + c * Element::BYTES);
-          granule.word[c * Element::BYTES / 4] |= bits << (8 * (c * Element::BYTES % 4));
-        }
-      }
       float value[COLUMNS];
-      Element::widen(granule, value);
-      const float weight = head_weight(head);
-#pragma unroll
-      for (u32 c = 0; c < COLUMNS; ++c) fused[c] = Fusion::add(fused[c], value[c], weight);
+      Element::widen(narrow_granule(segment, head), value);
+      if constexpr (WEIGHS) {
+        float gradient[COLUMNS];
+        Element::widen(narrow_granule(gradients_of(segment), head), gradient);
+        weigh(value, gradient);
+      }
+      add_entries(fused, head, value);
     }
   }
 
  private:
+  // This lane's columns of one head, element by element.
+  DEVICE Granule narrow_granule(const Segment &segment, u32 head) const {
+    const u32 lane = threadIdx.x % WARP;
+    const u64 from = segment.begin + head * stride_head + lane * GRANULE_BYTES;
+    Granule granule = {};
+#pragma unroll
+    for (u32 c = 0; c < COLUMNS; ++c) {
+      if (lane * COLUMNS + c < segment.columns) {
+        const u32 bits = load_element<Element::BYTES>(from + c * Element::BYTES);
+        granule.word[c * Element::BYTES / 4] |= bits << (8 * (c * Element::BYTES % 4));
+      }
+    }
+    return granule;
+  }
+
+  // Entries times their gradients, rounded once; negative ones become 0 where heads are rectified, and NaN stays.
+  DEVICE void weigh(float (&value)[COLUMNS], const float (&gradient)[COLUMNS]) const {
+#pragma unroll
+    for (u32 c = 0; c < COLUMNS; ++c) {
+      const float weighed = __fmul_rn(gradient[c], value[c]);
+      value[c] = !maps.rectify_fused && weighed < 0.0f ? 0.0f : weighed;
+    }
+  }
+
+  DEVICE void add_entries(float (&fused)[COLUMNS], u32 head, const float (&value)[COLUMNS]) const {
+    const float weight = head_weight(head);
+#pragma unroll
+    for (u32 c = 0; c < COLUMNS; ++c) fused[c] = Fusion::add(fused[c], value[c], weight);
+  }
+
   DEVICE float head_weight(u32 head) const {
     if constexpr (Fusion::WEIGHTED) {
       return __uint_as_float(load_element<4>(global_address(maps.head_weights + head)));

@@ -2,13 +2,13 @@
 // once. Each row is filled with zeros up to a multiple of 4 entries, so that it can be read in 16-byte granules; of
 // causal maps, up to the granule of the diagonal.
 //
-// Grid: x item, y rows, z layer and column tile. Macros: ELEMENT, FUSION, HEADS_IN_FLIGHT, MAX_WARPS, and those of
+// Grid: x item, y rows, z layer and column tile. Macros: ELEMENT, FUSION, GRADIENTS, HEADS_IN_FLIGHT, MAX_WARPS, and those of
 // entry.cuh.
 
 #include "entry.cuh"
 #include "fuse.cuh"
 
-using Rows = FusedRows<ELEMENT, FUSION>;
+using Rows = FusedRows<ELEMENT, FUSION, GRADIENTS>;
 
 DEVICE void fuse_heads(const HeadFusionParams &params, const Place &place) {
   const Maps &maps = params.maps;

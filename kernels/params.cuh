@@ -15,6 +15,7 @@ struct Window {
 // The maps [batch, heads, tokens, tokens] of one layer and its residual weights.
 struct LayerMaps {
   const void *base;
+  const void *gradients;      // of the same type and strides; only `gradients` variants read it
   i64 stride_batch, stride_head, stride_row;
   float attention, identity;
 };
@@ -30,7 +31,7 @@ struct Maps {
   u32 causal;                 // entries right of the diagonal are 0 and are not read
   u32 discard_first;          // rows and columns of the window before this one take no part in discard
   u32 discard_spares_origin;  // entry (first, first) of the window is never discarded
-  u32 reserved;
+  u32 rectify_fused;          // weighted by gradients, the fused entries are rectified, and not those of each head
   LayerMaps layer[MAX_LAYERS_PER_LAUNCH];
 };
 
@@ -119,6 +120,16 @@ struct DiscardParams {
   const u64 *counts;          // [batch]: how many of the smallest entries to take
   u64 *cuts;                  // [layers, batch]
   u32 batch, layers, causal, discard_first;
+};
+
+// exclusion: fused maps without the tokens that nothing attends to, in place.
+struct ExclusionParams {
+  float *fused;               // as head_fusion writes it
+  i64 stride_layer, stride_batch, stride_row;
+  const Window *windows;      // [batch]
+  const u64 *cuts;            // [layers, batch]; null: nothing is discarded
+  const u32 *excluded;        // [tokens], a bit each, counted from the window's start
+  u32 batch, causal, discard_first, discard_spares_origin;
 };
 
 // One layer of fused maps in window coordinates, with all that turns them into `Ahat`. Rows start at multiples of 16

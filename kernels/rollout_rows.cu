@@ -8,12 +8,12 @@
 // each other's sums after each layer; or, and with more tiles, one layer per launch, partial sums through global memory,
 // each launch beginning with their reduction; a launch of no layers is the last reduction.
 //
-// Macros: ELEMENT, FUSION, START_ROWS, MAX_WARPS, NORMALIZE, DISCARD, and those of entry.cuh.
+// Macros: ELEMENT, FUSION, GRADIENTS, START_ROWS, MAX_WARPS, NORMALIZE, DISCARD, and those of entry.cuh.
 
 // Registers bound what a multiprocessor holds. Parameters in shared memory take some that constants do not, so grouped
-// there is one block less; what is on its way then suffices with 4 heads.
+// there is one block less; what is on its way then suffices with 4 heads. A head with gradients is two.
 #define BLOCKS ((START_ROWS == 1 ? 3 : 2) - GROUPED)
-#define HEADS_IN_FLIGHT (START_ROWS == 1 || GROUPED ? 4 : 2)
+#define HEADS_IN_FLIGHT ((START_ROWS == 1 || GROUPED ? 4 : 2) / (GRADIENTS ? 2 : 1))
 
 // A member of a grouped launch has no clusters: its blocks need not be neighbours.
 #if GROUPED
@@ -27,7 +27,7 @@
 #include "entry.cuh"
 #include "fuse.cuh"
 
-using Rows = FusedRows<ELEMENT, FUSION>;
+using Rows = FusedRows<ELEMENT, FUSION, GRADIENTS>;
 
 DEVICE void rollout_rows(const RolloutRowsParams &params, const Place &place) {
   const Maps &maps = params.maps;

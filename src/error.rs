@@ -253,13 +253,6 @@ pub enum Error {
         /// Devices there are.
         available: usize,
     },
-    /// Something that the kernels do not compute.
-    #[cfg(feature = "cuda")]
-    #[error("{what}: computed on the CPU alone, not on GPUs")]
-    CpuAlone {
-        /// What was asked for.
-        what: &'static str,
-    },
     /// A device is too old for the kernels.
     #[cfg(feature = "cuda")]
     #[error("the kernels need a GPU of architecture sm_{required} or later, got sm_{got}")]

@@ -47,8 +47,7 @@ impl<T> Layer<T> {
     }
 
     /// The layer of what `make` makes of each tensor.
-    #[cfg(any(feature = "cpu", feature = "cuda"))]
-    pub(crate) fn map<U>(&self, make: impl Fn(&T) -> U) -> Layer<U> {
+    pub fn map<'s, U>(&'s self, mut make: impl FnMut(&'s T) -> U) -> Layer<U> {
         match self {
             Layer::Maps(maps) => Layer::Maps(make(maps)),
             Layer::Gradients { maps, gradients } => Layer::Gradients {

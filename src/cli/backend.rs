@@ -3,8 +3,8 @@
 use std::num::NonZeroUsize;
 use std::thread::available_parallelism;
 
+use attention_rollout::cpu;
 use attention_rollout::device::Device;
-use attention_rollout::{Problem, RolloutConfig, cpu};
 
 use crate::error::{Error, Result};
 use crate::options::{DeviceArg, DeviceArgs};
@@ -26,24 +26,6 @@ pub fn open(args: &DeviceArgs) -> Result<Device> {
             reason,
         }),
     }
-}
-
-/// As [`open`], to compute `problems`: what GPUs do not compute makes `auto` the CPU.
-pub fn open_for<'p>(
-    args: &DeviceArgs,
-    problems: impl IntoIterator<Item = &'p Problem>,
-) -> Result<Device> {
-    let mut configs = problems.into_iter().map(Problem::config);
-    let on_cpu_alone = |config: &RolloutConfig| {
-        config.gradients.is_some() || !config.exclude_from_attention.is_empty()
-    };
-    if args.device == DeviceArg::Auto && configs.any(on_cpu_alone) {
-        report::note(format_args!(
-            "computing on the CPU: GPUs compute neither gradients nor excluded tokens"
-        ));
-        return open_cpu(args);
-    }
-    open(args)
 }
 
 /// The CPU, with the threads that the options ask for.

@@ -150,8 +150,7 @@ fn random_member(args: &BenchArgs) -> Result<(Problem, Inputs)> {
         &args.config,
         args.output_kind,
     )?;
-    let inputs = Inputs::random(&shape, args.dtype, args.config.causal, 0)
-        .map_err(Error::rollout("bench"))?;
+    let inputs = Inputs::random(&problem, 0).map_err(Error::rollout("bench"))?;
     Ok((problem, inputs))
 }
 

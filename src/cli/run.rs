@@ -86,7 +86,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     let tensors = file.tensors()?;
     let jobs = jobs(&tensors, &args.select, &args.config, args.output_kind)?;
     note_ignored_gradients(args, &tensors, &jobs);
-    let device = backend::open_for(&args.device, jobs.iter().map(|job| &job.problem))?;
+    let device = backend::open(&args.device)?;
     let specs: Vec<Vec<TensorSpec>> = jobs
         .iter()
         .map(|job| output_specs(args, &tensors, job))

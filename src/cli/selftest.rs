@@ -5,8 +5,10 @@ use std::sync::Arc;
 use attention_rollout::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DriverError};
 use attention_rollout::cuda::kernel::{self, Arithmetic, Kernel};
 use attention_rollout::cuda::variant::Entry;
-use attention_rollout::cuda::{self, DeviceLayer, GroupItem, GroupPlan, Options, Plan};
-use attention_rollout::{DType, HostLayer, Layer, Problem, measure::Inputs, reference};
+use attention_rollout::cuda::{
+    self, DeviceLayer, DeviceTensor, GroupItem, GroupPlan, Options, Plan,
+};
+use attention_rollout::{DType, HostLayer, HostTensor, Layer, Problem, measure::Inputs, reference};
 use clap::Args;
 use half::{bf16, f16};
 
@@ -105,7 +107,7 @@ fn max_error(
     if another.shape() != problems[0].shape() {
         problems.push(another);
     }
-    let random = |problem: &Problem| Inputs::random(problem.shape(), problem.dtype(), false, 1);
+    let random = |problem: &Problem| Inputs::random(problem, 1);
     let inputs: Vec<Inputs> = problems.iter().map(random).collect::<Result<_, _>>()?;
     let options = Options {
         variant: Some(kernel.variant().symbol),
@@ -114,13 +116,13 @@ fn max_error(
     let stream = context.default_stream();
     let upload = |inputs: &Inputs| {
         let layers = inputs.layers();
-        let buffers = layers.iter().map(|maps| Buffer::upload(&stream, maps));
+        let buffers = layers.iter().map(|layer| upload_layer(&stream, layer));
         buffers.collect::<Result<Vec<_>, DriverError>>()
     };
     let buffers = inputs.iter().map(upload).collect::<Result<Vec<_>, _>>()?;
     let layers: Vec<Vec<_>> = buffers
         .iter()
-        .map(|buffers| buffers.iter().map(Buffer::layer).collect())
+        .map(|buffers| buffers.iter().map(device_layer).collect())
         .collect();
     // What a kernel forgets to write stays NaN.
     let mut outs = problems
@@ -165,7 +167,7 @@ fn max_error(
     Ok(worst)
 }
 
-/// A layer in device memory.
+/// A tensor in device memory.
 enum Buffer {
     F32(CudaSlice<f32>),
     F16(CudaSlice<f16>),
@@ -173,28 +175,46 @@ enum Buffer {
 }
 
 impl Buffer {
-    fn upload(stream: &Arc<CudaStream>, maps: &HostLayer<'_>) -> Result<Self, DriverError> {
-        let Layer::Maps(maps) = maps else {
-            unreachable!("inputs are maps");
-        };
-        match maps.dtype() {
+    fn upload(stream: &Arc<CudaStream>, tensor: &HostTensor<'_>) -> Result<Self, DriverError> {
+        match tensor.dtype() {
             DType::F32 => stream
-                .clone_htod(maps.as_slice().unwrap_or_default())
+                .clone_htod(tensor.as_slice().unwrap_or_default())
                 .map(Buffer::F32),
             DType::F16 => stream
-                .clone_htod(maps.as_slice().unwrap_or_default())
+                .clone_htod(tensor.as_slice().unwrap_or_default())
                 .map(Buffer::F16),
             DType::Bf16 => stream
-                .clone_htod(maps.as_slice().unwrap_or_default())
+                .clone_htod(tensor.as_slice().unwrap_or_default())
                 .map(Buffer::Bf16),
         }
     }
 
-    fn layer(&self) -> DeviceLayer<'_> {
+    fn tensor(&self) -> DeviceTensor<'_> {
         match self {
-            Buffer::F32(maps) => maps.into(),
-            Buffer::F16(maps) => maps.into(),
-            Buffer::Bf16(maps) => maps.into(),
+            Buffer::F32(elements) => elements.into(),
+            Buffer::F16(elements) => elements.into(),
+            Buffer::Bf16(elements) => elements.into(),
         }
+    }
+}
+
+fn upload_layer(
+    stream: &Arc<CudaStream>,
+    layer: &HostLayer<'_>,
+) -> Result<Vec<Buffer>, DriverError> {
+    let tensors = layer.operands();
+    tensors
+        .map(|tensor| Buffer::upload(stream, tensor))
+        .collect()
+}
+
+/// The layer of which these are the tensors.
+fn device_layer(tensors: &Vec<Buffer>) -> DeviceLayer<'_> {
+    match &tensors[..] {
+        [maps, gradients] => Layer::Gradients {
+            maps: maps.tensor(),
+            gradients: gradients.tensor(),
+        },
+        tensors => tensors[0].tensor().into(),
     }
 }

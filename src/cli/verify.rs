@@ -78,9 +78,8 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
         .map(|(kind, name)| Ok((name, jobs(&tensors, &args.select, &args.config, kind)?)))
         .collect::<Result<_>>()?;
 
-    let every = || per_kind.iter().flat_map(|(_, jobs)| jobs);
-    let devices = devices(&args.device, every().map(|job| &job.problem))?;
-    let total = every();
+    let devices = devices(&args.device)?;
+    let total = per_kind.iter().flat_map(|(_, jobs)| jobs);
     let mut progress = Progress::start(total.map(|job| job.problem.map_bytes() as u64).sum());
     let mut checks = Vec::new();
     let features = per_kind.first().map_or(0, |(_, jobs)| jobs.len());
@@ -162,11 +161,8 @@ fn check(
 }
 
 /// The CPU, and the GPU where there is one, unless the options name a device.
-fn devices<'p>(
-    args: &DeviceArgs,
-    problems: impl IntoIterator<Item = &'p Problem>,
-) -> Result<Vec<Device>> {
-    let first = backend::open_for(args, problems)?;
+fn devices(args: &DeviceArgs) -> Result<Vec<Device>> {
+    let first = backend::open(args)?;
     if args.device == DeviceArg::Auto && first.name() != "cpu" {
         return Ok(vec![backend::open_cpu(args)?, first]);
     }

@@ -26,13 +26,15 @@ pub enum Base {
     Start,
     /// What the blocks of a launch tell each other, kept from run to run.
     Exchange,
+    /// The tokens that nothing attends to, a bit each.
+    Excluded,
     /// A buffer of the schedule, by number.
     Buffer(usize),
     /// A tensor of a layer.
     Layer {
         /// The layer, among all of the problem.
         layer: usize,
-        /// Which of the layer's tensors: 0 is its maps.
+        /// Which of the layer's tensors: 0 is its maps, 1 their gradients.
         operand: usize,
     },
 }
@@ -60,6 +62,7 @@ impl Base {
             Base::HeadWeights => 4,
             Base::Start => 5,
             Base::Exchange => 6,
+            Base::Excluded => 7,
             Base::Buffer(index) => Base::NAMED + Base::PER_INDEX * index,
             Base::Layer { layer, operand } => Base::NAMED + Base::PER_INDEX * layer + 1 + operand,
         }
@@ -74,6 +77,7 @@ impl Base {
                 4 => Base::HeadWeights,
                 5 => Base::Start,
                 6 => Base::Exchange,
+                7 => Base::Excluded,
                 _ => Base::Null,
             };
         };
@@ -157,6 +161,7 @@ mod tests {
         let layers = |operand| move |layer| Base::Layer { layer, operand };
         let mut bases = vec![Base::Null, Base::Output, Base::Windows, Base::Counts];
         bases.extend([Base::HeadWeights, Base::Start, Base::Exchange]);
+        bases.push(Base::Excluded);
         bases.extend((0..9).map(Base::Buffer));
         bases.extend((0..Base::OPERANDS).flat_map(|operand| (0..9).map(layers(operand))));
         bases.push(layers(Base::OPERANDS - 1)(Base::MOST - 1));

@@ -12,7 +12,7 @@ use super::kernel::{
 };
 use super::limits::DeviceLimits;
 use super::options::{Options, Precision};
-use super::pipeline::{Common, Pipeline};
+use super::pipeline::{Common, Pipeline, chain_reads_fused, cuts_when_read, rows_read_fused};
 use super::schedule::Schedule;
 use crate::config::Output;
 use crate::dtype::DType;
@@ -46,7 +46,7 @@ pub(super) fn choose_for(
     limits: &DeviceLimits,
     options: &Options,
 ) -> Result<(Pipeline, Schedule)> {
-    let work = Workload::new(problem, batch, limits, problem.config().discard.is_some());
+    let work = Workload::new(problem, batch, limits, rows_read_fused(problem));
     work.choose(options, |pipeline| {
         pipeline.schedule(problem, batch, limits)
     })
@@ -59,10 +59,9 @@ pub(super) fn choose_grouped(
     options: &Options,
 ) -> Result<Schedule> {
     let batch = problem.shape().batch;
-    let discard = problem.config().discard.is_some();
     let work = Workload {
         grouped: true,
-        ..Workload::new(problem, batch, limits, discard)
+        ..Workload::new(problem, batch, limits, rows_read_fused(problem))
     };
     let chosen = work.choose(options, |pipeline| {
         pipeline.schedule(problem, batch, limits)
@@ -105,8 +104,10 @@ struct Workload<'a> {
     /// Bytes of the maps of one item, on average.
     item_bytes: f64,
     growth_bound: f64,
-    /// `rollout_rows` and `rollout_chain` read fused maps instead of the caller's.
+    /// `rollout_rows` and `rows_stream` read fused maps instead of the caller's.
     fused_first: bool,
+    /// The same of `rollout_chain`.
+    chain_fused_first: bool,
     /// Its launches are shared with other problems.
     grouped: bool,
 }
@@ -126,6 +127,7 @@ impl<'a> Workload<'a> {
             item_bytes: problem.map_bytes() as f64 / problem.shape().batch.max(1) as f64,
             growth_bound: problem.growth_bound(),
             fused_first,
+            chain_fused_first: fused_first || chain_reads_fused(problem),
             grouped: false,
         }
     }
@@ -175,17 +177,6 @@ impl<'a> Workload<'a> {
                 required: DeviceLimits::OLDEST_ARCH,
                 got: self.limits.arch,
             });
-        }
-        let config = self.problem.config();
-        let on_cpu_alone = [
-            ("gradients", config.gradients.is_some()),
-            (
-                "tokens excluded from attention",
-                !config.exclude_from_attention.is_empty(),
-            ),
-        ];
-        if let Some((what, _)) = on_cpu_alone.into_iter().find(|&(_, asked)| asked) {
-            return Err(Error::CpuAlone { what });
         }
         let shape = self.problem.shape();
         let extents = [
@@ -277,9 +268,10 @@ impl<'a> Workload<'a> {
         all.filter(|&pipeline| self.can_launch(pipeline))
     }
 
-    /// Every way of streaming rows, the one of least time first.
+    /// Every way of streaming rows, the one of least time first. None weighs maps by their gradients.
     fn ring_rows(&self) -> impl Iterator<Item = Pipeline> {
-        let (dtype, fusion) = self.read_as();
+        let (dtype, fusion) = self.read_as(self.fused_first);
+        let weighs = self.problem.config().gradients.is_some() && !self.fused_first;
         let shape = self.problem.shape();
         let heads = if self.fused_first { 1 } else { shape.heads };
         let start_rows = self.problem.start_rows();
@@ -287,7 +279,7 @@ impl<'a> Workload<'a> {
         let mut all = Vec::new();
         for kernel in RowsStream::all_of(dtype, fusion) {
             let held = (1..=kernel.rows as usize).contains(&start_rows);
-            if !held || !kernel.variant().runs_on(self.limits) {
+            if weighs || !held || !kernel.variant().runs_on(self.limits) {
                 continue;
             }
             for sets in self.ring_sets() {
@@ -366,9 +358,9 @@ impl<'a> Workload<'a> {
         limits.find(|&limit| len <= limit)
     }
 
-    /// Element type and fusion of the maps that `rollout_rows` and `rollout_chain` read.
-    fn read_as(&self) -> (DType, Fusion) {
-        match self.fused_first {
+    /// Element type and fusion of the maps that a kernel reads, which are fused or not.
+    fn read_as(&self, fused: bool) -> (DType, Fusion) {
+        match fused {
             true => (DType::F32, Fusion::Mean),
             false => {
                 let fusion = Fusion::from(&self.problem.config().head_fusion);
@@ -378,25 +370,26 @@ impl<'a> Workload<'a> {
     }
 
     fn rows(&self, rows: u32) -> RolloutRows {
-        let (dtype, fusion) = self.read_as();
+        let (dtype, fusion) = self.read_as(self.fused_first);
         RolloutRows {
             dtype,
             rows,
             fusion,
+            gradients: self.problem.config().gradients.is_some() && !self.fused_first,
             normalize: self.problem.config().normalize_rows,
-            discard: self.problem.config().discard.is_some(),
+            discard: cuts_when_read(self.problem),
         }
     }
 
     fn chain(&self, arithmetic: Arithmetic, tokens: u32) -> RolloutChain {
-        let (dtype, fusion) = self.read_as();
+        let (dtype, fusion) = self.read_as(self.chain_fused_first);
         RolloutChain {
             dtype,
             arithmetic,
             tokens,
             fusion,
             normalize: self.problem.config().normalize_rows,
-            discard: self.problem.config().discard.is_some(),
+            discard: cuts_when_read(self.problem),
         }
     }
 

@@ -72,7 +72,8 @@ pub use options::{ImageKind, Options, Precision};
 #[doc(hidden)]
 pub use plan::pack;
 pub use plan::{
-    DeviceLayer, DeviceOutput, GroupItem, GroupPlan, HostPlan, Pass, Plan, StreamingPlan, run_host,
+    DeviceLayer, DeviceOutput, DeviceTensor, GroupItem, GroupPlan, HostPlan, Pass, Plan,
+    StreamingPlan, run_host,
 };
 pub use runtime::Runtime;
 pub use schedule::Schedule;

@@ -72,6 +72,8 @@ pub struct Schedule {
     pub(super) batch: usize,
     /// Layers of the problem, also those outside its range.
     pub(super) layers: usize,
+    /// Tensors of each layer.
+    pub(super) operands: usize,
     pub(super) variants: Vec<Arc<Variant>>,
     pub(super) steps: Vec<Step>,
     /// Sizes of the buffers in bytes.
@@ -110,6 +112,14 @@ impl Schedule {
     /// Room for the bases of the launches.
     pub fn bases(&self) -> Bases {
         Bases::new(self.buffers.len(), self.layers)
+    }
+
+    /// The base of the tensor that is number `index` of all layers' tensors.
+    pub(super) fn tensor(&self, index: usize) -> Base {
+        Base::Layer {
+            layer: index / self.operands,
+            operand: index % self.operands,
+        }
     }
 
     /// Bytes of device memory that a plan allocates besides tables.

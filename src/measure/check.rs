@@ -1,6 +1,6 @@
 //! The answer, checked against the f64 reference before anything is timed.
 
-use crate::config::Output;
+use crate::config::{GradientRule, Output};
 use crate::layer::HostLayer;
 use crate::layout::Shape;
 use crate::problem::Problem;
@@ -15,8 +15,10 @@ const MATRIX_ROWS: usize = 4;
 /// Compares `out`, shaped as [`Problem::output_shape`], with the reference's layer matrices chained in f64.
 ///
 /// Every entry of the maps, the state and the result is non-negative, so nothing cancels and each of the
-/// `heads + tokens + 3` roundings of a layer costs at most one unit roundoff, relative to the entry. `of_largest` is what
-/// the device's arithmetic may add to that, as a share of the largest entry of the row.
+/// `heads + tokens + 3` roundings of a layer costs at most one unit roundoff, relative to the entry; so do the product with
+/// a gradient, and the `tokens + 1` of a row that is divided by what excluded tokens leave. `of_largest` is what
+/// the device's arithmetic may add to that, as a share of the largest entry of the row. Where heads of either sign are
+/// fused before they are rectified, they cancel, and their roundings count relative to the largest entry as well.
 ///
 /// # Errors
 /// A sentence that names the first wrong entry.
@@ -33,8 +35,18 @@ pub fn check(
         ..
     } = *problem.shape();
     let steps = problem.layers().len();
-    let roundings = steps * (heads + tokens + 3);
+    let config = problem.config();
+    let weighing = usize::from(config.gradients.is_some());
+    let excluding = match config.exclude_from_attention.is_empty() {
+        true => 0,
+        false => tokens + 1,
+    };
+    let roundings = steps * (heads + weighing + excluding + tokens + 3);
     let relative = roundings as f64 * f64::from(f32::EPSILON) / 2.0;
+    let of_largest = match config.gradients {
+        Some(GradientRule::Fused) => of_largest + relative,
+        _ => of_largest,
+    };
     let few = steps * batch * heads * tokens * tokens > ALL_ITEMS;
     let items = (0..batch).filter(|&item| !few || item == 0 || item + 1 == batch);
     for item in items {
@@ -129,7 +141,7 @@ mod tests {
                 ..Default::default()
             };
             let problem = Problem::new(shape, DType::F32, config).unwrap();
-            let inputs = Inputs::random(&shape, DType::F32, false, 3).unwrap();
+            let inputs = Inputs::random(&problem, 3).unwrap();
             let layers = inputs.layers();
             let exact = crate::reference::rollout(&problem, &layers).unwrap();
             let mut out: Vec<f32> = exact.iter().map(|&v| v as f32).collect();

@@ -7,9 +7,9 @@ use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError,
 use super::inputs::Inputs;
 use super::rotation;
 use crate::cuda::driver::driver_error;
-use crate::cuda::{self, DeviceLayer, cudarc};
+use crate::cuda::{self, DeviceLayer, DeviceTensor, cudarc};
 use crate::error::{Error, Result};
-use crate::layer::HostTensor;
+use crate::layer::{HostTensor, Layer};
 
 /// Every layer starts at a multiple of this, as allocations do.
 const ALIGNMENT: usize = 256;
@@ -38,8 +38,13 @@ impl DeviceMaps {
         let padded = |bytes: usize| bytes.next_multiple_of(ALIGNMENT);
         let copy_bytes: usize = inputs
             .iter()
-            .flat_map(Inputs::maps)
-            .map(|maps| padded(maps.bytes().len()))
+            .flat_map(Inputs::layers)
+            .map(|layer| {
+                let tensors = layer.operands();
+                tensors
+                    .map(|tensor| padded(tensor.bytes().len()))
+                    .sum::<usize>()
+            })
             .sum();
         let copy_bytes = copy_bytes.max(ALIGNMENT);
         let rotation_bytes = 2 * cuda::limits(context)?.l2_bytes;
@@ -51,8 +56,9 @@ impl DeviceMaps {
             .map_err(allocation_error(context, "attention maps", copy_bytes))?;
         let first = memory.device_ptr(stream).0;
         let mut offset = 0;
-        for maps in inputs.iter().flat_map(Inputs::maps) {
-            let bytes = maps.bytes();
+        let layers: Vec<_> = inputs.iter().flat_map(Inputs::layers).collect();
+        for tensor in layers.iter().flat_map(Layer::operands) {
+            let bytes = tensor.bytes();
             if !bytes.is_empty() {
                 stream
                     .memcpy_htod(bytes, &mut memory.slice_mut(offset..))
@@ -81,13 +87,14 @@ impl DeviceMaps {
                 here
             };
             let of_problem = |inputs: &Inputs| {
-                let layer = |maps: HostTensor<'_>| {
-                    let address = place(maps.bytes().len());
+                let mut tensor = |tensor: &HostTensor<'_>| {
+                    let address = place(tensor.bytes().len());
                     // SAFETY: the elements have just been copied there. Nothing writes them any more, and they are
                     // kept as long as the layers.
-                    unsafe { DeviceLayer::from_raw(address, maps.len(), maps.dtype()) }
+                    unsafe { DeviceTensor::from_raw(address, tensor.len(), tensor.dtype()) }
                 };
-                inputs.maps().map(layer).collect()
+                let layers = inputs.layers();
+                layers.iter().map(|layer| layer.map(&mut tensor)).collect()
             };
             inputs.iter().map(of_problem).collect()
         };

@@ -1,65 +1,77 @@
-//! Attention maps to measure with: random ones, or a user's own.
+//! Layers to measure with: random ones, or a user's own.
 
 use rayon::prelude::*;
 
-use crate::dtype::{DType, Element, with_element};
+use crate::dtype::{Element, with_element};
 use crate::error::Result;
 use crate::layer::{HostLayer, HostTensor, Layer, OwnedTensor};
-use crate::layout::{Shape, product};
+use crate::layout::product;
+use crate::problem::Problem;
 
-/// The attention maps of one problem, in host memory.
+/// The layers of one problem, in host memory.
 #[derive(Clone)]
 pub struct Inputs {
-    layers: Vec<OwnedTensor>,
+    layers: Vec<Layer<OwnedTensor>>,
 }
 
 impl Inputs {
-    /// Contiguous random maps. Rows sum to 1 and are peaked (fourth powers of uniform numbers: a few tokens draw
-    /// most of the attention); with `causal` what lies above the diagonal is 0. The same `seed` gives the same
-    /// maps on every machine.
+    /// Contiguous random layers for `problem`, whatever its strides. Rows of maps sum to 1 and are peaked (fourth powers of
+    /// uniform numbers: a few tokens draw most of the attention); where maps are causal, what lies above the diagonal is
+    /// 0. Gradients, where the problem takes them, are uniform from -1 to 1. The same `seed` gives the same on every machine.
     ///
     /// # Errors
     /// [`Error::HostMemory`](crate::Error::HostMemory).
-    pub fn random(shape: &Shape, dtype: DType, causal: bool, seed: u64) -> Result<Self> {
+    pub fn random(problem: &Problem, seed: u64) -> Result<Self> {
+        let (shape, dtype) = (problem.shape(), problem.dtype());
         let elements = product(
             "random maps",
             &[shape.batch, shape.heads, shape.tokens, shape.tokens],
         )?;
         let layer = |layer: usize| {
             let seed = mix(seed ^ (layer as u64 + 1));
+            let causal = problem.config().causal;
             let mut maps = OwnedTensor::zeroed(dtype, elements)?;
             with_element!(dtype, T => {
                 fill::<T>(maps.as_mut_slice().unwrap_or_default(), shape.tokens, causal, seed);
             });
-            Ok(maps)
+            if problem.config().gradients.is_none() {
+                return Ok(Layer::Maps(maps));
+            }
+            let mut gradients = OwnedTensor::zeroed(dtype, elements)?;
+            with_element!(dtype, T => {
+                fill_signed::<T>(gradients.as_mut_slice().unwrap_or_default(), !seed);
+            });
+            Ok(Layer::Gradients { maps, gradients })
         };
         Ok(Inputs {
             layers: (0..shape.layers).map(layer).collect::<Result<_>>()?,
         })
     }
 
-    /// A copy of the maps in `layers`.
+    /// A copy of `layers`.
     ///
     /// # Errors
     /// [`Error::HostMemory`](crate::Error::HostMemory).
     pub fn copied(layers: &[HostLayer<'_>]) -> Result<Self> {
-        let copy = |layer: &HostLayer<'_>| {
-            let (Layer::Maps(maps) | Layer::Gradients { maps, .. }) = layer;
-            OwnedTensor::copied(maps.dtype(), maps.bytes())
+        let copy = |tensor: &HostTensor<'_>| OwnedTensor::copied(tensor.dtype(), tensor.bytes());
+        let layer = |layer: &HostLayer<'_>| {
+            Ok(match layer {
+                Layer::Maps(maps) => Layer::Maps(copy(maps)?),
+                Layer::Gradients { maps, gradients } => Layer::Gradients {
+                    maps: copy(maps)?,
+                    gradients: copy(gradients)?,
+                },
+            })
         };
         Ok(Inputs {
-            layers: layers.iter().map(copy).collect::<Result<_>>()?,
+            layers: layers.iter().map(layer).collect::<Result<_>>()?,
         })
     }
 
-    /// The maps, first layer to last.
+    /// The layers, first to last.
     pub fn layers(&self) -> Vec<HostLayer<'_>> {
-        self.maps().map(HostLayer::from).collect()
-    }
-
-    /// The maps of each layer.
-    pub(super) fn maps(&self) -> impl Iterator<Item = HostTensor<'_>> {
-        self.layers.iter().map(OwnedTensor::tensor)
+        let layers = self.layers.iter();
+        layers.map(|layer| layer.map(OwnedTensor::tensor)).collect()
     }
 }
 
@@ -82,6 +94,16 @@ fn fill<T: Element>(maps: &mut [T], tokens: usize, causal: bool, seed: u64) {
         });
 }
 
+fn fill_signed<T: Element>(gradients: &mut [T], seed: u64) {
+    gradients
+        .par_iter_mut()
+        .enumerate()
+        .for_each(|(index, gradient)| {
+            let uniform = (mix(seed ^ index as u64) >> 40) as f32 / (1 << 23) as f32;
+            *gradient = T::from_f32(uniform - 1.0);
+        });
+}
+
 /// The finaliser of SplitMix64: any two seeds give unrelated numbers.
 fn mix(seed: u64) -> u64 {
     let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -93,6 +115,9 @@ fn mix(seed: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RolloutConfig;
+    use crate::dtype::DType;
+    use crate::layout::Shape;
 
     #[test]
     fn random_rows_are_distributions_and_causal_where_asked() {
@@ -102,7 +127,12 @@ mod tests {
             heads: 2,
             tokens: 9,
         };
-        let inputs = Inputs::random(&shape, DType::F32, true, 7).unwrap();
+        let config = RolloutConfig {
+            causal: true,
+            ..RolloutConfig::default()
+        };
+        let problem = Problem::new(shape, DType::F32, config).unwrap();
+        let inputs = Inputs::random(&problem, 7).unwrap();
         let layers = inputs.layers();
         let [Layer::Maps(first), Layer::Maps(second)] = layers[..] else {
             panic!("two layers");

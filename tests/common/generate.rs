@@ -120,9 +120,9 @@ impl Generated {
     }
 }
 
-/// The maps of a layer, which is made of them alone.
-pub fn maps_of<'a>(layer: &HostLayer<'a>) -> HostTensor<'a> {
-    *layer.operands().next().expect("a layer has operands")
+/// The maps of a layer.
+pub fn maps_of<T>(layer: &Layer<T>) -> &T {
+    layer.operands().next().expect("a layer has operands")
 }
 
 impl Case {

@@ -4,7 +4,7 @@ use attention_rollout::cuda::DeviceOutput;
 use attention_rollout::cuda::cudarc::driver::sys;
 use attention_rollout::{Output, Shape, StartRows};
 
-use crate::generate::Case;
+use crate::generate::{Case, maps_of};
 use crate::machine::{Buffer, directed, download, machine};
 use crate::problems::{assert_right, bits, buffers, cases};
 
@@ -230,7 +230,7 @@ fn maps_are_read_once() {
             .flat_map(|launch| {
                 layers
                     .iter()
-                    .map(|layer| launch.traffic_at(layer.address()))
+                    .map(|layer| launch.traffic_at(maps_of(layer).address()))
             })
             .map(|traffic| traffic.read.bytes)
             .sum();

@@ -29,7 +29,7 @@ fn raw_addresses_work_and_what_does_not_fit_is_refused() {
         .alloc_zeros::<f32>(generated.problem.output_len())
         .unwrap();
     let (len, dtype) = (2 * 2 * 81, DType::F32);
-    let address = |index: usize| buffers[index].layer().address();
+    let address = |index: usize| maps_of(&buffers[index].layer()).address();
     let out_address = DeviceOutput::from(&mut out).address();
     // SAFETY: the buffers live to the end of the test, and everything is on one stream.
     let raw = |address, len| unsafe { DeviceLayer::from_raw(address, len, dtype) };

@@ -10,8 +10,8 @@ use attention_rollout::cuda::cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
 };
 use attention_rollout::cuda::nvrtc::{Cache, Nvrtc};
-use attention_rollout::cuda::{self, DeviceLayer, ImageKind, Options, Plan};
-use attention_rollout::{DType, Element, HostLayer, HostTensor, Problem};
+use attention_rollout::cuda::{self, DeviceLayer, DeviceTensor, ImageKind, Options, Plan};
+use attention_rollout::{DType, Element, HostLayer, HostTensor, Layer, Problem};
 use half::{bf16, f16};
 use vcuda::client::Vcuda;
 
@@ -96,19 +96,35 @@ pub fn assert_passes(process: &mut Command) {
     );
 }
 
-/// Maps on the device.
+/// A layer on the device.
 pub enum Buffer {
     F32(CudaSlice<f32>),
     F16(CudaSlice<f16>),
     Bf16(CudaSlice<bf16>),
+    /// Maps and gradients.
+    Weighed(Box<[Buffer; 2]>),
 }
 
 impl Buffer {
     pub fn layer(&self) -> DeviceLayer<'_> {
         match self {
-            Buffer::F32(maps) => maps.into(),
-            Buffer::F16(maps) => maps.into(),
-            Buffer::Bf16(maps) => maps.into(),
+            Buffer::Weighed(tensors) => {
+                let [maps, gradients] = &**tensors;
+                Layer::Gradients {
+                    maps: maps.tensor(),
+                    gradients: gradients.tensor(),
+                }
+            }
+            maps => maps.tensor().into(),
+        }
+    }
+
+    fn tensor(&self) -> DeviceTensor<'_> {
+        match self {
+            Buffer::F32(elements) => elements.into(),
+            Buffer::F16(elements) => elements.into(),
+            Buffer::Bf16(elements) => elements.into(),
+            Buffer::Weighed(_) => panic!("a layer, not a tensor"),
         }
     }
 }
@@ -121,13 +137,22 @@ fn at_least_one<T: Element>(maps: &HostTensor<'_>) -> Vec<T> {
     }
 }
 
-/// Copies `maps` into a buffer of exactly their size.
-pub fn upload(stream: &Arc<CudaStream>, maps: &HostLayer<'_>) -> Buffer {
-    let maps = &maps_of(maps);
-    match maps.dtype() {
-        DType::F32 => Buffer::F32(stream.clone_htod(&at_least_one(maps)).unwrap()),
-        DType::F16 => Buffer::F16(stream.clone_htod(&at_least_one(maps)).unwrap()),
-        DType::Bf16 => Buffer::Bf16(stream.clone_htod(&at_least_one(maps)).unwrap()),
+/// Copies the tensors of `layer` into buffers of exactly their size.
+pub fn upload(stream: &Arc<CudaStream>, layer: &HostLayer<'_>) -> Buffer {
+    match layer {
+        Layer::Gradients { maps, gradients } => {
+            let tensors = [maps, gradients].map(|tensor| upload_tensor(stream, tensor));
+            Buffer::Weighed(Box::new(tensors))
+        }
+        maps => upload_tensor(stream, maps_of(maps)),
+    }
+}
+
+fn upload_tensor(stream: &Arc<CudaStream>, tensor: &HostTensor<'_>) -> Buffer {
+    match tensor.dtype() {
+        DType::F32 => Buffer::F32(stream.clone_htod(&at_least_one(tensor)).unwrap()),
+        DType::F16 => Buffer::F16(stream.clone_htod(&at_least_one(tensor)).unwrap()),
+        DType::Bf16 => Buffer::Bf16(stream.clone_htod(&at_least_one(tensor)).unwrap()),
     }
 }
 

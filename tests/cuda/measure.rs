@@ -15,7 +15,7 @@ fn case(machine: &Machine, shape: Shape, dtype: DType, output: Output) -> Case {
         ..Default::default()
     };
     let problem = Problem::new(shape, dtype, config).unwrap();
-    let inputs = Inputs::random(&shape, dtype, false, 1).unwrap();
+    let inputs = Inputs::random(&problem, 1).unwrap();
     let member = vec![(problem, inputs)];
     Case::cuda(member, &machine.context, &machine.options).unwrap_or_else(|error| panic!("{error}"))
 }
@@ -133,10 +133,8 @@ fn groups_are_one_run() {
             tokens,
         };
         let problem = Problem::new(shape, DType::F32, RolloutConfig::default()).unwrap();
-        (
-            problem,
-            Inputs::random(&shape, DType::F32, false, 2).unwrap(),
-        )
+        let inputs = Inputs::random(&problem, 2).unwrap();
+        (problem, inputs)
     };
     let members: Vec<_> = [(3, 12), (1, 3), (2, 40)].map(member).into();
     let bytes: usize = members.iter().map(|(problem, _)| problem.map_bytes()).sum();
@@ -164,7 +162,7 @@ fn maps_that_do_not_fit_are_an_error() {
         tokens: 128,
     };
     let problem = Problem::new(shape, DType::F32, RolloutConfig::default()).unwrap();
-    let inputs = Inputs::random(&shape, DType::F32, false, 1).unwrap();
+    let inputs = Inputs::random(&problem, 1).unwrap();
     let result = Case::cuda(vec![(problem, inputs)], &machine.context, &machine.options);
     let error = result.err().expect("the maps have 2 MiB").to_string();
     assert!(error.contains("attention maps"), "{error}");

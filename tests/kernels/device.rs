@@ -18,15 +18,15 @@ use ptxemu::{Memory, Report};
 
 use crate::cases::{Path, StreamWay};
 use crate::lab::{Lab, Machine};
-use crate::maps::Layer;
+use crate::maps::{Layer, Tensor};
 
 /// A problem in device memory.
 pub struct Device<'a> {
     lab: &'a Lab,
     problem: &'a Problem,
     memory: Rc<Memory>,
-    /// Address of each layer's first element.
-    layers: Vec<u64>,
+    /// Where each layer's tensors begin.
+    layers: Vec<Vec<u64>>,
     /// What launches run on, but for the architecture.
     pub machine: Machine,
     /// Kernels launched, with what they did.
@@ -41,7 +41,8 @@ pub struct Prepared {
 }
 
 impl<'a> Device<'a> {
-    /// Uploads `layers`, each `offset` bytes into its allocation, which ends with the layer.
+    /// Uploads `layers`, each tensor `offset` bytes into its allocation, which ends with it; gradients, where the maps are
+    /// not at its beginning, 12 bytes further on, so that they have an alignment of their own.
     pub fn new(lab: &'a Lab, problem: &'a Problem, layers: &[Layer], offset: usize) -> Self {
         Device::beside(Rc::default(), lab, problem, layers, offset)
     }
@@ -57,11 +58,17 @@ impl<'a> Device<'a> {
         let layers = layers
             .iter()
             .map(|layer| {
-                let bytes = layer.bytes();
-                let base = memory.alloc(offset + bytes.len());
-                memory.label(base, "maps");
-                memory.write(base + offset as u64, bytes).unwrap();
-                base + offset as u64
+                let further = if offset == 0 { 0 } else { 12 };
+                let places = [("maps", offset), ("gradients", offset + further)];
+                let tensors = layer.tensors().zip(places);
+                let upload = |(tensor, (label, offset)): (&Tensor, (&'static str, usize))| {
+                    let bytes = tensor.bytes();
+                    let base = memory.alloc(offset + bytes.len());
+                    memory.label(base, label);
+                    memory.write(base + offset as u64, bytes).unwrap();
+                    base + offset as u64
+                };
+                tensors.map(upload).collect()
             })
             .collect();
         Device {
@@ -76,19 +83,21 @@ impl<'a> Device<'a> {
 
     /// Puts other layers in the place of those that it has.
     pub fn replace(&self, layers: &[Layer]) {
-        for (&address, layer) in self.layers.iter().zip(layers) {
-            self.memory.write(address, layer.bytes()).unwrap();
+        for (addresses, layer) in self.layers.iter().zip(layers) {
+            for (&address, tensor) in addresses.iter().zip(layer.tensors()) {
+                self.memory.write(address, tensor.bytes()).unwrap();
+            }
         }
     }
 
-    /// Addresses of the layers.
-    pub fn layers(&self) -> &[u64] {
-        &self.layers
+    /// Addresses of the layers' tensors, layer by layer.
+    pub fn layers(&self) -> impl Iterator<Item = u64> {
+        self.layers.iter().flatten().copied()
     }
 
     /// Whether all layers begin at multiples of 16 bytes.
     pub fn aligned(&self) -> bool {
-        self.layers.iter().all(|layer| layer.is_multiple_of(16))
+        self.layers().all(|address| address.is_multiple_of(16))
     }
 
     /// The schedule of `path`, and memory for it.
@@ -105,8 +114,10 @@ impl<'a> Device<'a> {
         for (index, &bytes) in schedule.buffers().iter().enumerate() {
             bases.place(Base::Buffer(index), self.memory.alloc(bytes));
         }
-        for (layer, &address) in self.layers.iter().enumerate() {
-            bases.place(Base::Layer { layer, operand: 0 }, address);
+        for (layer, addresses) in self.layers.iter().enumerate() {
+            for (operand, &address) in addresses.iter().enumerate() {
+                bases.place(Base::Layer { layer, operand }, address);
+            }
         }
         let output = self.memory.alloc(4 * self.problem.output_len());
         bases.place(Base::Output, output);
@@ -174,7 +185,8 @@ fn pipeline(problem: &Problem, path: Path) -> Pipeline {
 
 /// The stream with the smallest kernel that takes `problem`, in little shared memory.
 fn stream(problem: &Problem, way: StreamWay) -> Pipeline {
-    let fused = problem.config().discard.is_some();
+    let config = problem.config();
+    let fused = config.discard.is_some() || !config.exclude_from_attention.is_empty();
     let (dtype, fusion, heads) = match fused {
         true => (DType::F32, Fusion::Mean, 1),
         false => {

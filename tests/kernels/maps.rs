@@ -1,39 +1,62 @@
 //! Attention maps for tests: softmax rows with real spread, strided and misaligned, NaN wherever nothing may look.
 
-use attention_rollout::{DType, HostLayer, Problem, Strides};
+use attention_rollout::{DType, HostLayer, HostTensor, Problem, Strides};
 use half::{bf16, f16};
 
 use crate::cases::Entry;
 
-/// One layer's elements in their own type.
-pub enum Layer {
+/// One layer: its maps, and the gradients where the problem weighs by them.
+pub struct Layer {
+    pub maps: Tensor,
+    pub gradients: Option<Tensor>,
+}
+
+impl Layer {
+    pub fn host(&self) -> HostLayer<'_> {
+        let maps = self.maps.host();
+        match &self.gradients {
+            None => maps.into(),
+            Some(gradients) => HostLayer::Gradients {
+                maps,
+                gradients: gradients.host(),
+            },
+        }
+    }
+
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        std::iter::once(&self.maps).chain(&self.gradients)
+    }
+}
+
+/// Elements in their own type.
+pub enum Tensor {
     F32(Vec<f32>),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
 }
 
-impl Layer {
+impl Tensor {
     fn from_f32(dtype: DType, values: &[f32]) -> Self {
         match dtype {
-            DType::F32 => Layer::F32(values.to_vec()),
-            DType::F16 => Layer::F16(values.iter().map(|&v| f16::from_f32(v)).collect()),
-            DType::Bf16 => Layer::Bf16(values.iter().map(|&v| bf16::from_f32(v)).collect()),
+            DType::F32 => Tensor::F32(values.to_vec()),
+            DType::F16 => Tensor::F16(values.iter().map(|&v| f16::from_f32(v)).collect()),
+            DType::Bf16 => Tensor::Bf16(values.iter().map(|&v| bf16::from_f32(v)).collect()),
         }
     }
 
     pub fn bytes(&self) -> &[u8] {
         match self {
-            Layer::F32(v) => bytemuck::cast_slice(v),
-            Layer::F16(v) => bytemuck::cast_slice(v),
-            Layer::Bf16(v) => bytemuck::cast_slice(v),
+            Tensor::F32(v) => bytemuck::cast_slice(v),
+            Tensor::F16(v) => bytemuck::cast_slice(v),
+            Tensor::Bf16(v) => bytemuck::cast_slice(v),
         }
     }
 
-    pub fn host(&self) -> HostLayer<'_> {
+    pub fn host(&self) -> HostTensor<'_> {
         match self {
-            Layer::F32(v) => v.as_slice().into(),
-            Layer::F16(v) => v.as_slice().into(),
-            Layer::Bf16(v) => v.as_slice().into(),
+            Tensor::F32(v) => v.as_slice().into(),
+            Tensor::F16(v) => v.as_slice().into(),
+            Tensor::Bf16(v) => v.as_slice().into(),
         }
     }
 }
@@ -50,15 +73,17 @@ impl Random {
     }
 }
 
-/// Maps of every layer of `problem`. Each row of a window is a softmax of scores in [0, 6); values are rounded to
+/// Every layer of `problem`. Each row of a window is a softmax of scores in [0, 6); values are rounded to
 /// multiples of 1 / `levels` where that is not 0, so that ties occur; `entries` come last.
 pub fn layers(problem: &Problem, seed: u64, levels: u32, entries: &[Entry]) -> Vec<Layer> {
     let shape = problem.shape();
+    let weighs = problem.config().gradients.is_some();
     let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ (seed + 1));
     (0..shape.layers)
         .map(|layer| {
             let strides = problem.strides(layer);
             let mut values = vec![f32::NAN; strides.span(shape).unwrap()];
+            let mut gradients = values.clone();
             for (item, window) in problem.windows().iter().enumerate() {
                 for head in 0..shape.heads {
                     for i in 0..window.len {
@@ -78,6 +103,11 @@ pub fn layers(problem: &Problem, seed: u64, levels: u32, entries: &[Entry]) -> V
                         }
                         let first = first_element(strides, item, head, window.start, i);
                         values[first..first + end].copy_from_slice(&row);
+                        if weighs {
+                            // Of either sign, and not bounded by 1.
+                            let gradients = &mut gradients[first..first + end];
+                            gradients.fill_with(|| 4.0 * random.next() - 1.5);
+                        }
                     }
                 }
             }
@@ -86,7 +116,11 @@ pub fn layers(problem: &Problem, seed: u64, levels: u32, entries: &[Entry]) -> V
                 let start = problem.windows()[item].start;
                 values[first_element(strides, item, head, start, row) + column] = entry.value;
             }
-            Layer::from_f32(problem.dtype(), &values)
+            let gradients = weighs.then(|| Tensor::from_f32(problem.dtype(), &gradients));
+            Layer {
+                maps: Tensor::from_f32(problem.dtype(), &values),
+                gradients,
+            }
         })
         .collect()
 }

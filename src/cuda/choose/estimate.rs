@@ -9,7 +9,7 @@ use super::Workload;
 use crate::cuda::kernel::{
     Arithmetic, Exchange, FuseHeads, Fusion, Kernel, MAX_WARPS, RolloutProduct, Sets, Splits,
 };
-use crate::cuda::pipeline::Pipeline;
+use crate::cuda::pipeline::{Pipeline, operands};
 use crate::cuda::schedule::l2_budget;
 use crate::cuda::variant::Entry;
 use crate::dtype::DType;
@@ -64,7 +64,7 @@ impl Workload<'_> {
             Pipeline::Rows { .. } | Pipeline::RingRows(_) if self.fused_first => {
                 self.fusion_us() + 2.0 * LAUNCH_US
             }
-            Pipeline::Chain { .. } if self.fused_first => self.memory_us() + 2.0 * LAUNCH_US,
+            Pipeline::Chain { .. } if self.chain_fused_first => self.memory_us() + 2.0 * LAUNCH_US,
             _ => 0.0,
         };
         fusing
@@ -81,11 +81,11 @@ impl Workload<'_> {
         self.problem.layers().len() as f64
     }
 
-    /// Heads of the maps that `rollout_rows` and `rollout_chain` read.
+    /// Granules that `rollout_rows` asks for at each place: one for each head, and as many for gradients.
     fn source_heads(&self) -> usize {
         match self.fused_first {
             true => 1,
-            false => self.problem.shape().heads,
+            false => self.problem.shape().heads * operands(self.problem),
         }
     }
 
@@ -104,11 +104,13 @@ impl Workload<'_> {
         let columns = self.common.layer_columns(true);
         let rows = f64::from(self.common.window_len) * self.layers() * self.batch;
         let warps = rows / 4.0 * f64::from(columns.chunks_per_block * columns.tiles);
-        let turns = 4 * self.problem.shape().heads.div_ceil(HEADS_IN_FLIGHT);
+        let granules = self.problem.shape().heads * operands(self.problem);
+        let turns = 4 * granules.div_ceil(HEADS_IN_FLIGHT);
         let blocks = warps / f64::from(MAX_WARPS);
         let kernel = FuseHeads {
             dtype: self.common.dtype,
             fusion: Fusion::from(&self.problem.config().head_fusion),
+            gradients: self.problem.config().gradients.is_some(),
         };
         let resident = kernel.variant().blocks_per_multiprocessor;
         let turn_us = self.turn_us(self.common.dtype, blocks, resident, MAX_WARPS);
@@ -160,7 +162,10 @@ impl Workload<'_> {
         let turns_us = match self.grouped {
             // While a block waits, those of other members work.
             true => layer_bytes / blocks / GROUPED_BYTES_PER_US,
-            false => turns as f64 * self.turn_us(self.read_as().0, blocks, resident, warps),
+            false => {
+                turns as f64
+                    * self.turn_us(self.read_as(self.fused_first).0, blocks, resident, warps)
+            }
         };
         let reading_us = reading_us(turns_us, layer_bytes / (active * BYTES_PER_US));
         let adding_us = waves * f64::from(groups) * GROUP_US;

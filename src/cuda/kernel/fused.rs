@@ -76,9 +76,16 @@ pub struct Fused {
     pub stride_layer: usize,
     /// One `u64` for each layer and item.
     pub cuts: Option<Address>,
+    /// What the cuts discard is gone from the maps already.
+    pub cut: bool,
 }
 
 impl Fused {
+    /// The cuts that whoever reads the maps applies.
+    pub fn cuts_when_read(&self) -> Option<Address> {
+        self.cuts.filter(|_| !self.cut)
+    }
+
     /// The maps of `items` items without those of the first `layers` layers.
     pub fn skip_layers(mut self, layers: usize, items: usize) -> Self {
         self.maps.base = self.maps.base + size_of::<f32>() * self.stride_layer * layers;

@@ -5,11 +5,11 @@ use std::ops::Range;
 use super::maps::MAX_WARPS;
 use super::parts::WARP;
 use super::{Columns, Fused, Fusion, Kernel, Maps, MapSource, example_shape};
-use crate::config::{Output, RolloutConfig};
+use crate::config::{GradientRule, Output, RolloutConfig};
 use crate::cuda::address::Address;
 use crate::cuda::launch::{Geometry, Launch};
 use crate::cuda::parameters::params;
-use crate::cuda::variant::{Variant, symbol};
+use crate::cuda::variant::{Variant, flag, symbol};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::problem::Problem;
@@ -37,12 +37,23 @@ pub struct FuseHeads {
     pub dtype: DType,
     /// How heads become one map.
     pub fusion: Fusion,
+    /// Entries are weighted by their gradients.
+    pub gradients: bool,
 }
 
 /// All there are.
 pub(super) fn all() -> impl IntoIterator<Item = FuseHeads> {
-    let fusions = |dtype| Fusion::ALL.map(|fusion| FuseHeads { dtype, fusion });
-    DType::ALL.into_iter().flat_map(fusions)
+    let fusions = |gradients| {
+        let of_dtype = move |dtype| {
+            Fusion::ALL.map(|fusion| FuseHeads {
+                dtype,
+                fusion,
+                gradients,
+            })
+        };
+        DType::ALL.into_iter().flat_map(of_dtype)
+    };
+    [false, true].into_iter().flat_map(fusions)
 }
 
 impl FuseHeads {
@@ -84,14 +95,24 @@ impl FuseHeads {
 
 impl Kernel for FuseHeads {
     fn variant(&self) -> Variant {
-        let FuseHeads { dtype, fusion } = *self;
+        let FuseHeads {
+            dtype,
+            fusion,
+            gradients,
+        } = *self;
         Variant {
             stem: "head_fusion",
-            symbol: symbol("head_fusion", &[dtype.name(), fusion.name()], &[]),
+            symbol: symbol(
+                "head_fusion",
+                &[dtype.name(), fusion.name()],
+                &[(gradients, "gradients")],
+            ),
             defines: vec![
                 ("ELEMENT", dtype.name().to_owned()),
                 fusion.define(),
-                ("HEADS_IN_FLIGHT", 4.to_string()),
+                ("GRADIENTS", flag(gradients)),
+                // A head with gradients is two.
+                ("HEADS_IN_FLIGHT", if gradients { 2 } else { 4 }.to_string()),
                 ("MAX_WARPS", MAX_WARPS.to_string()),
             ],
             arguments: &[0],
@@ -109,6 +130,7 @@ impl Kernel for FuseHeads {
     fn example(&self, layers: usize, tokens: usize) -> Result<Problem> {
         let config = RolloutConfig {
             head_fusion: self.fusion.of_three_heads(),
+            gradients: self.gradients.then_some(GradientRule::Heads),
             output: Output::Cumulative,
             ..RolloutConfig::default()
         };

@@ -8,6 +8,7 @@ use bytemuck::Zeroable;
 use super::fused::Fused;
 use super::parts::WARP;
 use super::window::{Scope, Window};
+use crate::config::GradientRule;
 use crate::cuda::address::{Address, Base};
 use crate::cuda::parameters::params;
 use crate::dtype::DType;
@@ -23,6 +24,7 @@ params! {
     /// The maps of one layer and its residual weights.
     LayerMaps {
         base: Address,
+        gradients: Address,
         stride_batch: i64,
         stride_head: i64,
         stride_row: i64,
@@ -46,7 +48,7 @@ params! {
         causal: u32,
         discard_first: u32,
         discard_spares_origin: u32,
-        reserved: u32,
+        rectify_fused: u32,
         layer: [LayerMaps; MAX_LAYERS_PER_LAUNCH],
     }
 }
@@ -81,9 +83,10 @@ impl Maps {
         let shape = problem.shape();
         let (heads, cuts) = match source {
             MapSource::Layers => (shape.heads, None),
-            MapSource::Fused(fused) => (1, fused.cuts),
+            MapSource::Fused(fused) => (1, fused.cuts_when_read()),
         };
         let scope = Scope::of(problem);
+        let rule = problem.config().gradients;
         let mut maps = Maps {
             windows: Window::from_item(items.start),
             head_weights: Address::of(Base::HeadWeights),
@@ -97,7 +100,7 @@ impl Maps {
             causal: problem.config().causal.into(),
             discard_first: scope.first,
             discard_spares_origin: scope.spares_origin,
-            reserved: 0,
+            rectify_fused: (rule == Some(GradientRule::Fused)).into(),
             layer: [LayerMaps::zeroed(); MAX_LAYERS_PER_LAUNCH],
         };
         for (index, (layer, slot)) in layers.clone().zip(&mut maps.layer).enumerate() {
@@ -118,10 +121,15 @@ impl Maps {
 impl LayerMaps {
     fn of_layer(problem: &Problem, layer: usize, first_item: usize) -> Self {
         let strides = problem.strides(layer);
-        let maps = Address::of(Base::Layer { layer, operand: 0 });
+        let first_byte = first_item * strides.batch * problem.dtype().size_bytes();
+        let tensor = |operand| Address::of(Base::Layer { layer, operand }) + first_byte;
         let residual = problem.residual(layer);
         LayerMaps {
-            base: maps + first_item * strides.batch * problem.dtype().size_bytes(),
+            base: tensor(0),
+            gradients: match problem.config().gradients {
+                Some(_) => tensor(1),
+                None => Address::NULL,
+            },
             stride_batch: strides.batch as i64,
             stride_head: strides.head as i64,
             stride_row: strides.row as i64,
@@ -134,6 +142,7 @@ impl LayerMaps {
         let residual = problem.residual(layer);
         LayerMaps {
             base: fused.maps.base,
+            gradients: Address::NULL,
             stride_batch: fused.maps.stride_batch,
             stride_head: 0,
             stride_row: fused.maps.stride_row,

@@ -80,6 +80,7 @@ kernels! {
     head_fusion: FuseHeads, HeadFusionParams;
     zero_fill: ZeroFill, ZeroFillParams;
     discard: FindCuts, DiscardParams;
+    exclusion: Exclude, ExclusionParams;
     row_scales: RowScales, RowScalesParams;
     rollout_first: RolloutFirst, RolloutFirstParams;
     rollout_product: RolloutProduct, RolloutProductParams;
@@ -157,6 +158,7 @@ mod tests {
             dtype: crate::DType::F16,
             rows: 1,
             fusion: Fusion::Mean,
+            gradients: false,
             normalize: true,
             discard: false,
         };

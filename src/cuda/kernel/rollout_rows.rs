@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::maps::MAX_WARPS;
 use super::parts::WARP;
 use super::{Columns, Fusion, Kernel, Maps, MapSource, example_discard, example_shape};
-use crate::config::{Output, RolloutConfig, StartRows};
+use crate::config::{GradientRule, Output, RolloutConfig, StartRows};
 use crate::cuda::address::Address;
 use crate::cuda::launch::{Geometry, Launch};
 use crate::cuda::parameters::params;
@@ -39,6 +39,8 @@ pub struct RolloutRows {
     pub rows: u32,
     /// How heads become one map.
     pub fusion: Fusion,
+    /// Entries are weighted by their gradients; the fusion is the mean.
+    pub gradients: bool,
     /// Rows of `Ahat` are divided by their sums.
     pub normalize: bool,
     /// Fused f32 maps (`heads = 1`, mean) with cuts.
@@ -93,20 +95,33 @@ pub struct RowsOperands {
 
 /// All there are.
 pub(super) fn all() -> impl IntoIterator<Item = RolloutRows> {
-    super::map_readers().flat_map(|(dtype, fusion, normalize, discard)| {
-        RolloutRows::ROWS.map(|rows| RolloutRows {
-            dtype,
-            rows,
-            fusion,
-            normalize,
-            discard,
+    let readers = super::map_readers()
+        .map(|(dtype, fusion, normalize, discard)| (dtype, fusion, false, normalize, discard));
+    let weighted = DType::ALL.into_iter().flat_map(|dtype| {
+        [false, true].map(|normalize| (dtype, Fusion::Mean, true, normalize, false))
+    });
+    readers
+        .chain(weighted)
+        .flat_map(|(dtype, fusion, gradients, normalize, discard)| {
+            RolloutRows::ROWS.map(|rows| RolloutRows {
+                dtype,
+                rows,
+                fusion,
+                gradients,
+                normalize,
+                discard,
+            })
         })
-    })
 }
 
 impl RolloutRows {
     /// Start rows that a variant holds.
     pub const ROWS: [u32; 2] = [1, 8];
+
+    /// Whether there are variants that weigh by gradients the maps that they fuse so. The others read fused maps then.
+    pub fn weighs(fusion: Fusion) -> bool {
+        fusion == Fusion::Mean
+    }
 
     /// The relevance of `problem`'s start rows, or the next step towards it. `columns` says how rows are divided, and
     /// `splits` how those of an item are.
@@ -176,11 +191,16 @@ impl Kernel for RolloutRows {
             dtype,
             rows,
             fusion,
+            gradients,
             normalize,
             discard,
         } = *self;
         let parts = [dtype.name(), "f32", &format!("m{rows}"), fusion.name()];
-        let flags = [(normalize, "normalize"), (discard, "discard")];
+        let flags = [
+            (gradients, "gradients"),
+            (normalize, "normalize"),
+            (discard, "discard"),
+        ];
         // `BLOCKS` of the kernel: parameters in shared memory take some registers that constants do not.
         let blocks = if rows == 1 { 3 } else { 2 };
         Variant {
@@ -189,6 +209,7 @@ impl Kernel for RolloutRows {
             defines: vec![
                 ("ELEMENT", dtype.name().to_owned()),
                 fusion.define(),
+                ("GRADIENTS", flag(gradients)),
                 ("START_ROWS", rows.to_string()),
                 ("MAX_WARPS", MAX_WARPS.to_string()),
                 ("NORMALIZE", flag(normalize)),
@@ -209,6 +230,7 @@ impl Kernel for RolloutRows {
     fn example(&self, layers: usize, tokens: usize) -> Result<Problem> {
         let config = RolloutConfig {
             head_fusion: self.fusion.of_three_heads(),
+            gradients: self.gradients.then_some(GradientRule::Heads),
             normalize_rows: self.normalize,
             discard: example_discard(self.discard),
             output: Output::Rows(StartRows::Rows((0..self.rows as usize).collect())),

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::tables::tables;
 use crate::cuda::address::{Address, Base};
 use crate::cuda::kernel::{
-    Columns, FindCuts, FuseHeads, Fused, Fusion, MAX_LAYERS_PER_LAUNCH, MapSource, Matrices,
-    ZeroFill, padded,
+    Columns, Exclude, FindCuts, FuseHeads, Fused, Fusion, MAX_LAYERS_PER_LAUNCH, MapSource,
+    Matrices, RolloutRows, ZeroFill, padded,
 };
 use crate::cuda::launch::Launch;
 use crate::cuda::limits::DeviceLimits;
@@ -74,6 +74,36 @@ pub(in crate::cuda) fn output_len(problem: &Problem, batch: usize) -> usize {
     problem.output_len() / problem.shape().batch.max(1) * batch
 }
 
+/// Tensors of a layer of `problem`.
+pub(in crate::cuda) fn operands(problem: &Problem) -> usize {
+    match problem.config().gradients {
+        None => 1,
+        Some(_) => 2,
+    }
+}
+
+/// Whether kernels apply cuts to the fused maps of `problem` when they read them: excluded tokens are taken out of maps from
+/// which discarded entries are gone.
+pub(in crate::cuda) fn cuts_when_read(problem: &Problem) -> bool {
+    let config = problem.config();
+    config.discard.is_some() && config.exclude_from_attention.is_empty()
+}
+
+/// Whether `rollout_rows` reads fused maps of `problem` instead of the caller's layers: where something is to be done to
+/// a fused map before the residual, and where no variant weighs maps that are fused so.
+pub(in crate::cuda) fn rows_read_fused(problem: &Problem) -> bool {
+    let config = problem.config();
+    let fusion = Fusion::from(&config.head_fusion);
+    config.discard.is_some()
+        || !config.exclude_from_attention.is_empty()
+        || config.gradients.is_some() && !RolloutRows::weighs(fusion)
+}
+
+/// The same of `rollout_chain`, of which no variant weighs maps.
+pub(in crate::cuda) fn chain_reads_fused(problem: &Problem) -> bool {
+    rows_read_fused(problem) || problem.config().gradients.is_some()
+}
+
 pub(super) struct Builder<'a> {
     pub problem: &'a Problem,
     /// Items of one run.
@@ -81,6 +111,7 @@ pub(super) struct Builder<'a> {
     pub common: Common,
     pub fusion: Fusion,
     pub normalize: bool,
+    /// Kernels that read fused maps discard entries by their cuts.
     pub discard: bool,
     pub steps: Vec<Step>,
     /// One past the last step of each pushed layer.
@@ -108,7 +139,7 @@ impl<'a> Builder<'a> {
             common: Common::new(problem),
             fusion: Fusion::from(&problem.config().head_fusion),
             normalize: problem.config().normalize_rows,
-            discard: problem.config().discard.is_some(),
+            discard: cuts_when_read(problem),
             steps: Vec::new(),
             pushes: Vec::new(),
             start_stride,
@@ -137,6 +168,7 @@ impl<'a> Builder<'a> {
             title: format!("{shape} {}", problem.dtype()),
             batch: self.batch,
             layers: problem.shape().layers,
+            operands: operands(problem),
             variants: self.variants,
             output_bytes: size_of::<f32>() * output_len(problem, self.batch),
             steps: self.steps,
@@ -232,21 +264,25 @@ impl<'a> Builder<'a> {
     /// Room for fused maps `[layers, items, len, len]`, and for their cuts where the problem discards.
     pub fn fused_buffer(&mut self, layers: usize, items: usize) -> Fused {
         let stride_batch = self.fused_floats();
+        let discards = self.problem.config().discard.is_some();
         let maps = self.buffer(layers * items * stride_batch);
         Fused {
             maps: Matrices::new(maps, stride_batch, padded(self.common.window_len as usize)),
             stride_layer: items * stride_batch,
-            cuts: self.discard.then(|| self.buffer(2 * layers * items)),
+            cuts: discards.then(|| self.buffer(2 * layers * items)),
+            cut: !self.discard,
         }
     }
 
-    /// Fuses `layers` into `fused` and finds their cuts.
+    /// Fuses `layers` into `fused`, finds their cuts, and takes out excluded tokens.
     pub fn fuse(&mut self, items: &Range<usize>, layers: &Range<usize>, fused: Fused) {
         let (problem, window_len) = (self.problem, self.common.window_len);
         let kernel = FuseHeads {
             dtype: self.common.dtype,
             fusion: self.fusion,
+            gradients: problem.config().gradients.is_some(),
         };
+        let excludes = !problem.config().exclude_from_attention.is_empty();
         for group in launch_groups(layers) {
             let fused = fused.skip_layers(group.start - layers.start, items.len());
             self.push_divided(MapSource::Layers, |columns| {
@@ -254,6 +290,9 @@ impl<'a> Builder<'a> {
             });
             if let Some(cuts) = fused.cuts {
                 self.push(FindCuts.launch(problem, items, group.len(), fused, cuts));
+            }
+            if excludes {
+                self.push(Exclude.launch(problem, items, group.len(), window_len, fused));
             }
         }
     }

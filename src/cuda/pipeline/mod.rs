@@ -5,7 +5,8 @@
 //! - chain: `rollout_chain`, the matrix of short windows, one block per item;
 //! - product: `head_fusion`, then `rollout_product` layer by layer, anything.
 //!
-//! Discard selects over whole fused maps, so with it the first three read fused maps instead of the caller's.
+//! Discard selects over whole fused maps, and a row without excluded tokens is divided by its sum, so with either the first
+//! three read fused maps instead of the caller's; and so does, with gradients, what has no variant that weighs by them.
 
 mod builder;
 mod one_pass;
@@ -21,7 +22,9 @@ use crate::problem::Problem;
 
 use builder::Builder;
 
-pub(super) use builder::{Common, output_len};
+pub(super) use builder::{
+    Common, chain_reads_fused, cuts_when_read, operands, output_len, rows_read_fused,
+};
 
 /// A pipeline with its open choices made.
 #[derive(Clone, Copy, Debug, PartialEq)]

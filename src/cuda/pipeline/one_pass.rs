@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::builder::{Builder, chunks, launch_groups, output};
+use super::builder::{Builder, chain_reads_fused, chunks, launch_groups, output, rows_read_fused};
 use crate::cuda::address::Address;
 use crate::cuda::kernel::{
     Arithmetic, Fusion, MapSource, RolloutChain, RolloutRows, RowsOperands, Splits,
@@ -21,7 +21,7 @@ pub(super) struct RowsLaunches {
 impl Builder<'_> {
     /// Start rows times all layers, for the whole batch.
     pub(super) fn rows_of_batch(&mut self, rows: u32, splits: Splits) {
-        let (source, chunk) = self.source();
+        let (source, chunk) = self.source(rows_read_fused(self.problem));
         let launches = self.rows_launches(source, chunk, splits);
         for items in chunks(self.batch, chunk) {
             self.fill_source(source, &items);
@@ -31,17 +31,17 @@ impl Builder<'_> {
 
     /// The matrix, for the whole batch.
     pub(super) fn chain_of_batch(&mut self, arithmetic: Arithmetic, tokens: u32) {
-        let (source, chunk) = self.source();
+        let (source, chunk) = self.source(chain_reads_fused(self.problem));
         for items in chunks(self.batch, chunk) {
             self.fill_source(source, &items);
             self.chain(&items, source, arithmetic, tokens);
         }
     }
 
-    /// The caller's layers for the whole batch; or, with discard, fused maps of all layers, of as many items at a time
-    /// as stay in L2.
-    pub(super) fn source(&mut self) -> (MapSource, usize) {
-        if !self.discard {
+    /// The caller's layers for the whole batch; or, `fused`, fused maps of all layers, of as many items at a time as stay
+    /// in L2.
+    pub(super) fn source(&mut self, fused: bool) -> (MapSource, usize) {
+        if !fused {
             return (MapSource::Layers, self.batch);
         }
         let layers = self.problem.layers().len();
@@ -101,6 +101,7 @@ impl Builder<'_> {
             dtype,
             rows,
             fusion,
+            gradients: source == MapSource::Layers && problem.config().gradients.is_some(),
             normalize: self.normalize,
             discard: self.discard,
         };

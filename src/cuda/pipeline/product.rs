@@ -216,7 +216,7 @@ impl Builder<'_> {
         let fused = stage.fused.skip_layers(index, items.len());
         let residual = self.problem.residual(layer);
         FusedMaps {
-            cuts: fused.cuts.unwrap_or(Address::NULL),
+            cuts: fused.cuts_when_read().unwrap_or(Address::NULL),
             scales: stage.scales(index).unwrap_or(Address::NULL),
             ..FusedMaps::new(self.problem, items, &fused.maps, residual)
         }

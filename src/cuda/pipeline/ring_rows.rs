@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use super::builder::{Builder, chunks, launch_groups, output};
+use super::builder::{Builder, chunks, launch_groups, output, rows_read_fused};
 use crate::cuda::address::{Address, Base};
 use crate::cuda::kernel::{MapSource, RingOperands, RingRows};
 
 impl Builder<'_> {
     /// Start rows times all layers, for the whole batch.
     pub(super) fn ring_rows_of_batch(&mut self, ring_rows: RingRows) {
-        let (source, chunk) = self.source();
+        let (source, chunk) = self.source(rows_read_fused(self.problem));
         let between = self.ring_buffers(ring_rows, chunk);
         for items in chunks(self.batch, chunk) {
             self.fill_source(source, &items);

@@ -1,4 +1,4 @@
-//! What a plan uploads once, when it is made: windows, head weights, discard counts and start rows.
+//! What a plan uploads once, when it is made: windows, head weights, discard counts, excluded tokens and start rows.
 
 use crate::config::{HeadFusion, Output, StartRows};
 use crate::cuda::address::Base;
@@ -22,6 +22,7 @@ pub(super) fn tables(problem: &Problem, stride_row: usize) -> Vec<Table> {
             .collect(),
         None => Vec::new(),
     };
+    let excluded = &problem.config().exclude_from_attention;
     let shared = shared_start(problem);
     let start_bytes = match shared {
         true => 0,
@@ -31,6 +32,7 @@ pub(super) fn tables(problem: &Problem, stride_row: usize) -> Vec<Table> {
         table(Base::Windows, &windows, size_of::<kernel::Window>()),
         table(Base::HeadWeights, head_weights, 0),
         table(Base::Counts, &counts, size_of::<u64>()),
+        table(Base::Excluded, &bits(excluded, problem.shape().tokens), 0),
         table(
             Base::Start,
             &start_rows(problem, stride_row, shared),
@@ -39,6 +41,18 @@ pub(super) fn tables(problem: &Problem, stride_row: usize) -> Vec<Table> {
     ];
     tables.retain(|table| !table.bytes.is_empty());
     tables
+}
+
+/// A bit for each of `tokens`, set where it is among `excluded`; none where no token is.
+fn bits(excluded: &[usize], tokens: usize) -> Vec<u32> {
+    if excluded.is_empty() {
+        return Vec::new();
+    }
+    let mut words = vec![0; tokens.div_ceil(u32::BITS as usize)];
+    for &token in excluded {
+        words[token / u32::BITS as usize] |= 1 << (token % u32::BITS as usize);
+    }
+    words
 }
 
 fn table<T: bytemuck::NoUninit>(base: Base, values: &[T], item_bytes: usize) -> Table {

@@ -9,14 +9,19 @@ use half::{bf16, f16};
 
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
+use crate::layer::{Layer, Tensor};
 use crate::problem::Problem;
 
-/// One layer's attention maps in device memory, laid out by the problem's [`Strides`](crate::Strides).
+/// One layer in device memory. `From` makes it from the maps: a reference to a cudarc slice or view of `f32`, `f16` or
+/// `bf16`.
+pub type DeviceLayer<'a> = Layer<DeviceTensor<'a>>;
+
+/// A tensor in device memory, elements of one of three types: what a layer's maps or gradients are.
 ///
 /// Made by `From` from a reference to a cudarc slice or view of `f32`, `f16` or `bf16`, or from any device address by
-/// [`from_raw`](DeviceLayer::from_raw). Make it before a stream capture begins: cudarc gives a buffer's address only
+/// [`from_raw`](DeviceTensor::from_raw). Make it before a stream capture begins: cudarc gives a buffer's address only
 /// together with a wait for the buffer's last write, which a capture does not allow.
-pub struct DeviceLayer<'a> {
+pub struct DeviceTensor<'a> {
     address: u64,
     len: usize,
     dtype: DType,
@@ -34,11 +39,38 @@ impl<'a> DeviceLayer<'a> {
     /// Maps of `len` elements at a device address.
     ///
     /// # Safety
-    /// From each `run` that takes the layer until the work it submitted is done:
+    /// As [`DeviceTensor::from_raw`].
+    pub unsafe fn from_raw(address: u64, len: usize, dtype: DType) -> Self {
+        // SAFETY: promised by the caller.
+        Layer::Maps(unsafe { DeviceTensor::from_raw(address, len, dtype) })
+    }
+}
+
+impl<'a> From<DeviceTensor<'a>> for DeviceLayer<'a> {
+    fn from(maps: DeviceTensor<'a>) -> Self {
+        Layer::Maps(maps)
+    }
+}
+
+impl Tensor for DeviceTensor<'_> {
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl<'a> DeviceTensor<'a> {
+    /// `len` elements at a device address.
+    ///
+    /// # Safety
+    /// From each `run` that takes the tensor until the work it submitted is done:
     /// - `address` points to `len` initialised elements of `dtype` in memory that the plan's device can read;
     /// - nothing writes them, and every earlier write is ordered before the run's stream.
     pub unsafe fn from_raw(address: u64, len: usize, dtype: DType) -> Self {
-        DeviceLayer {
+        DeviceTensor {
             address,
             len,
             dtype,
@@ -70,7 +102,7 @@ impl<'a> DeviceLayer<'a> {
         let (address, guard) = buffer.device_ptr(buffer.stream());
         // The guard would mark a read that has not been submitted.
         std::mem::forget(guard);
-        DeviceLayer {
+        DeviceTensor {
             address,
             len: buffer.len(),
             dtype: T::DTYPE,
@@ -99,15 +131,27 @@ impl<'a> DeviceLayer<'a> {
 
 macro_rules! from_buffers {
     ($($element:ty => $variant:ident),*) => {$(
-        impl<'a> From<&'a CudaSlice<$element>> for DeviceLayer<'a> {
+        impl<'a> From<&'a CudaSlice<$element>> for DeviceTensor<'a> {
             fn from(buffer: &'a CudaSlice<$element>) -> Self {
-                DeviceLayer::tracked(buffer, Owner::$variant(buffer))
+                DeviceTensor::tracked(buffer, Owner::$variant(buffer))
+            }
+        }
+
+        impl<'a> From<&'a CudaView<'_, $element>> for DeviceTensor<'a> {
+            fn from(buffer: &'a CudaView<'_, $element>) -> Self {
+                DeviceTensor::tracked(buffer, Owner::$variant(buffer))
+            }
+        }
+
+        impl<'a> From<&'a CudaSlice<$element>> for DeviceLayer<'a> {
+            fn from(maps: &'a CudaSlice<$element>) -> Self {
+                DeviceTensor::from(maps).into()
             }
         }
 
         impl<'a> From<&'a CudaView<'_, $element>> for DeviceLayer<'a> {
-            fn from(buffer: &'a CudaView<'_, $element>) -> Self {
-                DeviceLayer::tracked(buffer, Owner::$variant(buffer))
+            fn from(maps: &'a CudaView<'_, $element>) -> Self {
+                DeviceTensor::from(maps).into()
             }
         }
     )*};
@@ -118,7 +162,7 @@ from_buffers!(f32 => F32, f16 => F16, bf16 => Bf16);
 /// Where a plan writes its f32 output.
 ///
 /// Made by `From` from a mutable reference to a cudarc slice or view, or by [`from_raw`](DeviceOutput::from_raw); like
-/// a [`DeviceLayer`], before a stream capture begins.
+/// a [`DeviceTensor`], before a stream capture begins.
 pub struct DeviceOutput<'a> {
     address: u64,
     len: usize,
@@ -201,18 +245,26 @@ pub(super) fn check_context(
     }
 }
 
-/// Checks one layer: context, element type, length and alignment.
+/// Checks one layer: its tensors, and of each context, element type, length and alignment.
 pub(super) fn check_layer(
     problem: &Problem,
     context: &Arc<CudaContext>,
     layer: usize,
-    maps: &DeviceLayer<'_>,
+    operands: &DeviceLayer<'_>,
 ) -> Result<()> {
-    check_context(context, maps.context(), || format!("layer {layer}"))?;
-    problem.check_layer_extent(layer, maps.dtype, maps.len)?;
-    check_alignment(maps.address, maps.dtype.size_bytes(), || {
-        format!("layer {layer}")
-    })
+    let what = || format!("layer {layer}");
+    for tensor in operands.operands() {
+        check_context(context, tensor.context(), what)?;
+    }
+    problem.check_operands(layer, operands)?;
+    let mut tensors = operands.operands();
+    tensors.try_for_each(|tensor| check_alignment(tensor.address, tensor.dtype.size_bytes(), what))
+}
+
+/// Where the tensors of `layers` begin, layer by layer.
+pub(super) fn addresses<'b>(layers: &'b [DeviceLayer<'_>]) -> impl Iterator<Item = u64> + 'b {
+    let tensors = layers.iter().flat_map(Layer::operands);
+    tensors.map(DeviceTensor::address)
 }
 
 /// Checks everything that a run is given.
@@ -239,7 +291,8 @@ pub(super) fn track<'b>(
 ) -> Vec<SyncOnDrop<'b>> {
     layers
         .iter()
-        .filter_map(|layer| layer.reading(stream))
+        .flat_map(Layer::operands)
+        .filter_map(|tensor| tensor.reading(stream))
         .chain(out.writing(stream))
         .collect()
 }
@@ -263,15 +316,20 @@ fn check_overlap(
     out: &DeviceOutput<'_>,
 ) -> Result<()> {
     let out = out.address..out.address + 4 * out.len as u64;
-    for (layer, maps) in layers.iter().enumerate() {
+    for (layer, operands) in layers.iter().enumerate() {
         let span = problem.strides(layer).span(problem.shape())?;
-        let end = maps.address + (span * maps.dtype.size_bytes()) as u64;
-        let overlap = out.end.min(end).saturating_sub(out.start.max(maps.address));
-        if overlap > 0 {
-            return Err(Error::Overlap {
-                layer,
-                bytes: overlap as usize,
-            });
+        for tensor in operands.operands() {
+            let end = tensor.address + (span * tensor.dtype.size_bytes()) as u64;
+            let overlap = out
+                .end
+                .min(end)
+                .saturating_sub(out.start.max(tensor.address));
+            if overlap > 0 {
+                return Err(Error::Overlap {
+                    layer,
+                    bytes: overlap as usize,
+                });
+            }
         }
     }
     Ok(())

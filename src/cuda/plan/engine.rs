@@ -203,7 +203,7 @@ impl Engine {
     ///
     /// # Safety
     /// The context is bound to this thread and `main` is a stream of it. `layers` holds, for every layer that the
-    /// steps read, the address of maps laid out as the problem says, for the schedule's batch; `output` is the address
+    /// steps read, the addresses of its tensors laid out as the problem says, for the schedule's batch; `output` is the address
     /// of an output of the schedule's batch. Both stay valid, the layers unwritten and the output unused by others,
     /// until the work is done. Items `first_item..first_item + batch` are items of the problem.
     pub unsafe fn submit(
@@ -221,8 +221,8 @@ impl Engine {
             functions,
         } = &mut self.prepared[schedule];
         let aligned = layers.iter().all(|address| address.is_multiple_of(16));
-        for (layer, &address) in layers.iter().enumerate() {
-            bases.place(Base::Layer { layer, operand: 0 }, address);
+        for (tensor, &address) in layers.iter().enumerate() {
+            bases.place(schedule.tensor(tensor), address);
         }
         bases.place(Base::Output, output);
         schedule.place_tables(bases, self.memory.tables.address(), first_item);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream};
 
-use super::buffers::{DeviceLayer, DeviceOutput, check_context, check_run, track};
+use super::buffers::{self, DeviceLayer, DeviceOutput, check_context, check_run, track};
 use super::engine::{Engine, Handover, Memory, is_capturing};
 use crate::cuda::choose::{choose, choose_grouped};
 use crate::cuda::driver::bind;
@@ -32,7 +32,7 @@ use launches::Launches;
 /// together; with discard three. Problems of different element types, head fusions or normalisation need different
 /// kernels and so launches of their own.
 ///
-/// Two things add launches. A launch has room for 508 addresses, one for each layer that it reads and each output that
+/// Two things add launches. A launch has room for 508 addresses, one for each tensor of a layer that it reads and each output that
 /// it writes; where there are more, it is divided. And a problem whose fused maps do not stay in L2, which takes the
 /// product on two streams, runs by itself, after the others.
 ///
@@ -156,8 +156,7 @@ impl GroupPlan {
         }
         self.addresses.clear();
         for item in &*items {
-            self.addresses
-                .extend(item.layers.iter().map(DeviceLayer::address));
+            self.addresses.extend(buffers::addresses(item.layers));
             self.addresses.push(item.out.address());
         }
         let mut guards = Vec::new();
@@ -169,15 +168,15 @@ impl GroupPlan {
         unsafe { self.launches.submit(stream.cu_stream(), &self.addresses) }?;
         let mut first = 0;
         for (index, engine) in self.engines.iter_mut().enumerate() {
-            let layers = engine.problem().shape().layers;
+            let tensors = launches::addresses(engine.problem()) - 1;
             if self.alone.contains(&index) {
-                let addresses = &self.addresses[first..first + layers];
+                let addresses = &self.addresses[first..first + tensors];
                 let steps = 0..engine.schedule(0).steps.len();
-                let output = self.addresses[first + layers];
+                let output = self.addresses[first + tensors];
                 // SAFETY: as above.
                 unsafe { engine.submit(0, steps, stream.cu_stream(), addresses, output, 0) }?;
             }
-            first += layers + 1;
+            first += tensors + 1;
         }
         Ok(())
     }

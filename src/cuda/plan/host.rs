@@ -19,14 +19,14 @@ use crate::chunk::{self, CHUNK_BYTES, Chunk, Progress, layers_from};
 use crate::cuda::choose::choose_for;
 use crate::cuda::driver::{self, DeviceMemory, Event, PinnedMemory, Stream, bind, driver_error};
 use crate::cuda::options::Options;
-use crate::cuda::pipeline::output_len;
+use crate::cuda::pipeline::{operands, output_len};
 use crate::cuda::runtime::Runtime;
 use crate::cuda::schedule::Schedule;
 use crate::error::{Error, Result};
 use crate::layer::HostLayer;
 use crate::problem::Problem;
 
-use packed::{layer_bytes, map_bytes, pack_layer, packed};
+use packed::{layer_bytes, map_bytes, pack_layer, packed, tensor_bytes};
 
 /// Chunks of at least this many bytes are packed by several threads, which take longer to start than less is to copy.
 const PARALLEL_BYTES: usize = 1 << 20;
@@ -352,10 +352,15 @@ impl Slot {
         unsafe { result::memcpy_htod_async(self.maps.address(), maps, stream) }
             .map_err(driver_error("cuMemcpyHtoDAsync_v2"))?;
         let layers = packed.layers();
-        let bytes = layer_bytes(packed, items) as u64;
+        let (layer, tensor) = (layer_bytes(packed, items), tensor_bytes(packed, items));
         let output_bytes = size_of::<f32>() * output_len(packed, items);
+        let tensors = |index: usize| {
+            let first = layer * index.saturating_sub(layers.start);
+            (0..operands(packed)).map(move |operand| first + tensor * operand)
+        };
         let addresses: Vec<u64> = (0..packed.shape().layers)
-            .map(|layer| self.maps.address() + bytes * layer.saturating_sub(layers.start) as u64)
+            .flat_map(tensors)
+            .map(|offset| self.maps.address() + offset as u64)
             .collect();
         let schedule = usize::from(items < chunk);
         let steps = 0..engine.schedule(schedule).steps.len();

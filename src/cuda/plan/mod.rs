@@ -7,7 +7,7 @@ mod host;
 mod one;
 mod streaming;
 
-pub use buffers::{DeviceLayer, DeviceOutput};
+pub use buffers::{DeviceLayer, DeviceOutput, DeviceTensor};
 pub use group::{GroupItem, GroupPlan, pack};
 pub use host::{HostPlan, run_host};
 pub use one::Plan;

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream};
 
-use super::buffers::{DeviceLayer, DeviceOutput, check_context, check_run, track};
+use super::buffers::{DeviceLayer, DeviceOutput, addresses, check_context, check_run, track};
 use super::engine::{Engine, Handover, is_capturing};
 use crate::cuda::choose::choose;
 use crate::cuda::driver::bind;
 use crate::cuda::options::Options;
+use crate::cuda::pipeline::operands;
 use crate::cuda::runtime::Runtime;
 use crate::cuda::schedule::Schedule;
 use crate::error::Result;
@@ -45,7 +46,7 @@ impl Plan {
         Ok(Plan {
             engine: Engine::alone(runtime, problem, vec![schedule])?,
             handover: Handover::new(runtime.context())?,
-            layer_addresses: Vec::with_capacity(problem.shape().layers),
+            layer_addresses: Vec::with_capacity(problem.shape().layers * operands(problem)),
         })
     }
 
@@ -82,11 +83,12 @@ impl Plan {
     /// launches with other uses of the buffers.
     ///
     /// # Errors
-    /// [`Error::WrongDevice`], [`Error::Count`], [`Error::LayerDType`], [`Error::LayerLen`], [`Error::Len`],
+    /// [`Error::WrongDevice`], [`Error::Count`], [`Error::LayerSource`], [`Error::LayerDType`], [`Error::LayerLen`], [`Error::Len`],
     /// [`Error::Misaligned`], [`Error::Overlap`] before anything is submitted; [`Error::Launch`], [`Error::Driver`].
     ///
     /// [`Error::WrongDevice`]: crate::Error::WrongDevice
     /// [`Error::Count`]: crate::Error::Count
+    /// [`Error::LayerSource`]: crate::Error::LayerSource
     /// [`Error::LayerDType`]: crate::Error::LayerDType
     /// [`Error::LayerLen`]: crate::Error::LayerLen
     /// [`Error::Len`]: crate::Error::Len
@@ -117,8 +119,7 @@ impl Plan {
             self.handover.follow(stream)?;
         }
         self.layer_addresses.clear();
-        self.layer_addresses
-            .extend(layers.iter().map(DeviceLayer::address));
+        self.layer_addresses.extend(addresses(layers));
         let steps = 0..self.schedule().steps.len();
         // SAFETY: the context is bound. The layers and the output have been checked against the problem; that they
         // stay valid is promised by whoever made them, and ordered with other uses above.

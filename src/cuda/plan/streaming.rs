@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream};
 
-use super::buffers::{DeviceLayer, DeviceOutput, check_context, check_layer, check_output, track};
+use super::buffers::{
+    DeviceLayer, DeviceOutput, addresses, check_context, check_layer, check_output, track,
+};
 use super::engine::{Engine, Handover, is_capturing};
 use crate::cuda::choose::choose_streaming;
 use crate::cuda::driver::bind;
 use crate::cuda::options::Options;
+use crate::cuda::pipeline::operands;
 use crate::cuda::runtime::Runtime;
 use crate::cuda::schedule::Schedule;
 use crate::error::{Error, Result};
@@ -44,7 +47,7 @@ impl StreamingPlan {
         Ok(StreamingPlan {
             engine: Engine::alone(runtime, problem, vec![schedule])?,
             handover: Handover::new(runtime.context())?,
-            layer_addresses: vec![0; problem.shape().layers],
+            layer_addresses: vec![0; problem.shape().layers * operands(problem)],
         })
     }
 
@@ -123,7 +126,11 @@ impl Pass<'_> {
             layer,
             &maps,
         )?;
-        self.plan.layer_addresses[layer] = maps.address();
+        let tensors = addresses(std::slice::from_ref(&maps));
+        let first = layer * operands(self.plan.problem());
+        for (place, address) in self.plan.layer_addresses[first..].iter_mut().zip(tensors) {
+            *place = address;
+        }
         let ends = &self.plan.schedule().pushes;
         let start = self.pushed.checked_sub(1).map_or(0, |last| ends[last]);
         let steps = start..ends[self.pushed];

@@ -2,6 +2,7 @@
 //! reference. An entry takes any [`Lab`], so that kernels with seeded faults can be put through it too.
 
 mod chain;
+mod gradients;
 mod group;
 mod product;
 mod range;
@@ -33,6 +34,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         stream::ENTRIES,
         product::ENTRIES,
         chain::ENTRIES,
+        gradients::ENTRIES,
         group::ENTRIES,
         range::ENTRIES,
         values::ENTRIES,

@@ -6,6 +6,7 @@ use cudarc::driver::sys;
 
 use super::pack::{GroupLaunch, Part, pack};
 use crate::cuda::driver::{self, DeviceMemory, Function};
+use crate::cuda::pipeline::operands;
 use crate::cuda::plan::engine::Engine;
 use crate::cuda::runtime::Runtime;
 use crate::cuda::schedule::Step;
@@ -30,9 +31,9 @@ pub(super) struct Launches {
     sensitive: Vec<usize>,
 }
 
-/// Addresses of one problem in the list of the group: its layers and its output.
+/// Addresses of one problem in the list of the group: its layers' tensors and its output.
 pub(super) fn addresses(problem: &Problem) -> usize {
-    problem.shape().layers + 1
+    problem.shape().layers * operands(problem) + 1
 }
 
 impl Launches {
@@ -57,7 +58,7 @@ impl Launches {
         };
         let sensitive = parts.iter().filter(is_sensitive);
         let sensitive: Vec<usize> = sensitive
-            .flat_map(|part| part.first_address..part.first_address + part.schedule.layers)
+            .flat_map(|part| part.first_address..part.output())
             .collect();
         let mut bytes = Vec::new();
         let aligned = pack(&parts, true, &mut bytes);

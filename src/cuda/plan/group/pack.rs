@@ -34,16 +34,23 @@ pub struct Part<'a> {
     pub schedule: &'a Schedule,
     /// Where its buffers and tables lie.
     pub bases: &'a Bases,
-    /// The first of the group's addresses that is its own: those of its layers, and then of its output.
+    /// The first of the group's addresses that is its own: those of its layers' tensors, and then of its output.
     pub first_address: usize,
 }
 
 impl Part<'_> {
+    /// Which of the group's addresses is its output's.
+    pub(super) fn output(&self) -> usize {
+        self.first_address + self.schedule.layers * self.schedule.operands
+    }
+
     /// Which of the group's addresses `base` is; none where it is known when the group is made.
     fn address(&self, base: Base) -> Option<usize> {
         match base {
-            Base::Layer { layer, .. } => Some(self.first_address + layer),
-            Base::Output => Some(self.first_address + self.schedule.layers),
+            Base::Layer { layer, operand } => {
+                Some(self.first_address + layer * self.schedule.operands + operand)
+            }
+            Base::Output => Some(self.output()),
             _ => None,
         }
     }
