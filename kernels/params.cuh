@@ -31,7 +31,7 @@ struct Maps {
   u32 causal;                 // entries right of the diagonal are 0 and are not read
   u32 discard_first;          // rows and columns of the window before this one take no part in discard
   u32 discard_spares_origin;  // entry (first, first) of the window is never discarded
-  u32 rectify_fused;          // weighted by gradients, the fused entries are rectified, and not those of each head
+  u32 rectify_fused;          // weighed by gradients, the fused entries are rectified, and not those of each head
   LayerMaps layer[MAX_LAYERS_PER_LAUNCH];
 };
 

@@ -400,6 +400,7 @@ impl<'a> Workload<'a> {
                 let one_tile = self.rows_columns().tiles == 1;
                 let start_rows = self.problem.start_rows();
                 (1..=rows as usize).contains(&start_rows)
+                    && (rows == 1 || !self.rows(rows).gradients)
                     && (one_tile || !self.problem.config().normalize_rows)
                     && (!splits.clustered || one_tile && self.limits.clusters && !self.grouped)
                     && self.rows_shared_bytes(rows, splits) <= self.limits.shared_bytes_per_block

@@ -8,6 +8,7 @@ mod every_call;
 mod failures;
 mod forced;
 mod given;
+mod gradients;
 mod group;
 mod host;
 mod layers;

@@ -92,9 +92,9 @@ impl Kernel for Exclude {
             arguments: &[0],
             arch: 75,
             block: BLOCK,
-            // All the threads a multiprocessor can have.
+            // All the threads a multiprocessor can have. Parameters in shared memory take some registers.
             blocks_per_multiprocessor: 8,
-            grouped_blocks_per_multiprocessor: 8,
+            grouped_blocks_per_multiprocessor: 6,
             static_shared_bytes: 0,
             shared_bytes: 0,
             cluster: 1,

@@ -37,7 +37,7 @@ pub struct FuseHeads {
     pub dtype: DType,
     /// How heads become one map.
     pub fusion: Fusion,
-    /// Entries are weighted by their gradients.
+    /// Entries are weighed by their gradients.
     pub gradients: bool,
 }
 

@@ -39,7 +39,7 @@ pub struct RolloutRows {
     pub rows: u32,
     /// How heads become one map.
     pub fusion: Fusion,
-    /// Entries are weighted by their gradients; the fusion is the mean.
+    /// Entries are weighed by their gradients; of one start row, and fused to the mean.
     pub gradients: bool,
     /// Rows of `Ahat` are divided by their sums.
     pub normalize: bool,
@@ -95,32 +95,37 @@ pub struct RowsOperands {
 
 /// All there are.
 pub(super) fn all() -> impl IntoIterator<Item = RolloutRows> {
-    let readers = super::map_readers()
-        .map(|(dtype, fusion, normalize, discard)| (dtype, fusion, false, normalize, discard));
-    let weighted = DType::ALL.into_iter().flat_map(|dtype| {
-        [false, true].map(|normalize| (dtype, Fusion::Mean, true, normalize, false))
-    });
-    readers
-        .chain(weighted)
-        .flat_map(|(dtype, fusion, gradients, normalize, discard)| {
-            RolloutRows::ROWS.map(|rows| RolloutRows {
-                dtype,
-                rows,
-                fusion,
-                gradients,
-                normalize,
-                discard,
-            })
+    let readers = super::map_readers().flat_map(|(dtype, fusion, normalize, discard)| {
+        RolloutRows::ROWS.map(|rows| RolloutRows {
+            dtype,
+            rows,
+            fusion,
+            gradients: false,
+            normalize,
+            discard,
         })
+    });
+    let weighing = DType::ALL.into_iter().flat_map(|dtype| {
+        [false, true].map(|normalize| RolloutRows {
+            dtype,
+            rows: 1,
+            fusion: Fusion::Mean,
+            gradients: true,
+            normalize,
+            discard: false,
+        })
+    });
+    readers.chain(weighing)
 }
 
 impl RolloutRows {
     /// Start rows that a variant holds.
     pub const ROWS: [u32; 2] = [1, 8];
 
-    /// Whether there are variants that weigh by gradients the maps that they fuse so. The others read fused maps then.
-    pub fn weighs(fusion: Fusion) -> bool {
-        fusion == Fusion::Mean
+    /// Whether there are variants that weigh by gradients the maps that they fuse so, for so many start rows. The others read
+    /// fused maps then.
+    pub fn weighs(fusion: Fusion, start_rows: usize) -> bool {
+        fusion == Fusion::Mean && start_rows == 1
     }
 
     /// The relevance of `problem`'s start rows, or the next step towards it. `columns` says how rows are divided, and

@@ -96,7 +96,7 @@ pub(in crate::cuda) fn rows_read_fused(problem: &Problem) -> bool {
     let fusion = Fusion::from(&config.head_fusion);
     config.discard.is_some()
         || !config.exclude_from_attention.is_empty()
-        || config.gradients.is_some() && !RolloutRows::weighs(fusion)
+        || config.gradients.is_some() && !RolloutRows::weighs(fusion, problem.start_rows())
 }
 
 /// The same of `rollout_chain`, of which no variant weighs maps.

@@ -14,7 +14,7 @@ const RULES: [GradientRule; 2] = [GradientRule::Heads, GradientRule::Fused];
 pub const ENTRIES: &[Entry] = &[
     Entry {
         name: "gradients_rows",
-        kernels: &["rollout_rows"],
+        kernels: &["gradients", "rollout_rows"],
         short: false,
         run: |lab| {
             for tokens in [1, 3, 8, 17, 33, 64] {
@@ -38,7 +38,7 @@ pub const ENTRIES: &[Entry] = &[
     Entry {
         // By the heads of a turn and beyond, in the first and last rows of a layer too.
         name: "gradients_heads",
-        kernels: &["rollout_rows", "head_fusion"],
+        kernels: &["gradients", "rollout_rows", "head_fusion"],
         short: true,
         run: |lab| {
             for heads in [1, 2, 5] {
@@ -56,7 +56,7 @@ pub const ENTRIES: &[Entry] = &[
     },
     Entry {
         name: "gradients_fused_first",
-        kernels: &["head_fusion", "rollout_first", "row_scales"],
+        kernels: &["gradients", "head_fusion", "rollout_first", "row_scales"],
         short: false,
         run: |lab| {
             let path = Path::Product(Arithmetic::Tf32x3, Form::Matrix);
@@ -77,7 +77,7 @@ pub const ENTRIES: &[Entry] = &[
     Entry {
         // A gradient reaches what depends on it, and nothing else: an infinity that is weighed by 0 is NaN.
         name: "gradients_not_finite",
-        kernels: &["rollout_rows", "head_fusion"],
+        kernels: &["gradients", "rollout_rows", "head_fusion"],
         short: true,
         run: |lab| {
             for rule in RULES {
