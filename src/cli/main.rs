@@ -15,6 +15,7 @@ mod output;
 mod pending;
 mod plan;
 mod progress;
+mod relevance;
 mod report;
 mod run;
 #[cfg(feature = "cuda")]

@@ -71,7 +71,8 @@ pub struct ConfigArgs {
     #[arg(long, value_enum, default_value_t = ScopeArg::Map, requires = "discard_ratio")]
     pub discard_scope: ScopeArg,
 
-    /// Leading tokens that are not patches (CLS, registers), for --discard-scope patches and --heatmap; 1 unless given
+    /// Leading tokens that are not patches (CLS, registers), for --discard-scope patches, --heatmap and --upsample; 1
+    /// unless given
     #[arg(long, value_name = "COUNT")]
     pub special_tokens: Option<usize>,
 
@@ -110,8 +111,8 @@ impl ConfigArgs {
     }
 
     /// Refuses options that nothing would heed where `kind` comes out (every kind where it is `None`), and where
-    /// patches are drawn or not.
-    pub fn check_heeded(&self, kind: Option<OutputKind>, draws_patches: bool) -> Result<()> {
+    /// patches come after special tokens or not.
+    pub fn check_heeded(&self, kind: Option<OutputKind>, after_special: bool) -> Result<()> {
         let rows = [
             ("--rows", self.rows.is_some()),
             ("--rows-for", !self.rows_for.is_empty()),
@@ -124,11 +125,11 @@ impl ConfigArgs {
                 return Err(Error::argument(option, "--output-kind rows", got));
             }
         }
-        let has_patches = draws_patches || self.discard_scope == ScopeArg::Patches;
+        let has_patches = after_special || self.discard_scope == ScopeArg::Patches;
         if self.special_tokens.is_some() && !has_patches {
             return Err(Error::argument(
                 "--special-tokens",
-                "--discard-scope patches, or --heatmap of patches",
+                "--discard-scope patches, or patches of --heatmap or --upsample without --columns",
                 "neither",
             ));
         }

@@ -1,6 +1,7 @@
 //! The output file: f32 tensors, written piece by piece.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 
 use safetensors::Dtype;
@@ -70,12 +71,18 @@ impl TensorFile {
         Ok(TensorFile { file, offsets })
     }
 
-    /// Writes `values` into the tensor `name`, from its element `first` on.
+    /// Writes `values`, those of `items`, into the tensor `spec`, whose first axis is the batch.
     ///
     /// # Panics
     /// Where the file has no such tensor.
-    pub fn write(&mut self, name: &str, first: usize, values: &[f32]) -> Result<()> {
-        let offset = self.offsets[name] + 4 * first as u64;
+    pub fn write_items(
+        &mut self,
+        spec: &TensorSpec,
+        items: &Range<usize>,
+        values: &[f32],
+    ) -> Result<()> {
+        let first = items.start * (values.len() / items.len().max(1));
+        let offset = self.offsets[&spec.name] + 4 * first as u64;
         self.file.write_at(offset, bytemuck::cast_slice(values))
     }
 

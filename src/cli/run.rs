@@ -18,6 +18,7 @@ use crate::options::{ConfigArgs, DeviceArgs, OutputKind, SelectArgs};
 use crate::output::{TensorFile, TensorSpec};
 use crate::pending::{self, PendingFile, Target};
 use crate::progress::Progress;
+use crate::relevance::RelevanceArgs;
 use crate::report;
 
 /// Compute the rollout of attention maps saved in a safetensors file.
@@ -41,6 +42,9 @@ pub struct RunArgs {
     config: ConfigArgs,
 
     #[command(flatten)]
+    relevance: RelevanceArgs,
+
+    #[command(flatten)]
     device: DeviceArgs,
 
     /// Stop at the first entry that is not finite or is negative, or row whose sum is off 1 by more than TOLERANCE
@@ -62,7 +66,7 @@ pub struct RunArgs {
 
 /// What one feature took.
 struct Done {
-    outputs: Vec<TensorSpec>,
+    outputs: Outputs,
     time: Duration,
     /// `None` where there was nothing to compute.
     variant: Option<String>,
@@ -79,33 +83,46 @@ pub fn run(args: &RunArgs) -> Result<()> {
         ));
     }
     let draws_patches = args.heatmap.draws_patches() && args.output_kind == OutputKind::Rows;
+    args.relevance
+        .check_heeded(args.output_kind, draws_patches)?;
+    let patches = draws_patches || args.relevance.upsample.is_some();
+    let after_special = patches && args.relevance.keeps_columns();
     args.config
-        .check_heeded(Some(args.output_kind), draws_patches)?;
+        .check_heeded(Some(args.output_kind), after_special)?;
     let file = InputFile::open(&args.input)?;
     check_paths(args)?;
     let tensors = file.tensors()?;
     let jobs = jobs(&tensors, &args.select, &args.config, args.output_kind)?;
     note_ignored_gradients(args, &tensors, &jobs);
     let device = backend::open(&args.device)?;
-    let specs: Vec<Vec<TensorSpec>> = jobs
+    let special_tokens = args.config.special_tokens();
+    let outputs: Vec<Outputs> = jobs
         .iter()
-        .map(|job| output_specs(args, &tensors, job))
+        .map(|job| {
+            args.relevance.check(job, special_tokens)?;
+            Outputs::new(args, &tensors, job)
+        })
         .collect::<Result<_>>()?;
-    let drawing = heatmap::prepare(&args.heatmap, args.config.special_tokens(), &jobs)?;
+    let drawing = heatmap::prepare(&args.heatmap, &args.relevance, special_tokens, &jobs)?;
     let file = match &args.output {
-        Some(path) => Some(TensorFile::create(path, specs.iter().flatten())?),
+        Some(path) => {
+            let specs = outputs.iter().flat_map(Outputs::specs);
+            Some(TensorFile::create(path, specs)?)
+        }
         None => None,
     };
 
     let total = jobs.iter().map(|job| job.problem.map_bytes() as u64).sum();
     let mut sink = Sink {
+        relevance: &args.relevance,
+        special_tokens,
         file,
         drawing,
         drawn: None,
         progress: Progress::start(total),
     };
     let mut done = Vec::with_capacity(jobs.len());
-    for (job, outputs) in jobs.iter().zip(specs) {
+    for (job, outputs) in jobs.iter().zip(outputs) {
         let (time, variant) = sink.run_job(&device, job, &outputs, args.validate)?;
         done.push(Done {
             outputs,
@@ -160,54 +177,97 @@ fn check_paths(args: &RunArgs) -> Result<()> {
     Ok(())
 }
 
-/// The tensors a job writes: those of the rollout, then the attribution.
-fn output_specs(args: &RunArgs, tensors: &Tensors<'_>, job: &Job<'_>) -> Result<Vec<TensorSpec>> {
-    let prefix = &job.feature.prefix;
-    let shape = job.problem.output_shape();
-    let spec = |name: &str, shape: &[usize]| TensorSpec {
-        name: format!("{prefix}{name}"),
-        shape: shape.to_vec(),
-    };
-    let mut specs = match job.problem.config().output {
-        Output::Rows(_) => vec![spec("relevance", &shape)],
-        Output::Matrix => vec![spec("rollout", &shape)],
-        Output::Cumulative => job
-            .problem
-            .layers()
-            .map(|layer| spec(&format!("rollout.{layer}"), &shape[1..]))
-            .collect(),
-    };
-    if args.expand {
-        let [batch, tokens] = shape[..] else {
-            return Err(Error::argument(
-                "--expand",
-                "one start row",
-                format!("{} in {}", job.problem.start_rows(), job.feature.place()),
-            ));
+/// The tensors a job writes.
+struct Outputs {
+    /// Relevance, or what else comes out: one, or one for each layer.
+    rollout: Vec<TensorSpec>,
+    /// The first of them, repeated to the shape of a value.
+    attribution: Option<TensorSpec>,
+    /// The pictures of its patches.
+    upsampled: Option<TensorSpec>,
+}
+
+impl Outputs {
+    fn new(args: &RunArgs, tensors: &Tensors<'_>, job: &Job<'_>) -> Result<Self> {
+        let prefix = &job.feature.prefix;
+        let shape = args.relevance.shape(&job.problem);
+        let spec = |name: &str, shape: &[usize]| TensorSpec {
+            name: format!("{prefix}{name}"),
+            shape: shape.to_vec(),
         };
-        let name = format!("{prefix}value");
-        let value = tensors.require(&name, "--expand")?;
-        check_leading_shape(&name, value, batch, tokens)?;
-        specs.push(spec("attribution", value.shape()));
+        let rollout = match job.problem.config().output {
+            Output::Rows(_) => vec![spec("relevance", &shape)],
+            Output::Matrix => vec![spec("rollout", &shape)],
+            Output::Cumulative => job
+                .problem
+                .layers()
+                .map(|layer| spec(&format!("rollout.{layer}"), &shape[1..]))
+                .collect(),
+        };
+        let attribution = match args.expand {
+            false => None,
+            true => {
+                let value = value_shape(args, tensors, job, &shape)?;
+                Some(spec("attribution", value))
+            }
+        };
+        let upsampled = args.relevance.upsample.map(|to| {
+            let rows = &shape[..shape.len() - 1];
+            spec("upsampled", &[rows, &[to.height, to.width]].concat())
+        });
+        Ok(Outputs {
+            rollout,
+            attribution,
+            upsampled,
+        })
     }
-    Ok(specs)
+
+    fn specs(&self) -> impl Iterator<Item = &TensorSpec> {
+        let derived = self.attribution.iter().chain(&self.upsampled);
+        self.rollout.iter().chain(derived)
+    }
+}
+
+/// The shape that `--expand` repeats relevance of `shape` to.
+fn value_shape<'t>(
+    args: &RunArgs,
+    tensors: &'t Tensors<'_>,
+    job: &Job<'_>,
+    shape: &[usize],
+) -> Result<&'t [usize]> {
+    let [batch, tokens] = shape[..] else {
+        return Err(Error::argument(
+            "--expand",
+            "one start row",
+            format!("{} in {}", job.problem.start_rows(), job.feature.place()),
+        ));
+    };
+    if !args.relevance.keeps_columns() {
+        return Err(Error::argument("--expand", "all columns", "--columns"));
+    }
+    let name = format!("{}value", job.feature.prefix);
+    let value = tensors.require(&name, "--expand")?;
+    check_leading_shape(&name, value, batch, tokens)?;
+    Ok(value.shape())
 }
 
 /// Where results go.
-struct Sink {
+struct Sink<'a> {
+    relevance: &'a RelevanceArgs,
+    special_tokens: usize,
     file: Option<TensorFile>,
     drawing: Option<Drawing>,
     drawn: Option<PendingFile>,
     progress: Progress,
 }
 
-impl Sink {
+impl Sink<'_> {
     /// Computes a job chunk by chunk; returns the time spent computing, and what computed it.
     fn run_job(
         &mut self,
         device: &Device,
         job: &Job<'_>,
-        outputs: &[TensorSpec],
+        outputs: &Outputs,
         validate: Option<Option<f64>>,
     ) -> Result<(Duration, Option<String>)> {
         let all = match (&self.file, &self.drawing) {
@@ -245,10 +305,15 @@ impl Sink {
                 }
                 Some(Next::Done(chunk)) => {
                     let items = all.start + chunk.items().start..all.start + chunk.items().end;
-                    self.draw(&items, chunk.out())?;
-                    if let Some(file) = &mut self.file {
-                        write_chunk(job, &items, chunk.out(), outputs, file)?;
-                    }
+                    let out = match job.problem.config().output {
+                        Output::Rows(_) => {
+                            let left = self.relevance.apply(&job.problem, &items, chunk.out());
+                            left.map_err(place())?
+                        }
+                        Output::Matrix | Output::Cumulative => chunk.out().into(),
+                    };
+                    self.draw(&items, &out)?;
+                    self.write(job, &items, &out, outputs)?;
                     self.progress.add(map_bytes * items.len() as u64);
                 }
             }
@@ -262,6 +327,43 @@ impl Sink {
             let item = out.len() / items.len();
             let first = (drawing.item - items.start) * item;
             self.drawn = Some(drawing.draw(&out[first..first + item])?);
+        }
+        Ok(())
+    }
+
+    /// Writes the results of `items` to where they belong in each output tensor.
+    fn write(
+        &mut self,
+        job: &Job<'_>,
+        items: &Range<usize>,
+        out: &[f32],
+        outputs: &Outputs,
+    ) -> Result<()> {
+        let Some(file) = &mut self.file else {
+            return Ok(());
+        };
+        let layer = out.len() / outputs.rollout.len();
+        for (spec, layer) in outputs.rollout.iter().zip(out.chunks_exact(layer.max(1))) {
+            file.write_items(spec, items, layer)?;
+        }
+        if let Some(attribution) = &outputs.attribution {
+            // [B, N] to [B, N, ...]: each token's relevance for everything the token holds.
+            let relevance = [items.len(), out.len() / items.len()];
+            let value = [&[items.len()], &attribution.shape[1..]].concat();
+            let expanded = post::expand(out, &relevance, &value)
+                .map_err(Error::rollout(job.feature.place()))?;
+            file.write_items(attribution, items, &expanded)?;
+        }
+        if let Some(upsampled) = &outputs.upsampled {
+            // They may be much larger than what they are made of.
+            let rows = out.chunks_exact(out.len() / items.len());
+            for (item, rows) in items.clone().zip(rows) {
+                let special_tokens = self.special_tokens;
+                let pictures = self
+                    .relevance
+                    .pictures(&job.problem, item, rows, special_tokens)?;
+                file.write_items(upsampled, &(item..item + 1), &pictures)?;
+            }
         }
         Ok(())
     }
@@ -295,36 +397,6 @@ fn check_maps(
     })
 }
 
-/// Writes the results of `items` to where they belong in each output tensor.
-fn write_chunk(
-    job: &Job<'_>,
-    items: &Range<usize>,
-    out: &[f32],
-    outputs: &[TensorSpec],
-    file: &mut TensorFile,
-) -> Result<()> {
-    if let Output::Cumulative = job.problem.config().output {
-        let per_layer = out.len() / outputs.len();
-        let item = per_layer / items.len();
-        for (spec, layer) in outputs.iter().zip(out.chunks_exact(per_layer)) {
-            file.write(&spec.name, items.start * item, layer)?;
-        }
-        return Ok(());
-    }
-    let item = out.len() / items.len();
-    file.write(&outputs[0].name, items.start * item, out)?;
-    if let Some(attribution) = outputs.get(1) {
-        // [B, N] to [B, N, ...]: each token's relevance for everything the token holds.
-        let relevance = [items.len(), item];
-        let value = [&[items.len()], &attribution.shape[1..]].concat();
-        let expanded =
-            post::expand(out, &relevance, &value).map_err(Error::rollout(job.feature.place()))?;
-        let first = items.start * (expanded.len() / items.len());
-        file.write(&attribution.name, first, &expanded)?;
-    }
-    Ok(())
-}
-
 fn summarize(
     args: &RunArgs,
     device: &Device,
@@ -351,7 +423,7 @@ fn summarize(
             let shape = job.problem.shape();
             let outputs: serde_json::Map<_, _> = done
                 .outputs
-                .iter()
+                .specs()
                 .map(|spec| (spec.name.clone(), json!(spec.shape)))
                 .collect();
             json!({

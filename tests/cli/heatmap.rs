@@ -58,10 +58,10 @@ fn photo_keeps_its_size_and_lights_up_at_the_hot_patch() {
     let bench = Bench::new();
     let grey = RgbImage::from_pixel(90, 40, Rgb([128; 3]));
     grey.save(bench.path("photo.png")).unwrap();
-    for upsample in ["nearest", "bilinear"] {
+    for filter in ["nearest", "bilinear"] {
         // Upper right of 4 x 4 patches.
         let input = bench.write("in.safetensors", &[("layer.0", row_0_on(4, 17))]);
-        let options = format!("--heatmap heat.png --image photo.png --upsample {upsample}");
+        let options = format!("--heatmap heat.png --image photo.png --filter {filter}");
         bench.run(&input, &options).expect_status(0);
         let heat = open(&bench, "heat.png");
         assert_eq!(heat.dimensions(), (90, 40));

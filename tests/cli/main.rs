@@ -13,6 +13,7 @@ mod messages;
 mod outputs;
 mod paths;
 mod real_data;
+mod relevance;
 mod signals;
 mod support;
 

@@ -10,18 +10,21 @@ mod scale;
 mod tokens;
 
 use std::io::Cursor;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use attention_rollout::{Output, Window};
 use clap::{Args, ValueEnum};
+use image::ImageFormat;
 use image::imageops::FilterType;
-use image::{ImageFormat, RgbImage};
 
 use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::pending::PendingFile;
-use photo::Grid;
+use crate::relevance::{Extents, RelevanceArgs};
+use photo::Ground;
+
+pub use photo::check_size;
 use scale::{ColorMap, ScaleOptions};
 
 /// Most tokens a matrix or a text is drawn for.
@@ -42,10 +45,6 @@ pub struct HeatmapArgs {
     #[arg(long, value_name = "FILE", requires = "heatmap")]
     pub image: Option<PathBuf>,
 
-    /// Rows and columns of patches; a square unless given
-    #[arg(long, value_name = "HxW", requires = "heatmap")]
-    grid: Option<GridArg>,
-
     /// Token labels as JSON: lists of strings, one list per item, alone or under "tokens"; one list alone is that of
     /// item 0
     #[arg(long, value_name = "FILE", requires = "heatmap")]
@@ -65,9 +64,9 @@ pub struct HeatmapArgs {
     )]
     clip_percentile: f64,
 
-    /// How patches are enlarged to the photo
-    #[arg(long, value_enum, default_value_t = Upsample::Bilinear, requires = "heatmap")]
-    upsample: Upsample,
+    /// How patches are enlarged to the photo, or to the size of --upsample
+    #[arg(long, value_enum, default_value_t = Filter::Bilinear, requires = "heatmap")]
+    filter: Filter,
 
     /// Add a colour bar below the photo (text and matrix always have one)
     #[arg(long, requires = "heatmap")]
@@ -88,29 +87,11 @@ fn percentile(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "expected a percentile from 1 to 100".to_owned())
 }
 
-/// `--upsample`.
+/// `--filter`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Upsample {
+enum Filter {
     Bilinear,
     Nearest,
-}
-
-/// `--grid HxW`.
-#[derive(Clone, Copy, Debug)]
-struct GridArg(Grid);
-
-impl FromStr for GridArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let extent = |text: &str| text.parse().ok().filter(|&extent: &usize| extent > 0);
-        text.split_once('x')
-            .and_then(|(height, width)| {
-                let (height, width) = (extent(height)?, extent(width)?);
-                Some(GridArg(Grid { height, width }))
-            })
-            .ok_or_else(|| "expected rows and columns of patches, as 14x14".to_owned())
-    }
 }
 
 /// A picture that waits for its values.
@@ -126,9 +107,10 @@ pub struct Drawing {
 
 enum Kind {
     Patches {
-        special_tokens: usize,
-        grid: Grid,
-        photo: Option<RgbImage>,
+        /// Which of the values are patches.
+        patches: Range<usize>,
+        grid: Extents,
+        ground: Ground,
         filter: FilterType,
         with_bar: bool,
     },
@@ -153,6 +135,7 @@ impl Kind {
 /// Makes ready what `--heatmap` asks for.
 pub fn prepare(
     args: &HeatmapArgs,
+    relevance: &RelevanceArgs,
     special_tokens: usize,
     jobs: &[Job<'_>],
 ) -> Result<Option<Drawing>> {
@@ -180,11 +163,15 @@ pub fn prepare(
             format!("item {}, whose attention_mask is 0", args.item),
         ));
     }
-    let kind = kind(args, special_tokens, job, window)?;
+    let kind = kind(args, relevance, special_tokens, job, window)?;
+    let (shown, _) = match job.problem.config().output {
+        Output::Rows(_) => relevance.valid(window),
+        Output::Matrix | Output::Cumulative => (window, 0..tokens),
+    };
     Ok(Some(Drawing {
         file: PendingFile::create(path)?,
         item: args.item,
-        window,
+        window: shown,
         tokens,
         scale: ScaleOptions {
             colors: args.colormap.unwrap_or(kind.default_colors()),
@@ -194,7 +181,13 @@ pub fn prepare(
     }))
 }
 
-fn kind(args: &HeatmapArgs, special_tokens: usize, job: &Job<'_>, window: Window) -> Result<Kind> {
+fn kind(
+    args: &HeatmapArgs,
+    relevance: &RelevanceArgs,
+    special_tokens: usize,
+    job: &Job<'_>,
+    window: Window,
+) -> Result<Kind> {
     let refuse = |option, expected: &str, got: String| Err(Error::argument(option, expected, got));
     let is_matrix = match &job.problem.config().output {
         Output::Rows(_) if job.problem.start_rows() != 1 => {
@@ -227,17 +220,29 @@ fn kind(args: &HeatmapArgs, special_tokens: usize, job: &Job<'_>, window: Window
     };
     Ok(match labels {
         labels if is_matrix => Kind::Matrix { labels },
-        Some(labels) => Kind::Text { labels },
-        None => Kind::Patches {
-            special_tokens,
-            grid: grid(args, special_tokens, window)?,
-            photo: args.image.as_deref().map(photo::open).transpose()?,
-            filter: match args.upsample {
-                Upsample::Bilinear => FilterType::Triangle,
-                Upsample::Nearest => FilterType::Nearest,
-            },
-            with_bar: args.colorbar,
-        },
+        Some(labels) => {
+            let (_, left) = relevance.valid(window);
+            if left.is_empty() {
+                let expected = "columns that the item to draw has";
+                return refuse("--columns", expected, format!("none of {}", window.len));
+            }
+            Kind::Text {
+                labels: labels[left].to_vec(),
+            }
+        }
+        None => {
+            let (patches, grid) = relevance.patches("--heatmap", window, special_tokens)?;
+            Kind::Patches {
+                patches,
+                grid,
+                ground: ground(args, relevance)?,
+                filter: match args.filter {
+                    Filter::Bilinear => FilterType::Triangle,
+                    Filter::Nearest => FilterType::Nearest,
+                },
+                with_bar: args.colorbar,
+            }
+        }
     })
 }
 
@@ -257,27 +262,14 @@ fn labels(path: &Path, item: usize, window: Window, tokens: usize) -> Result<Vec
     }
 }
 
-fn grid(args: &HeatmapArgs, special_tokens: usize, window: Window) -> Result<Grid> {
-    let patches = window.len.saturating_sub(special_tokens);
-    let counted = format!("{patches} of {} tokens", window.len);
-    match args.grid {
-        Some(GridArg(grid)) if grid.height.checked_mul(grid.width) == Some(patches) => Ok(grid),
-        Some(GridArg(Grid { height, width })) => Err(Error::argument(
-            "--grid",
-            format!("as many patches as there are tokens after --special-tokens {special_tokens}"),
-            format!("{height}x{width} for {counted}"),
-        )),
-        None => match patches.isqrt() {
-            side if side > 0 && side * side == patches => Ok(Grid {
-                height: side,
-                width: side,
-            }),
-            _ => Err(Error::argument(
-                "--heatmap",
-                "--tokens for text, --grid for patches, or a square number of patches",
-                counted,
-            )),
-        },
+/// What patches are drawn on.
+fn ground(args: &HeatmapArgs, relevance: &RelevanceArgs) -> Result<Ground> {
+    if let Some(path) = &args.image {
+        return photo::open(path).map(Ground::Photo);
+    }
+    match relevance.upsample {
+        None => Ok(Ground::Squares),
+        Some(to) => check_size(to).map(|(width, height)| Ground::Blank { width, height }),
     }
 }
 
@@ -289,15 +281,15 @@ impl Drawing {
         let valid = |row: &[f32]| row[start..start + len].to_vec();
         let picture = match self.kind {
             Kind::Patches {
-                special_tokens,
+                patches,
                 grid,
-                photo,
+                ground,
                 filter,
                 with_bar,
             } => {
-                let patches = &valid(values)[special_tokens..];
+                let patches = &values[start..][patches];
                 let scale = self.scale.scale(patches.iter().copied());
-                photo::draw(patches, grid, &scale, photo.as_ref(), filter, with_bar)
+                photo::draw(patches, grid, &scale, &ground, filter, with_bar)
             }
             Kind::Text { labels } => tokens::draw(&labels, &valid(values), self.scale),
             Kind::Matrix { labels } => {

@@ -10,6 +10,7 @@ use super::canvas::{Canvas, mix};
 use super::scale::{BAR_HEIGHT, Scale};
 use crate::error::{Error, Result};
 use crate::input::open_regular;
+use crate::relevance::Extents;
 
 /// How strongly the colours cover the photo.
 const OPACITY: f32 = 0.55;
@@ -17,11 +18,14 @@ const OPACITY: f32 = 0.55;
 /// Side that a map without a photo is enlarged to, about.
 const MAP_SIDE: u32 = 448;
 
-/// Patches as rows and columns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Grid {
-    pub height: usize,
-    pub width: usize,
+/// What patches are drawn on.
+pub enum Ground {
+    /// A photo, which has the size of the picture.
+    Photo(RgbImage),
+    /// Nothing, of this size.
+    Blank { width: u32, height: u32 },
+    /// Nothing; each patch is a square.
+    Squares,
 }
 
 /// Longest side of a photo, in pixels.
@@ -55,12 +59,27 @@ pub fn open(path: &Path) -> Result<RgbImage> {
     Ok(photo.into_rgb8())
 }
 
-/// Draws `patches` (row by row) over `photo`, which has the size of the result; without one, as squares.
+/// Checks the size that `--upsample` asks for: that of the largest photo is enough. Its width and height.
+pub fn check_size(to: Extents) -> Result<(u32, u32)> {
+    let side = |extent: usize| u32::try_from(extent).ok().filter(|&side| side <= MAX_SIDE);
+    match (side(to.width), side(to.height)) {
+        (Some(width), Some(height)) if u64::from(width) * u64::from(height) <= MAX_PIXELS => {
+            Ok((width, height))
+        }
+        _ => Err(Error::argument(
+            "--upsample",
+            format!("at most {MAX_PIXELS} pixels, and {MAX_SIDE} on a side"),
+            format!("{}x{}", to.height, to.width),
+        )),
+    }
+}
+
+/// Draws `patches` (row by row).
 pub fn draw(
     patches: &[f32],
-    grid: Grid,
+    grid: Extents,
     scale: &Scale,
-    photo: Option<&RgbImage>,
+    ground: &Ground,
     filter: FilterType,
     with_bar: bool,
 ) -> RgbImage {
@@ -68,8 +87,8 @@ pub fn draw(
     let shares = patches.iter().map(|&value| scale.share(value)).collect();
     let map: ImageBuffer<Luma<f32>, Vec<f32>> =
         ImageBuffer::from_vec(columns, rows, shares).expect("one value per patch");
-    let picture = match photo {
-        Some(photo) => {
+    let picture = match ground {
+        Ground::Photo(photo) => {
             let map = resize(&map, photo.width(), photo.height(), filter);
             let mut picture = photo.clone();
             for (pixel, Luma([share])) in picture.pixels_mut().zip(map.pixels()) {
@@ -77,7 +96,13 @@ pub fn draw(
             }
             picture
         }
-        None => {
+        Ground::Blank { width, height } => {
+            let map = resize(&map, *width, *height, filter);
+            RgbImage::from_fn(*width, *height, |x, y| {
+                scale.color_at(map.get_pixel(x, y).0[0])
+            })
+        }
+        Ground::Squares => {
             let cell = (MAP_SIDE / columns.max(rows)).max(1);
             RgbImage::from_fn(columns * cell, rows * cell, |x, y| {
                 scale.color(patches[(y / cell * columns + x / cell) as usize])

@@ -41,6 +41,11 @@ pub const ENTRIES: &[Entry] = &[
         kernels: &["gradients", "rollout_rows", "head_fusion"],
         short: true,
         run: |lab| {
+            // The maps fill whole granules, which their gradients do not.
+            weighed([2, 1, 2, 8], GradientRule::Heads)
+                .start(StartRows::Mean)
+                .at(Lay::Contiguous, 16)
+                .check(lab, Path::Rows(1))?;
             for heads in [1, 2, 5] {
                 weighed([2, 1, heads, 21], GradientRule::Heads)
                     .start(StartRows::Mean)
