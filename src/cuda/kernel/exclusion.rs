@@ -68,17 +68,8 @@ impl Exclude {
             discard_first: scope.first,
             discard_spares_origin: scope.spares_origin,
         };
-        let geometry = Geometry {
-            grid: [
-                items.len() as u32,
-                window_len.div_ceil(BLOCK / WARP),
-                layers as u32,
-            ],
-            block: BLOCK,
-            shared_bytes: 0,
-            cluster: 1,
-            cooperative: false,
-        };
+        let rows = window_len.div_ceil(BLOCK / WARP);
+        let geometry = Geometry::new([items.len() as u32, rows, layers as u32], BLOCK);
         Launch::new(self.variant(), geometry, &params, 0).passing(2 * items.len() * layers * fused.maps.bytes())
     }
 }
@@ -86,19 +77,11 @@ impl Exclude {
 impl Kernel for Exclude {
     fn variant(&self) -> Variant {
         Variant {
-            stem: "exclusion",
-            symbol: symbol("exclusion", &["f32"], &[]),
             defines: vec![("BLOCK_THREADS", BLOCK.to_string())],
-            arguments: &[0],
-            arch: 75,
-            block: BLOCK,
-            // All the threads a multiprocessor can have. Parameters in shared memory take some registers.
-            blocks_per_multiprocessor: 8,
+            // Parameters in shared memory take some registers.
             grouped_blocks_per_multiprocessor: 6,
-            static_shared_bytes: 0,
-            shared_bytes: 0,
-            cluster: 1,
-            queues: false,
+            // All the threads a multiprocessor can have.
+            ..Variant::new("exclusion", symbol("exclusion", &["f32"], &[]), BLOCK, 8)
         }
     }
 
