@@ -122,7 +122,7 @@ fn max_error(
     let buffers = inputs.iter().map(upload).collect::<Result<Vec<_>, _>>()?;
     let layers: Vec<Vec<_>> = buffers
         .iter()
-        .map(|buffers| buffers.iter().map(device_layer).collect())
+        .map(|buffers| buffers.iter().map(|layer| device_layer(layer)).collect())
         .collect();
     // What a kernel forgets to write stays NaN.
     let mut outs = problems
@@ -209,8 +209,8 @@ fn upload_layer(
 }
 
 /// The layer of which these are the tensors.
-fn device_layer(tensors: &Vec<Buffer>) -> DeviceLayer<'_> {
-    match &tensors[..] {
+fn device_layer(tensors: &[Buffer]) -> DeviceLayer<'_> {
+    match tensors {
         [maps, gradients] => Layer::Gradients {
             maps: maps.tensor(),
             gradients: gradients.tensor(),
