@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::api::{BUILTIN_OPERATION_FAILURE, COMPILATION, INVALID_OPTION};
 use super::log;
-use super::{KernelResources, Nvrtc, NvrtcError, Source, Target};
+use super::{KernelResources, Nvrtc, NvrtcError, Source, Target, Version};
 
 /// How to compile.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,7 +140,10 @@ impl Nvrtc {
                 supported: self.archs.clone(),
             });
         }
-        let arguments = options.arguments();
+        let mut arguments = options.arguments();
+        if self.version >= Version::WITH_CACHE {
+            arguments.push("--no-cache".to_owned());
+        }
         let program = self.api.program(source.name, source.text, source.headers)?;
         let code = program.compile(&arguments)?;
         let log = program.log()?;

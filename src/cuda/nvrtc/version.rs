@@ -17,6 +17,13 @@ impl Version {
         major: 12,
         minor: 0,
     };
+
+    /// The first NVRTC that, beside a driver, keeps what it compiled in the driver's cache. Of what it finds there it has
+    /// no log, and so no registers to tell: it is told not to look.
+    pub(super) const WITH_CACHE: Version = Version {
+        major: 12,
+        minor: 9,
+    };
 }
 
 impl fmt::Display for Version {
