@@ -19,6 +19,9 @@ pub(crate) trait Scratch: Send + Sync {
     /// Floats of each member's own.
     fn member_floats(&self) -> usize;
 
+    /// Floats that follow them where a member computes items alone.
+    fn alone_floats(&self) -> usize;
+
     /// Floats that members share who compute an item together.
     fn team_floats(&self) -> usize;
 }
@@ -82,8 +85,11 @@ pub(crate) struct Engine<S> {
 
 impl<S: Scratch> Engine<S> {
     pub fn new(team: Arc<Team>, problems: Vec<Prepared<S>>) -> Result<Self> {
-        let own = problems.iter().map(|p| p.scratch.member_floats());
-        let own = own.max().unwrap_or(0);
+        let own = |p: &Prepared<S>| match p.alone(p.items(), team.members()).is_empty() {
+            true => p.scratch.member_floats(),
+            false => p.scratch.member_floats() + p.scratch.alone_floats(),
+        };
+        let own = problems.iter().map(own).max().unwrap_or(0);
         let members = (0..team.members())
             .map(|_| Floats::zeroed(own).map(Mutex::new))
             .collect::<Result<_>>()?;

@@ -100,8 +100,12 @@ impl StreamingPlan {
             form: Form::Product,
             ..choice
         };
-        // The rollouts are in the state.
-        let prepared = Prepared::new(problem, step, ProductScratch::of_layer(problem)?);
+        // What is kept is in the state.
+        let scratch = match state {
+            State::Layers(..) => ProductScratch::of_written_layer(problem)?,
+            State::Rollouts { .. } => ProductScratch::of_layer(problem)?,
+        };
+        let prepared = Prepared::new(problem, step, scratch);
         Ok(StreamingPlan {
             engine: Engine::new(team, vec![prepared])?,
             problem: problem.clone(),
@@ -181,12 +185,12 @@ impl StreamingPlan {
                 layer,
                 item,
             };
-            let (candidates, shared) = prepared.scratch.carve(task.memory);
+            let (own, shared) = prepared.scratch.carve(task.memory);
             let layer = Layer {
                 simd,
                 member,
                 maps,
-                candidates,
+                own,
                 shared,
             };
             let slab = |slabs| Slab::of_matrix(slabs, pushed * batch + item, tokens, window);

@@ -9,7 +9,8 @@ use attention_rollout::cpu::{
 };
 use attention_rollout::device::{Device, Next};
 use attention_rollout::{
-    DType, HostLayer, HostTensor, Output, Problem, RolloutConfig, Shape, StartRows, reference,
+    DType, Discard, DiscardScope, HostLayer, HostTensor, Output, Problem, RolloutConfig, Shape,
+    StartRows, reference,
 };
 use proptest::prelude::*;
 
@@ -311,5 +312,38 @@ fn rows_without_weight_are_not_read() {
         let got = run(&problem, &layers, count, choice);
         let numbers = got.iter().all(|entry| entry.is_finite());
         assert!(numbers, "{simd}, {count} threads: {got:?}");
+    }
+}
+
+#[test]
+fn one_layer_is_written_as_it_is_made() {
+    let shape = Shape {
+        layers: 1,
+        batch: 3,
+        heads: 2,
+        tokens: 300,
+    };
+    for (output, discards) in [
+        (Output::Matrix, false),
+        (Output::Cumulative, false),
+        (Output::Matrix, true),
+    ] {
+        let mut case = Case::new(shape, 7);
+        case.config.output = output;
+        case.config.discard = discards.then_some(Discard {
+            ratio: 0.5,
+            scope: DiscardScope::Map,
+        });
+        let generated = case.generate();
+        for count in [1, 2, 4] {
+            let mut plan = Plan::new(&generated.problem, &threads(count)).unwrap();
+            // To select from: candidates of every member, and a whole fused map of each who computes alone, and of all.
+            let maps = if discards { 2 * count + 1 } else { 0 };
+            let most = maps * 4 * shape.tokens * shape.tokens + count * (64 << 10);
+            assert!(plan.workspace_bytes() <= most, "{}", plan.workspace_bytes());
+            let mut out = poisoned(&generated.problem);
+            plan.run(&generated.layers(), &mut out).unwrap();
+            check("one layer", &generated, &out).unwrap();
+        }
     }
 }

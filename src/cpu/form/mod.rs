@@ -40,6 +40,13 @@ impl Scratch for FormScratch {
         }
     }
 
+    fn alone_floats(&self) -> usize {
+        match self {
+            FormScratch::Rows(scratch) => scratch.alone_floats(),
+            FormScratch::Product(scratch) => scratch.alone_floats(),
+        }
+    }
+
     fn team_floats(&self) -> usize {
         match self {
             FormScratch::Rows(scratch) => scratch.team_floats(),
@@ -66,8 +73,8 @@ impl Task<'_, FormScratch> {
                 rows::item(run, self.member, self.item, scratch, self.memory);
             }
             FormScratch::Product(scratch) => {
-                let (candidates, shared) = scratch.carve(self.memory);
-                product::item(run, self.member, self.item, candidates, shared);
+                let (own, shared) = scratch.carve(self.memory);
+                product::item(run, self.member, self.item, own, shared);
             }
         }
     }

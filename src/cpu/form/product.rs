@@ -20,10 +20,11 @@ use crate::problem::Problem;
 
 /// What product form computes in: lengths, for the largest item.
 pub(crate) struct ProductScratch {
-    /// Each member's own: candidates to select from, and what is shared, for where it computes an item alone.
+    /// Each member's own: candidates to select from, and a few rows of `Ahat`. Where it computes an item alone, what is
+    /// shared follows.
     own: Parts<2>,
     /// What the members share who compute an item together: rollouts that are not outputs, `Ahat` of one layer `[tokens,
-    /// tokens]`, and the whole fused map `[tokens, tokens]` where something is discarded.
+    /// tokens]` where it is multiplied, and the whole fused map `[tokens, tokens]` where something is discarded.
     shared: Parts<3>,
     /// How many rollouts there are.
     rollouts: usize,
@@ -35,7 +36,10 @@ impl ProductScratch {
     /// # Errors
     /// [`Error::SizeOverflow`](crate::Error::SizeOverflow).
     pub fn size(problem: &Problem) -> Result<Self> {
-        ProductScratch::with_rollouts(problem, rollouts(problem))
+        match writes_ahat(problem) {
+            true => ProductScratch::of_written_layer(problem),
+            false => ProductScratch::new(problem, rollouts(problem), true),
+        }
     }
 
     /// What one layer takes where its rollouts are kept elsewhere.
@@ -43,36 +47,51 @@ impl ProductScratch {
     /// # Errors
     /// [`Error::SizeOverflow`](crate::Error::SizeOverflow).
     pub fn of_layer(problem: &Problem) -> Result<Self> {
-        ProductScratch::with_rollouts(problem, 0)
+        ProductScratch::new(problem, 0, true)
     }
 
-    fn with_rollouts(problem: &Problem, rollouts: usize) -> Result<Self> {
-        let tokens = problem.windows().iter().map(|w| w.len).max().unwrap_or(0);
+    /// What one layer takes whose `Ahat` is written as it is made.
+    ///
+    /// # Errors
+    /// [`Error::SizeOverflow`](crate::Error::SizeOverflow).
+    pub fn of_written_layer(problem: &Problem) -> Result<Self> {
+        ProductScratch::new(problem, 0, false)
+    }
+
+    fn new(problem: &Problem, rollouts: usize, keeps_ahat: bool) -> Result<Self> {
+        let lens = || problem.windows().iter().map(|w| w.len);
+        let tokens = lens().max().unwrap_or(0);
         let square = checked("workspace", &[tokens, tokens])?;
+        let few = lens().map(few_rows_elements).max().unwrap_or(0);
         let (map, candidates) = match problem.config().discard {
             Some(_) => (square, discard::scratch(tokens)),
             None => (0, 0),
         };
         let kept = checked("workspace", &[rollouts, panels::elements(tokens)?])?;
-        let shared = Parts([kept, square, map]);
+        let ahat = if keeps_ahat { square } else { 0 };
         Ok(ProductScratch {
-            own: Parts([candidates, shared.floats()]),
-            shared,
+            own: Parts([candidates, few]),
+            shared: Parts([kept, ahat, map]),
             rollouts,
         })
     }
 
-    /// The member's own candidates to select from, and what those share who compute the item.
-    pub fn carve<'a>(&self, memory: Memory<'a>) -> (&'a mut [f32], ProductShared<'a>) {
-        let [candidates, own] = self.own.carve(memory.own);
-        let team = memory.team.unwrap_or_else(|| Shared::new(own));
+    /// The member's own, and what those share who compute the item.
+    pub fn carve<'a>(&self, memory: Memory<'a>) -> (ProductOwn<'a>, ProductShared<'a>) {
+        let (own, alone) = memory.own.split_at_mut(self.own.floats());
+        let [candidates, few_rows] = self.own.carve(own);
+        let own = ProductOwn {
+            candidates,
+            few_rows,
+        };
+        let team = memory.team.unwrap_or_else(|| Shared::new(alone));
         let [kept, ahat, map] = team.carve(self.shared);
         let shared = ProductShared {
             ahat,
             rollouts: Rollouts::new(kept, self.rollouts),
             map,
         };
-        (candidates, shared)
+        (own, shared)
     }
 }
 
@@ -81,20 +100,55 @@ impl Scratch for ProductScratch {
         self.own.floats()
     }
 
+    fn alone_floats(&self) -> usize {
+        self.shared.floats()
+    }
+
     fn team_floats(&self) -> usize {
         self.shared.floats()
+    }
+}
+
+/// What a member writes alone. All lengths are those of the largest item.
+pub(crate) struct ProductOwn<'a> {
+    /// Room to select from, where something is discarded.
+    pub candidates: &'a mut [f32],
+    /// Rows of `Ahat` that are not kept: so few that they stay in the first-level cache until they are finished.
+    pub few_rows: &'a mut [f32],
+}
+
+impl ProductOwn<'_> {
+    /// The same for one step of several.
+    fn reborrow(&mut self) -> ProductOwn<'_> {
+        ProductOwn {
+            candidates: self.candidates,
+            few_rows: self.few_rows,
+        }
     }
 }
 
 /// What the members that compute one item write together. All lengths are those of the largest item.
 #[derive(Clone, Copy)]
 pub(crate) struct ProductShared<'a> {
-    /// `Ahat` of one layer, `[tokens, tokens]`.
+    /// `Ahat` of one layer, `[tokens, tokens]`; empty where none is multiplied.
     pub ahat: Shared<'a>,
     /// [`rollouts`] of them.
     pub rollouts: Rollouts<'a>,
     /// The fused map `[tokens, tokens]` where something is discarded, else empty.
     pub map: Shared<'a>,
+}
+
+/// Whether the output is `Ahat` of the one layer there is, which nothing multiplies.
+fn writes_ahat(problem: &Problem) -> bool {
+    problem.layers().len() == 1 && !matches!(problem.config().output, Output::Rows(_))
+}
+
+/// Elements of the few rows of `Ahat` that are made at a time.
+fn few_rows_elements(len: usize) -> usize {
+    match len {
+        0 => 0,
+        len => rows::chunk_rows(1, len) * len,
+    }
 }
 
 /// Rollouts that product form keeps: this one and the next.
@@ -107,7 +161,7 @@ pub(crate) fn item(
     run: Run<'_>,
     member: Member<'_>,
     item: usize,
-    candidates: &mut [f32],
+    mut own: ProductOwn<'_>,
     shared: ProductShared<'_>,
 ) {
     let Run { problem, out, .. } = run;
@@ -133,6 +187,16 @@ pub(crate) fn item(
     if len == 0 {
         return;
     }
+    if writes_ahat(problem) {
+        let layer = Layer {
+            simd: run.simd,
+            member,
+            maps: run.maps(problem.layers().start, item),
+            own,
+            shared,
+        };
+        return layer.write(Slab::of_matrix(out, item, tokens, window));
+    }
     let rollout = |step: usize| shared.rollouts.rollout(step % 2);
     for (at, layer) in problem.layers().enumerate() {
         let slab = match output {
@@ -149,7 +213,7 @@ pub(crate) fn item(
             simd: run.simd,
             member,
             maps: run.maps(layer, item),
-            candidates,
+            own: own.reborrow(),
             shared,
         };
         layer.step(buffers);
@@ -172,8 +236,7 @@ pub(crate) struct Layer<'a> {
     pub simd: Simd,
     pub member: Member<'a>,
     pub maps: ItemMaps<'a>,
-    /// Room to select from, where something is discarded.
-    pub candidates: &'a mut [f32],
+    pub own: ProductOwn<'a>,
     pub shared: ProductShared<'a>,
 }
 
@@ -227,23 +290,23 @@ impl Layer<'_> {
             simd,
             member,
             maps,
-            candidates,
+            own,
             shared,
         } = self;
         let len = maps.len();
         // SAFETY: all have passed the last step's barrier, and there is one at the end of this step.
         let whole = unsafe { whole_by_team(simd, member, maps, shared.map) };
-        let fused_map = FusedMap::new(simd, maps, whole, candidates);
+        let fused_map = FusedMap::new(simd, maps, whole, own.candidates);
         let weight = maps.problem.residual(maps.layer).attention;
-        let own = member.part(len);
-        // SAFETY: every member writes rows of its own, and all have passed the last step's barrier.
-        let ahat = unsafe { shared.ahat.get_mut(own.start * len..own.end * len) };
-        // So few that they stay in the first-level cache until they are finished.
+        let part = member.part(len);
         let few = rows::chunk_rows(1, len);
-        for first in own.clone().step_by(few) {
-            let rows = first..own.end.min(first + few);
-            let at = if keep { first - own.start } else { 0 };
-            let made = &mut ahat[at * len..(at + rows.len()) * len];
+        for first in part.clone().step_by(few) {
+            let rows = first..part.end.min(first + few);
+            let made = match keep {
+                // SAFETY: every member writes rows of its own, and all have passed the last step's barrier.
+                true => unsafe { shared.ahat.get_mut(first * len..rows.end * len) },
+                false => &mut own.few_rows[..rows.len() * len],
+            };
             fused_map.rows(rows.clone(), weight, made);
             add_residual(&fused_map, rows, made);
             take(first, made);

@@ -141,6 +141,10 @@ impl Scratch for RowsScratch {
         self.own.floats()
     }
 
+    fn alone_floats(&self) -> usize {
+        0
+    }
+
     fn team_floats(&self) -> usize {
         self.shared.floats()
     }
