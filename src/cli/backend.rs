@@ -12,6 +12,7 @@ use crate::report;
 
 /// The device the options ask for. `auto` is the first GPU that can compute, or else the CPU, and says why.
 pub fn open(args: &DeviceArgs) -> Result<Device> {
+    limit_threads(args)?;
     if args.device == DeviceArg::Cpu {
         return open_cpu(args);
     }
@@ -32,6 +33,20 @@ pub fn open(args: &DeviceArgs) -> Result<Device> {
 pub fn open_cpu(args: &DeviceArgs) -> Result<Device> {
     let threads = Some(threads(args)?);
     Ok(Device::cpu(&cpu::Options { threads }))
+}
+
+/// Lets `--validate` and the reference, which take the threads of the process, take as many as the options ask for.
+fn limit_threads(args: &DeviceArgs) -> Result<()> {
+    let threads = threads(args)?;
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.get())
+        .build_global()
+        .map_err(|error| {
+            Error::rollout("threads")(attention_rollout::Error::Threads {
+                threads: threads.get(),
+                reason: error.to_string(),
+            })
+        })
 }
 
 /// The GPUs that the options name, with the compiler for their kernels.
