@@ -162,6 +162,16 @@ pub enum Error {
         /// The shape given.
         got: Vec<usize>,
     },
+    /// The elements of an axis do not lie side by side.
+    #[error(
+        "axis {axis} must be contiguous, of stride 1, got stride {got}: make the tensor contiguous"
+    )]
+    AxisStride {
+        /// The axis, counted from the outermost.
+        axis: usize,
+        /// Its stride in elements.
+        got: usize,
+    },
     /// More layers were pushed than the problem has, or fewer when the result was asked for.
     #[error("streaming: expected {expected} layers, got {got}")]
     StreamedLayers {
@@ -331,6 +341,15 @@ pub enum Error {
         required: usize,
         /// The address.
         address: u64,
+    },
+    /// Something that a stream capture cannot record.
+    #[cfg(feature = "cuda")]
+    #[error("{what} cannot be part of a stream capture: use {instead}")]
+    Capturing {
+        /// What was to be submitted.
+        what: &'static str,
+        /// The call that can be captured.
+        instead: &'static str,
     },
     /// The output overlaps an input.
     #[cfg(feature = "cuda")]

@@ -103,6 +103,64 @@ impl Strides {
         }
     }
 
+    /// The strides of a tensor of these extents, outermost axis first, that a layer can be read from where it lies:
+    /// `[batch, heads, tokens, tokens]`, or `[batch, tokens, tokens]` with heads that are fused already. Both in elements,
+    /// as every framework tells them.
+    ///
+    /// ```
+    /// use attention_rollout::Strides;
+    ///
+    /// // A slice of a tensor [batch, layers, heads, tokens, tokens]: 2 of 8 layers apart, 4 heads, 5 tokens.
+    /// let strides = Strides::of(&[2, 4, 5, 5], &[8 * 4 * 25, 25, 5, 1])?;
+    /// assert_eq!((strides.batch, strides.head, strides.row), (800, 25, 5));
+    /// let transposed = Strides::of(&[2, 4, 5, 5], &[100, 25, 1, 5]).unwrap_err();
+    /// assert!(transposed.to_string().contains("axis 3 must be contiguous"));
+    /// # Ok::<(), attention_rollout::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where there are not 3 or 4 axes, or a map is not square; [`Error::Count`] where there is not one
+    /// stride per axis; [`Error::AxisStride`] where the last axis is not contiguous.
+    pub fn of(shape: &[usize], strides: &[usize]) -> Result<Self> {
+        let expected = "[batch, heads, tokens, tokens] or [batch, tokens, tokens]";
+        let wrong = || Error::Shape {
+            what: "the extents of a layer",
+            expected: expected.to_owned(),
+            got: shape.to_vec(),
+        };
+        let (rows, columns) = match *shape {
+            [_, _, rows, columns] | [_, rows, columns] => (rows, columns),
+            _ => return Err(wrong()),
+        };
+        if rows != columns {
+            return Err(wrong());
+        }
+        let (of, column) = match *strides {
+            [batch, head, row, column] if shape.len() == 4 => {
+                (Strides { batch, head, row }, column)
+            }
+            [batch, row, column] if shape.len() == 3 => {
+                let head = 0;
+                (Strides { batch, head, row }, column)
+            }
+            _ => {
+                return Err(Error::Count {
+                    what: "strides, one per axis",
+                    expected: shape.len(),
+                    got: strides.len(),
+                });
+            }
+        };
+        // Where there is but one column, nothing lies beside it.
+        if column != 1 && columns > 1 {
+            return Err(Error::AxisStride {
+                axis: shape.len() - 1,
+                got: column,
+            });
+        }
+        Ok(of)
+    }
+
     /// Number of elements from the first to the last one that `shape` reaches, both included; 0 for an empty batch.
     ///
     /// # Errors

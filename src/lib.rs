@@ -11,7 +11,8 @@
 //! | addresses and a stream of another framework | [`cuda::DeviceLayer::from_raw`], as below |
 //! | a model that runs just now, layer by layer | [`cpu::StreamingPlan`], [`cuda::StreamingPlan`] |
 //! | a machine that may have a GPU or not | [`device::Device`] |
-//! | many problems of different sizes | [`cpu::GroupPlan`], [`cuda::GroupPlan`] |
+//! | many problems of different sizes at once | [`cpu::GroupPlan`], [`cuda::GroupPlan`] |
+//! | one problem after the other, of changing sizes | [`cpu::PlanCache`], [`cuda::PlanCache`] on a [`cuda::Runtime`] |
 //! | a model that can hand out its attention | [`mod@model`]: it runs, and is explained feature by feature |
 //! | a file of maps | the binary: [`guide::command_line`] |
 //! | maps that may not be attention | [`validate()`] |
@@ -71,6 +72,8 @@ pub mod memory;
 pub mod model;
 pub mod post;
 mod problem;
+#[cfg(any(feature = "cpu", feature = "cuda"))]
+mod recent;
 #[cfg(feature = "cpu")]
 pub mod reference;
 mod validate;

@@ -57,20 +57,20 @@ fn open_cuda(args: &DeviceArgs) -> Result<Device, String> {
 
 #[cfg(feature = "cuda")]
 fn cuda_device(args: &DeviceArgs) -> attention_rollout::Result<Device> {
-    let (contexts, options) = cuda_contexts(args)?;
-    Device::cuda(&contexts, &options)
+    let (runtimes, options) = cuda_runtimes(args)?;
+    Device::on(&runtimes, &options)
 }
 
-/// The contexts of the GPUs that the options name, and how plans are made for them.
+/// The GPUs that the options name, with one compiler for all, and how plans are made for them.
 #[cfg(feature = "cuda")]
-pub fn cuda_contexts(
+pub fn cuda_runtimes(
     args: &DeviceArgs,
 ) -> attention_rollout::Result<(
-    Vec<std::sync::Arc<attention_rollout::cuda::cudarc::driver::CudaContext>>,
+    Vec<attention_rollout::cuda::Runtime>,
     attention_rollout::cuda::Options,
 )> {
     use crate::options::PrecisionArg;
-    use attention_rollout::cuda::{self, Options, Precision, nvrtc::Nvrtc};
+    use attention_rollout::cuda::{self, Compiler, Options, Precision, Runtime, nvrtc::Nvrtc};
     let devices = cuda::available()?;
     let ordinals = match args.device {
         DeviceArg::CudaAll => 0..devices.len(),
@@ -84,10 +84,16 @@ pub fn cuda_contexts(
             PrecisionArg::F32 => Precision::F32,
             PrecisionArg::Half => Precision::Half,
         },
-        nvrtc: Some(Nvrtc::load_for_driver(cuda::driver_version()?)?),
         ..Options::default()
     };
-    Ok((contexts, options))
+    let compiler = Compiler {
+        nvrtc: Some(Nvrtc::load_for_driver(cuda::driver_version()?)?),
+        ..Compiler::default()
+    };
+    let runtimes = contexts
+        .iter()
+        .map(|context| Runtime::new(context, &compiler));
+    Ok((runtimes.collect::<attention_rollout::Result<_>>()?, options))
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use attention_rollout::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DriverError};
+use attention_rollout::cuda::cudarc::driver::{CudaSlice, CudaStream, DriverError};
 use attention_rollout::cuda::kernel::{self, Arithmetic, Kernel};
 use attention_rollout::cuda::variant::Entry;
 use attention_rollout::cuda::{
-    self, DeviceLayer, DeviceTensor, GroupItem, GroupPlan, Options, Plan,
+    DeviceLayer, DeviceTensor, GroupItem, GroupPlan, Options, Plan, Runtime,
 };
 use attention_rollout::{DType, HostLayer, HostTensor, Layer, Problem, measure::Inputs, reference};
 use clap::Args;
@@ -51,20 +51,19 @@ pub fn run(args: &SelftestArgs) -> Result<()> {
         precision: PrecisionArg::F32,
         threads: None,
     };
-    let (contexts, options) = backend::cuda_contexts(&gpu).map_err(device)?;
-    let context = &contexts[0];
-    let limits = cuda::limits(context).map_err(device)?;
+    let (runtimes, options) = backend::cuda_runtimes(&gpu).map_err(device)?;
+    let runtime = &runtimes[0];
     let (mut total, mut failed) = (0, 0);
     let kernels = kernel::all();
     let entered = |kernel| Entry::ALL.map(|entry| (entry, kernel));
     for (entry, kernel) in kernels.iter().flat_map(entered) {
         let variant = kernel.variant();
         let symbol = entry.symbol(&variant);
-        if !symbol.contains(&args.only) || !variant.runs_on(&limits) {
+        if !symbol.contains(&args.only) || !variant.runs_on(runtime.limits()) {
             continue;
         }
         total += 1;
-        let verdict = match max_error(context, &options, entry, kernel.as_ref()) {
+        let verdict = match max_error(runtime, &options, entry, kernel.as_ref()) {
             Ok((error, budget)) if error <= budget => format!("{error:.2e}  ok"),
             Ok((error, budget)) => format!("{error:.2e}  FAILED, the budget is {budget:.2e}"),
             Err(error) => format!("FAILED: {error}"),
@@ -79,7 +78,7 @@ pub fn run(args: &SelftestArgs) -> Result<()> {
             args.only.clone(),
         ));
     }
-    let ordinal = context.ordinal();
+    let ordinal = runtime.context().ordinal();
     report::line(format_args!(
         "cuda:{ordinal}: {} of {total} kernels are right",
         total - failed
@@ -93,7 +92,7 @@ pub fn run(args: &SelftestArgs) -> Result<()> {
 /// The largest absolute error of `kernel` over problems that it takes part in, one by one or two as a group, NaN where
 /// it left NaN, and the most it may be.
 fn max_error(
-    context: &Arc<CudaContext>,
+    runtime: &Runtime,
     options: &Options,
     entry: Entry,
     kernel: &dyn Kernel,
@@ -113,7 +112,7 @@ fn max_error(
         variant: Some(kernel.variant().symbol),
         ..options.clone()
     };
-    let stream = context.default_stream();
+    let stream = runtime.context().default_stream();
     let upload = |inputs: &Inputs| {
         let layers = inputs.layers();
         let buffers = layers.iter().map(|layer| upload_layer(&stream, layer));
@@ -132,12 +131,12 @@ fn max_error(
     match entry {
         Entry::Alone => {
             for ((problem, layers), out) in problems.iter().zip(&layers).zip(&mut outs) {
-                let mut plan = Plan::new(context, problem, &options)?;
+                let mut plan = Plan::on(runtime, problem, &options)?;
                 plan.run(&stream, layers, out)?;
             }
         }
         Entry::Grouped => {
-            let mut plan = GroupPlan::new(context, &problems, &options)?;
+            let mut plan = GroupPlan::on(runtime, &problems, &options)?;
             let items = layers.iter().zip(&mut outs);
             let mut items: Vec<_> = items
                 .map(|(layers, out)| GroupItem {

@@ -4,6 +4,7 @@
 //! engine hands items out to the members of a team. [`Form::Rows`] carries rows through the layers, [`Form::Product`]
 //! multiplies matrices; both take fused rows from `map`, which takes them from `fuse`, the only code that reads maps.
 
+mod cache;
 mod choice;
 mod discard;
 mod engine;
@@ -21,6 +22,7 @@ mod team;
 
 use std::num::NonZeroUsize;
 
+pub use cache::PlanCache;
 pub use choice::{Choice, Form};
 pub use group::{GroupItem, GroupPlan};
 pub use plan::Plan;
@@ -28,6 +30,15 @@ pub use simd::Simd;
 pub use streaming::StreamingPlan;
 
 pub use crate::chunk::Progress;
+
+// Made on one thread, run on another. A run takes its plan exclusively.
+const _: () = {
+    const fn moves_and_is_shared<T: Send + Sync>() {}
+    moves_and_is_shared::<Plan>();
+    moves_and_is_shared::<PlanCache>();
+    moves_and_is_shared::<StreamingPlan>();
+    moves_and_is_shared::<GroupPlan>();
+};
 
 /// How to run on the CPU.
 #[derive(Clone, Debug, Default)]

@@ -12,6 +12,7 @@ use crate::cpu::team::{Shared, Team};
 use crate::cpu::{Options, Progress};
 use crate::error::Result;
 use crate::layer::HostLayer;
+use crate::memory::filled;
 use crate::problem::Problem;
 
 /// A problem made ready to run on the CPU: threads started, workspace allocated. Prints what it has decided.
@@ -49,8 +50,17 @@ impl Plan {
     /// As [`new`](Plan::new).
     pub fn with_choice(problem: &Problem, options: &Options, choice: Choice) -> Result<Self> {
         let team = Arc::new(Team::new(options.threads)?);
+        Plan::of(&team, problem, choice)
+    }
+
+    /// As [`new`](Plan::new), on a team that other plans use too.
+    pub(super) fn of_team(team: &Arc<Team>, problem: &Problem) -> Result<Self> {
+        Plan::of(team, problem, Choice::of(problem))
+    }
+
+    fn of(team: &Arc<Team>, problem: &Problem, choice: Choice) -> Result<Self> {
         Ok(Plan {
-            engine: Engine::new(team, vec![prepare(problem, choice)?])?,
+            engine: Engine::new(team.clone(), vec![prepare(problem, choice)?])?,
         })
     }
 
@@ -93,6 +103,16 @@ impl Plan {
         self.engine
             .run(Prepared::items, |task| task.rollout(layers, out));
         Ok(())
+    }
+
+    /// As [`run`](Plan::run), into memory that it allocates.
+    ///
+    /// # Errors
+    /// As [`run`](Plan::run); [`Error::HostMemory`](crate::Error::HostMemory).
+    pub fn run_to_vec(&mut self, layers: &[HostLayer<'_>]) -> Result<Vec<f32>> {
+        let mut out = filled("the output", self.problem().output_len(), 0.0)?;
+        self.run(layers, &mut out)?;
+        Ok(out)
     }
 
     /// Computes the items `items` alone: `layers` hold every layer of theirs, `out` is shaped as

@@ -10,6 +10,7 @@
 //! | run many problems of different shapes together, in as many launches as one of them | [`GroupPlan`] |
 //! | run over host memory, in chunks, on one or several GPUs | [`HostPlan`], [`run_host`] |
 //! | share the compiler and loaded kernels among plans | [`Runtime`] |
+//! | keep the plans of many shapes | [`PlanCache`] |
 //! | see what would be launched, without any GPU | [`choose`] |
 //!
 //! ```no_run
@@ -68,12 +69,12 @@ pub use choose::{choose, choose_streaming};
 pub use cudarc;
 pub use driver::{DeviceInfo, available, context, driver_version, limits, memory};
 pub use limits::DeviceLimits;
-pub use options::{ImageKind, Options, Precision};
+pub use options::{Compiler, ImageKind, Options, Precision};
 #[doc(hidden)]
 pub use plan::pack;
 pub use plan::{
     DeviceLayer, DeviceOutput, DeviceTensor, GroupItem, GroupPlan, HostPlan, Pass, Plan,
-    StreamingPlan, run_host,
+    PlanCache, StreamingPlan, run_host,
 };
 pub use runtime::Runtime;
 pub use schedule::Schedule;

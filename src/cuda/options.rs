@@ -1,4 +1,4 @@
-//! How to compute on a GPU: the choices that a caller may make.
+//! How to compute on a GPU: the choices that a caller may make, for a plan and for the compiler behind it.
 
 use super::nvrtc::{Cache, Nvrtc};
 
@@ -24,7 +24,7 @@ pub enum ImageKind {
     Ptx,
 }
 
-/// How to run on a GPU.
+/// How a plan computes.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// How exactly matrices are multiplied.
@@ -32,23 +32,40 @@ pub struct Options {
     /// Symbol of a kernel variant that must take part. `None` leaves the choice to [`choose`](super::choose()), unless the environment
     /// variable `ROLLOUT_VARIANT` names one.
     pub variant: Option<String>,
-    /// What kernels are compiled to. The environment variable `ROLLOUT_PTX=1` asks for PTX too.
-    pub image: ImageKind,
-    /// The compiler to use; `None` finds one ([`Nvrtc::load_for_driver`]).
-    pub nvrtc: Option<Nvrtc>,
-    /// Where compiled kernels are kept; `None` is [`Cache::from_env`].
-    pub cache: Option<Cache>,
 }
 
 impl Options {
     /// These options, with what they leave open taken from the environment.
     pub(crate) fn with_environment(&self) -> Self {
         let mut options = self.clone();
-        let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         options.variant = options.variant.or_else(|| set("ROLLOUT_VARIANT"));
-        if set("ROLLOUT_PTX").is_some_and(|value| value != "0") {
-            options.image = ImageKind::Ptx;
-        }
         options
     }
+}
+
+/// How a [`Runtime`](super::Runtime) comes to its kernels.
+#[derive(Clone, Debug, Default)]
+pub struct Compiler {
+    /// What kernels are compiled to. The environment variable `ROLLOUT_PTX=1` asks for PTX too.
+    pub image: ImageKind,
+    /// The compiler to use; `None` finds one ([`Nvrtc::load_for_driver`]) when the first kernel is compiled.
+    pub nvrtc: Option<Nvrtc>,
+    /// Where compiled kernels are kept; `None` is [`Cache::from_env`].
+    pub cache: Option<Cache>,
+}
+
+impl Compiler {
+    /// This compiler, with what it leaves open taken from the environment.
+    pub(super) fn with_environment(&self) -> Self {
+        let mut compiler = self.clone();
+        if set("ROLLOUT_PTX").is_some_and(|value| value != "0") {
+            compiler.image = ImageKind::Ptx;
+        }
+        compiler
+    }
+}
+
+/// What an environment variable says, where it says anything.
+fn set(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }

@@ -8,11 +8,26 @@ use cudarc::driver::CudaContext;
 use super::driver::{self, Function};
 use super::limits::DeviceLimits;
 use super::nvrtc::{self, Arch, Cache, Image, Nvrtc, Source, Target};
-use super::options::{ImageKind, Options};
+use super::options::{Compiler, ImageKind};
 use super::variant::{Entry, Variant};
 use crate::error::{Error, Result};
 
-/// A device made ready for plans. Plans that are made from one runtime, or its clones, share loaded kernels.
+/// A device made ready for plans. The plans made `on` one runtime, or on its clones, on any threads, share the compiler,
+/// which is looked for once, and the kernels, each compiled and loaded once and kept for as long as the runtime or a plan
+/// lives. A plan whose kernels are all there asks neither the compiler nor any file.
+///
+/// ```no_run
+/// use attention_rollout::cuda::{self, Compiler, Options, Plan, Runtime};
+/// use attention_rollout::{DType, Problem, RolloutConfig, Shape};
+///
+/// let runtime = Runtime::new(&cuda::context(0)?, &Compiler::default())?;
+/// for tokens in [128, 256, 512] {
+///     let shape = Shape { layers: 12, batch: 8, heads: 12, tokens };
+///     let problem = Problem::new(shape, DType::F16, RolloutConfig::default())?;
+///     let plan = Plan::on(&runtime, &problem, &Options::default())?; // compiles what is not there yet
+/// }
+/// # Ok::<(), attention_rollout::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Runtime(Arc<Inner>);
 
@@ -28,23 +43,22 @@ struct Inner {
 }
 
 impl Runtime {
-    /// The device of `context` (see [`context`](super::context())), with the compiler, the cache and the kind of image
-    /// that `options` name.
+    /// The device of `context` (see [`context`](super::context())), whose kernels come from `compiler`.
     ///
     /// # Errors
     /// [`Error::Driver`].
-    pub fn new(context: &Arc<CudaContext>, options: &Options) -> Result<Self> {
-        let options = options.with_environment();
+    pub fn new(context: &Arc<CudaContext>, compiler: &Compiler) -> Result<Self> {
+        let compiler = compiler.with_environment();
         let nvrtc = OnceLock::new();
-        if let Some(given) = options.nvrtc {
+        if let Some(given) = compiler.nvrtc {
             nvrtc.get_or_init(|| given);
         }
         Ok(Runtime(Arc::new(Inner {
             context: context.clone(),
             limits: driver::limits(context)?,
             nvrtc,
-            cache: options.cache.unwrap_or_else(Cache::from_env),
-            image: options.image,
+            cache: compiler.cache.unwrap_or_else(Cache::from_env),
+            image: compiler.image,
             functions: Mutex::default(),
         })))
     }

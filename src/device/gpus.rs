@@ -10,7 +10,7 @@ use cudarc::driver::CudaContext;
 use super::{Backend, Chunked, Device};
 use crate::chunk::Chunk;
 use crate::cuda::kernel::{Arithmetic, Form, Kernel, RolloutProduct};
-use crate::cuda::{self, HostPlan, Options, Precision, Runtime};
+use crate::cuda::{self, Compiler, HostPlan, Options, Precision, Runtime};
 use crate::error::{Error, Result};
 use crate::layer::HostLayer;
 use crate::problem::Problem;
@@ -26,14 +26,23 @@ impl Device {
     /// # Errors
     /// [`Error::ZeroExtent`] where there is no context; [`Error::Driver`].
     pub fn cuda(contexts: &[Arc<CudaContext>], options: &Options) -> Result<Self> {
-        if contexts.is_empty() {
-            return Err(Error::ZeroExtent { what: "devices" });
-        }
+        let compiler = Compiler::default();
         let runtimes = contexts
             .iter()
-            .map(|context| Runtime::new(context, options));
+            .map(|context| Runtime::new(context, &compiler));
+        Device::on(&runtimes.collect::<Result<Vec<_>>>()?, options)
+    }
+
+    /// As [`cuda`](Device::cuda), with the compilers and the kernels of `runtimes`.
+    ///
+    /// # Errors
+    /// [`Error::ZeroExtent`] where there is no runtime.
+    pub fn on(runtimes: &[Runtime], options: &Options) -> Result<Self> {
+        if runtimes.is_empty() {
+            return Err(Error::ZeroExtent { what: "devices" });
+        }
         Ok(Device::new(Gpus {
-            runtimes: runtimes.collect::<Result<_>>()?,
+            runtimes: runtimes.into(),
             options: options.with_environment(),
         }))
     }
@@ -113,7 +122,7 @@ impl Backend for Gpus {
         &self,
         members: Vec<(Problem, crate::measure::Inputs)>,
     ) -> Result<crate::measure::Case> {
-        crate::measure::Case::cuda(members, self.context(), &self.options)
+        crate::measure::Case::cuda(members, &self.runtimes[0], &self.options)
     }
 }
 

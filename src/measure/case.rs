@@ -53,19 +53,19 @@ impl Case {
         })
     }
 
-    /// Plans problems, each with its inputs, for the GPU of `context`.
+    /// Plans problems, each with its inputs, for the GPU of `runtime`.
     ///
     /// # Errors
     /// As [`Plan::new`](crate::cuda::Plan::new), and where the maps do not fit beside the workspace.
     #[cfg(feature = "cuda")]
     pub fn cuda(
         members: Vec<(Problem, Inputs)>,
-        context: &Arc<crate::cuda::cudarc::driver::CudaContext>,
+        runtime: &crate::cuda::Runtime,
         options: &crate::cuda::Options,
     ) -> Result<Self> {
         Case::new(members, |problems, inputs| {
             Ok(Box::new(CudaRunner::new(
-                problems, inputs, context, options,
+                problems, inputs, runtime, options,
             )?))
         })
     }

@@ -6,15 +6,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cudarc::driver::{
-    CudaContext, CudaEvent, CudaGraph, CudaSlice, CudaStream, DevicePtr, DriverError, sys,
-};
+use cudarc::driver::{CudaEvent, CudaGraph, CudaSlice, CudaStream, DevicePtr, DriverError, sys};
 
-use super::device_maps::{DeviceMaps, allocation_error};
+use super::device_maps::DeviceMaps;
 use super::device_read::DeviceRead;
 use super::inputs::Inputs;
 use super::runner::{Replay, Runner, Setup};
-use crate::cuda::driver::{bind, driver_error};
+use crate::cuda::driver::{allocation_error, bind, driver_error};
 use crate::cuda::kernel::Arithmetic;
 use crate::cuda::{DeviceOutput, GroupItem, GroupPlan, Options, Plan, Runtime, cudarc};
 use crate::error::Result;
@@ -49,19 +47,20 @@ enum DevicePlan {
 }
 
 impl CudaRunner {
-    /// Plans `problems` on the device of `context`.
+    /// Plans `problems` on the device of `runtime`.
     ///
     /// # Errors
     /// As [`Plan::new`]; [`Error::OutOfDeviceMemory`] where the maps do not fit beside the workspace.
     pub fn new(
         problems: &[Problem],
         inputs: &[Inputs],
-        context: &Arc<CudaContext>,
+        runtime: &Runtime,
         options: &Options,
     ) -> Result<Self> {
+        let context = runtime.context();
         let plan = match problems {
-            [problem] => DevicePlan::One(Box::new(Plan::new(context, problem, options)?)),
-            problems => DevicePlan::Many(GroupPlan::new(context, problems, options)?),
+            [problem] => DevicePlan::One(Box::new(Plan::on(runtime, problem, options)?)),
+            problems => DevicePlan::Many(GroupPlan::on(runtime, problems, options)?),
         };
         let stream = context
             .new_stream()
@@ -70,11 +69,11 @@ impl CudaRunner {
             let bytes = 4 * problem.output_len().max(1);
             stream
                 .alloc_zeros(problem.output_len().max(1))
-                .map_err(allocation_error(context, "the output", bytes))
+                .map_err(allocation_error("cuMemAllocAsync", "the output", bytes))
         };
         let outputs = problems.iter().map(output).collect::<Result<Vec<_>>>()?;
         let map_bytes = problems.iter().map(Problem::map_bytes).sum();
-        let floor = DeviceRead::new(&Runtime::new(context, options)?, map_bytes)?;
+        let floor = DeviceRead::new(runtime, map_bytes)?;
         let maps = DeviceMaps::new(&stream, inputs, map_bytes)?;
         let event = || {
             context

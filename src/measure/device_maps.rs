@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, sys};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 
 use super::inputs::Inputs;
 use super::rotation;
-use crate::cuda::driver::driver_error;
+use crate::cuda::driver::{allocation_error, driver_error};
 use crate::cuda::{self, DeviceLayer, DeviceTensor, cudarc};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::layer::{HostTensor, Layer};
 
 /// Every layer starts at a multiple of this, as allocations do.
@@ -53,7 +53,7 @@ impl DeviceMaps {
         let copies = rotation::copies(rotation_bytes, map_bytes).min(fitting.max(1));
         let mut memory = stream
             .alloc_zeros::<u8>(copies * copy_bytes)
-            .map_err(allocation_error(context, "attention maps", copy_bytes))?;
+            .map_err(allocation_error("cuMemAllocAsync", "attention maps", copy_bytes))?;
         let first = memory.device_ptr(stream).0;
         let mut offset = 0;
         let layers: Vec<_> = inputs.iter().flat_map(Inputs::layers).collect();
@@ -103,21 +103,5 @@ impl DeviceMaps {
             addresses,
             _memory: memory,
         })
-    }
-}
-
-/// Turns a failure to allocate `required` bytes for `what` into an error.
-pub(super) fn allocation_error(
-    context: &Arc<CudaContext>,
-    what: &'static str,
-    required: usize,
-) -> impl Fn(DriverError) -> Error {
-    move |error| match error.0 {
-        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfDeviceMemory {
-            what,
-            required,
-            available: cuda::memory(context).map_or(0, |(free, _)| free),
-        },
-        _ => driver_error("cuMemAllocAsync")(error),
     }
 }

@@ -6,7 +6,9 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use attention_rollout::cuda::cudarc::driver::{CudaStream, DriverError};
-use attention_rollout::cuda::{GroupItem, GroupPlan, HostPlan, Plan, StreamingPlan};
+use attention_rollout::cuda::{
+    GroupItem, GroupPlan, HostPlan, Options, Plan, Runtime, StreamingPlan,
+};
 use attention_rollout::{HostLayer, Shape};
 use vcuda::Code;
 
@@ -76,6 +78,10 @@ fn upload(stream: &Arc<CudaStream>, maps: &HostLayer<'_>) -> Result<Buffer, Driv
     stream.clone_htod(maps).map(Buffer::F32)
 }
 
+fn runtime(machine: &Machine) -> Result<Runtime, attention_rollout::Error> {
+    Runtime::new(&machine.context, &machine.compiler)
+}
+
 fn plan(machine: &Machine, generated: &Generated) -> Attempt {
     let stream = machine.context.default_stream();
     let buffers: Vec<Buffer> = generated
@@ -85,7 +91,7 @@ fn plan(machine: &Machine, generated: &Generated) -> Attempt {
         .collect::<Result<_, _>>()?;
     let layers: Vec<_> = buffers.iter().map(Buffer::layer).collect();
     let mut out = stream.alloc_zeros(generated.problem.output_len())?;
-    let mut plan = Plan::new(&machine.context, &generated.problem, &machine.options)?;
+    let mut plan = Plan::on(&runtime(machine)?, &generated.problem, &Options::default())?;
     plan.run(&stream, &layers, &mut out)?;
     Ok(stream.clone_dtoh(&out)?)
 }
@@ -93,7 +99,7 @@ fn plan(machine: &Machine, generated: &Generated) -> Attempt {
 fn stream(machine: &Machine, generated: &Generated) -> Attempt {
     let stream = machine.context.default_stream();
     let mut out = stream.alloc_zeros(generated.problem.output_len())?;
-    let mut plan = StreamingPlan::new(&machine.context, &generated.problem, &machine.options)?;
+    let mut plan = StreamingPlan::on(&runtime(machine)?, &generated.problem, &Options::default())?;
     let mut pass = plan.begin(&stream, &mut out)?;
     for maps in &generated.layers() {
         pass.push_layer(upload(&stream, maps)?.layer())?;
@@ -113,7 +119,7 @@ fn group(machine: &Machine, generated: &Generated) -> Attempt {
     let len = generated.problem.output_len();
     let mut outs = [stream.alloc_zeros(len)?, stream.alloc_zeros(len)?];
     let problems = [generated.problem.clone(), generated.problem.clone()];
-    let mut plan = GroupPlan::new(&machine.context, &problems, &machine.options)?;
+    let mut plan = GroupPlan::on(&runtime(machine)?, &problems, &Options::default())?;
     let item = |out| GroupItem {
         layers: &layers,
         out,
@@ -127,7 +133,12 @@ fn group(machine: &Machine, generated: &Generated) -> Attempt {
 fn host(machine: &Machine, generated: &Generated) -> Attempt {
     let mut out = vec![f32::NAN; generated.problem.output_len()];
     let one = NonZeroUsize::new(1);
-    let mut plan = HostPlan::new(&machine.context, &generated.problem, &machine.options, one)?;
+    let mut plan = HostPlan::on(
+        &[runtime(machine)?],
+        &generated.problem,
+        &Options::default(),
+        one,
+    )?;
     plan.run(&generated.layers(), &mut out, &mut |_| {})?;
     Ok(out)
 }

@@ -31,7 +31,7 @@ fn case() -> Case {
 
 /// Why a plan cannot be made.
 fn refusal(machine: &Machine, problem: &Problem) -> Error {
-    match Plan::new(&machine.context, problem, &machine.options) {
+    match Plan::on(&machine.runtime(), problem, &Options::default()) {
         Ok(plan) => panic!("made: {plan}"),
         Err(error) => error,
     }
@@ -247,7 +247,7 @@ fn compilers_that_are_missing_or_too_new_say_what_to_do() {
     };
     // The stand-in takes PTX only: a cubin is refused as on a device of another architecture.
     let generated = case().generate();
-    machine.options.image = ImageKind::Cubin;
+    machine.compiler.image = ImageKind::Cubin;
     let error = refusal(&machine, &generated.problem);
     assert!(
         matches!(
@@ -271,10 +271,22 @@ fn host_memory_and_device_memory_of_chunks_may_run_out() {
     let generated = case().generate();
     let before = alive(vcuda);
     vcuda.fail_call("cuMemHostAlloc", 2, Code::OutOfMemory);
-    let error = HostPlan::new(&machine.context, &generated.problem, &machine.options, None).err();
+    let error = HostPlan::on(
+        &[machine.runtime()],
+        &generated.problem,
+        &Options::default(),
+        None,
+    )
+    .err();
     assert!(matches!(error, Some(Error::HostMemory { .. })), "{error:?}");
     vcuda.fail_allocation(4);
-    let error = HostPlan::new(&machine.context, &generated.problem, &machine.options, None).err();
+    let error = HostPlan::on(
+        &[machine.runtime()],
+        &generated.problem,
+        &Options::default(),
+        None,
+    )
+    .err();
     assert!(
         matches!(error, Some(Error::OutOfDeviceMemory { .. })),
         "{error:?}"
@@ -284,11 +296,11 @@ fn host_memory_and_device_memory_of_chunks_may_run_out() {
     vcuda.fail_call("cuMemcpyDtoHAsync_v2", 1, Code::NotPermitted);
     let mut out = vec![0.0; generated.problem.output_len()];
     let error = run_host(
-        std::slice::from_ref(&machine.context),
+        &[machine.runtime()],
         &generated.problem,
         &generated.layers(),
         &mut out,
-        &machine.options,
+        &Options::default(),
         None,
         &mut |_| {},
     );
@@ -302,8 +314,13 @@ fn host_memory_and_device_memory_of_chunks_may_run_out() {
     assert_eq!(vcuda.usage().bytes, before.0);
     // A plan whose run failed runs again, and what the failed run left under way is forgotten.
     let one = NonZeroUsize::new(1);
-    let mut plan =
-        HostPlan::new(&machine.context, &generated.problem, &machine.options, one).unwrap();
+    let mut plan = HostPlan::on(
+        &[machine.runtime()],
+        &generated.problem,
+        &Options::default(),
+        one,
+    )
+    .unwrap();
     vcuda.fail_call("cuMemcpyDtoHAsync_v2", 2, Code::NotPermitted);
     let layers = generated.layers();
     assert!(plan.run(&layers, &mut out, &mut |_| {}).is_err());
@@ -318,7 +335,7 @@ fn host_memory_and_device_memory_of_chunks_may_run_out() {
         &generated.problem,
         &layers,
         &mut out,
-        &machine.options,
+        &Options::default(),
         None,
         &mut |_| {},
     );

@@ -1,7 +1,7 @@
 //! Forced variants: the named kernel runs, and what it computes is right.
 
-use attention_rollout::cuda::Plan;
 use attention_rollout::cuda::kernel::{self, Kernel};
+use attention_rollout::cuda::{Options, Plan};
 use attention_rollout::{
     DType, Error, HeadFusion, Output, Residual, ResidualWeights, Shape, reference,
 };
@@ -163,10 +163,12 @@ fn values_beyond_the_range_of_f16_are_computed_in_another_arithmetic() {
     )
     .unwrap();
     // And the narrow one is refused.
-    let mut options = machine.options.clone();
-    options.variant = Some("rollout_chain_f32_f16x3_n64_max".to_owned());
+    let options = Options {
+        variant: Some("rollout_chain_f32_f16x3_n64_max".to_owned()),
+        ..Options::default()
+    };
     assert!(matches!(
-        Plan::new(&machine.context, &generated.problem, &options).err(),
+        Plan::on(&machine.runtime(), &generated.problem, &options).err(),
         Some(Error::Variant { .. })
     ));
 }

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 
-use attention_rollout::cuda::{self, HostPlan, run_host};
+use attention_rollout::cuda::{self, HostPlan, Options, Runtime, run_host};
 use attention_rollout::{Output, Progress, Shape, StartRows, Window, reference};
 
 use crate::compare::{Budget, check_close};
@@ -79,9 +79,10 @@ fn chunks_of_any_size_on_any_number_of_devices_agree() {
     let Some(machine) = machine("sm_90,sm_80") else {
         return;
     };
-    let mut contexts = vec![machine.context.clone()];
+    let mut runtimes = vec![machine.runtime()];
     if machine.vcuda.is_some() {
-        contexts.push(cuda::context(1).unwrap());
+        let other = cuda::context(1).unwrap();
+        runtimes.push(Runtime::new(&other, &machine.compiler).unwrap());
     }
     for case in cases() {
         let generated = case.generate();
@@ -89,15 +90,15 @@ fn chunks_of_any_size_on_any_number_of_devices_agree() {
         let problem = &generated.problem;
         let want = reference::rollout(problem, &layers).unwrap();
         let budget = Budget::new(problem, &layers);
-        for (devices, chunk) in [(1, Some(3)), (1, None), (contexts.len(), Some(2))] {
+        for (devices, chunk) in [(1, Some(3)), (1, None), (runtimes.len(), Some(2))] {
             let mut seen = Vec::new();
             let mut out = vec![f32::NAN; problem.output_len()];
             run_host(
-                &contexts[..devices],
+                &runtimes[..devices],
                 problem,
                 &layers,
                 &mut out,
-                &machine.options,
+                &Options::default(),
                 chunk.and_then(NonZeroUsize::new),
                 &mut |progress| seen.push(progress),
             )
@@ -135,8 +136,13 @@ fn data_larger_than_the_device_passes_through_it() {
     let generated = case.generate();
     let item = 3 * 2 * 24 * 24 * 4;
     vcuda.set_memory_limit(0, vcuda.usage().bytes + 6 * item);
-    let mut plan = HostPlan::new(&machine.context, &generated.problem, &machine.options, None)
-        .unwrap_or_else(|error| panic!("{error}"));
+    let mut plan = HostPlan::on(
+        &[machine.runtime()],
+        &generated.problem,
+        &Options::default(),
+        None,
+    )
+    .unwrap_or_else(|error| panic!("{error}"));
     assert!(plan.items_per_chunk() < 4, "{}", plan.items_per_chunk());
     let layers = generated.layers();
     let mut out = vec![f32::NAN; generated.problem.output_len()];

@@ -1,7 +1,7 @@
 //! More layers than one launch takes.
 
-use attention_rollout::cuda::StreamingPlan;
 use attention_rollout::cuda::kernel::MAX_LAYERS_PER_LAUNCH;
+use attention_rollout::cuda::{Options, StreamingPlan};
 use attention_rollout::{
     Discard, DiscardScope, Output, Residual, ResidualWeights, Shape, StartRows, Window,
 };
@@ -83,7 +83,7 @@ fn one_by_one() {
     for (what, case, _) in cases() {
         let generated = case.generate();
         let problem = &generated.problem;
-        let mut plan = StreamingPlan::new(&machine.context, problem, &machine.options).unwrap();
+        let mut plan = StreamingPlan::on(&machine.runtime(), problem, &Options::default()).unwrap();
         let poison = vec![f32::NAN; problem.output_len()];
         let mut out = stream.clone_htod(&poison).unwrap();
         let mut pass = plan.begin(&stream, &mut out).unwrap();

@@ -10,7 +10,9 @@ use attention_rollout::cuda::cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
 };
 use attention_rollout::cuda::nvrtc::{Cache, Nvrtc};
-use attention_rollout::cuda::{self, DeviceLayer, DeviceTensor, ImageKind, Options, Plan};
+use attention_rollout::cuda::{
+    self, Compiler, DeviceLayer, DeviceTensor, ImageKind, Options, Plan, Runtime,
+};
 use attention_rollout::{DType, Element, HostLayer, HostTensor, Layer, Problem};
 use half::{bf16, f16};
 use vcuda::client::Vcuda;
@@ -21,7 +23,7 @@ use crate::generate::maps_of;
 pub struct Machine {
     // Dropped in this order: nothing of the driver may outlive the stand-in.
     pub context: Arc<CudaContext>,
-    pub options: Options,
+    pub compiler: Compiler,
     /// `None` on a real GPU.
     pub vcuda: Option<Vcuda>,
 }
@@ -51,7 +53,7 @@ pub fn machine(model: &str) -> Option<Machine> {
     fs::create_dir_all(&cache).expect("the target directory is writable");
     let real = real_gpu();
     let vcuda = (!real).then(|| vcuda::client::install(model).unwrap_or_else(|e| panic!("{e}")));
-    let options = Options {
+    let compiler = Compiler {
         image: if real {
             ImageKind::Cubin
         } else {
@@ -59,12 +61,11 @@ pub fn machine(model: &str) -> Option<Machine> {
         },
         nvrtc: Some(nvrtc),
         cache: Some(Cache::at(cache)),
-        ..Options::default()
     };
     let context = cuda::context(0).unwrap_or_else(|error| panic!("{error}"));
     Some(Machine {
         context,
-        options,
+        compiler,
         vcuda,
     })
 }
@@ -167,11 +168,16 @@ pub fn download<T: DeviceRepr + Clone, B: DevicePtr<T>>(
 }
 
 impl Machine {
-    /// A plan with the machine's compiler and these further options.
+    /// The device, with the machine's compiler and no kernel loaded.
+    pub fn runtime(&self) -> Runtime {
+        Runtime::new(&self.context, &self.compiler).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// A plan on a runtime of its own, with these options.
     pub fn plan(&self, problem: &Problem, change: impl FnOnce(&mut Options)) -> cuda::Plan {
-        let mut options = self.options.clone();
+        let mut options = Options::default();
         change(&mut options);
-        Plan::new(&self.context, problem, &options).unwrap_or_else(|error| panic!("{error}"))
+        Plan::on(&self.runtime(), problem, &options).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Runs `plan` once over host layers, into an output of NaN.

@@ -18,6 +18,7 @@ mod measure;
 mod modes;
 mod problems;
 mod real_data;
+mod sharing;
 mod streaming;
 
 use common::{compare, generate, nvrtc};

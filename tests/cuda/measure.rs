@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use attention_rollout::cuda::nvrtc::{Cache, Options, Source, Target};
+use attention_rollout::cuda::Options;
+use attention_rollout::cuda::nvrtc::{self, Cache, Source, Target};
 use attention_rollout::measure::{Case, Inputs};
 use attention_rollout::{DType, Output, Problem, RolloutConfig, Shape};
 
@@ -17,7 +18,8 @@ fn case(machine: &Machine, shape: Shape, dtype: DType, output: Output) -> Case {
     let problem = Problem::new(shape, dtype, config).unwrap();
     let inputs = Inputs::random(&problem, 1).unwrap();
     let member = vec![(problem, inputs)];
-    Case::cuda(member, &machine.context, &machine.options).unwrap_or_else(|error| panic!("{error}"))
+    Case::cuda(member, &machine.runtime(), &Options::default())
+        .unwrap_or_else(|error| panic!("{error}"))
 }
 
 #[test]
@@ -74,7 +76,7 @@ fn the_floor_compiles_for_every_architecture_without_spills() {
         for arch in [75, 80, 86, 89, 90, 100, 120] {
             let cache = Cache::at(Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels"));
             let source = Source::embedded("read_floor.cu").unwrap();
-            let options = Options::new(Target::Cubin(arch.into())).label("read_floor");
+            let options = nvrtc::Options::new(Target::Cubin(arch.into())).label("read_floor");
             let compiled = cache.compile(&nvrtc, &source, &options).unwrap();
             let kernel = compiled.kernel("read_floor").unwrap();
             let spilled = kernel.spill_store_bytes + kernel.spill_load_bytes + kernel.stack_bytes;
@@ -138,7 +140,7 @@ fn groups_are_one_run() {
     };
     let members: Vec<_> = [(3, 12), (1, 3), (2, 40)].map(member).into();
     let bytes: usize = members.iter().map(|(problem, _)| problem.map_bytes()).sum();
-    let mut case = Case::cuda(members, &machine.context, &machine.options).unwrap();
+    let mut case = Case::cuda(members, &machine.runtime(), &Options::default()).unwrap();
     assert_eq!(case.map_bytes(), bytes);
     case.check().unwrap_or_else(|error| panic!("{error}"));
     let times = case.time(2).unwrap();
@@ -163,7 +165,7 @@ fn maps_that_do_not_fit_are_an_error() {
     };
     let problem = Problem::new(shape, DType::F32, RolloutConfig::default()).unwrap();
     let inputs = Inputs::random(&problem, 1).unwrap();
-    let result = Case::cuda(vec![(problem, inputs)], &machine.context, &machine.options);
+    let result = Case::cuda(vec![(problem, inputs)], &machine.runtime(), &Options::default());
     let error = result.err().expect("the maps have 2 MiB").to_string();
     assert!(error.contains("attention maps"), "{error}");
 }

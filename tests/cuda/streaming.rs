@@ -1,7 +1,7 @@
 //! Layers that come one by one.
 
 use attention_rollout::Error;
-use attention_rollout::cuda::StreamingPlan;
+use attention_rollout::cuda::{Options, StreamingPlan};
 
 use crate::machine::{download, machine, upload};
 use crate::problems::{assert_right, cases};
@@ -14,7 +14,7 @@ fn pushed_layers_give_what_all_layers_give() {
     for (what, case) in cases() {
         let generated = case.generate();
         let mut plan =
-            StreamingPlan::new(&machine.context, &generated.problem, &machine.options).unwrap();
+            StreamingPlan::on(&machine.runtime(), &generated.problem, &Options::default()).unwrap();
         let stream = machine.context.default_stream();
         let len = generated.problem.output_len();
         let mut out = stream.clone_htod(&vec![f32::NAN; len]).unwrap();

@@ -24,6 +24,22 @@ pub(crate) fn bind(context: &Arc<CudaContext>) -> Result<()> {
 /// the context, the next call finds by itself.
 fn forget(_result: std::result::Result<(), result::DriverError>) {}
 
+/// Turns a failure of `call` to allocate `required` bytes for `what` on the bound context into an error.
+pub(crate) fn allocation_error(
+    call: &'static str,
+    what: &'static str,
+    required: usize,
+) -> impl Fn(result::DriverError) -> Error {
+    move |error| match error.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfDeviceMemory {
+            what,
+            required,
+            available: result::mem_get_info().map_or(0, |(free, _)| free),
+        },
+        _ => driver_error(call)(error),
+    }
+}
+
 /// Device memory, aligned to at least 256 bytes.
 #[derive(Debug)]
 pub(crate) struct DeviceMemory {
@@ -40,14 +56,11 @@ impl DeviceMemory {
             0
         } else {
             // SAFETY: a context is bound.
-            unsafe { result::malloc_sync(bytes) }.map_err(|error| match error.0 {
-                sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfDeviceMemory {
-                    what,
-                    required: bytes,
-                    available: result::mem_get_info().map_or(0, |(free, _)| free),
-                },
-                _ => driver_error("cuMemAlloc_v2")(error),
-            })?
+            unsafe { result::malloc_sync(bytes) }.map_err(allocation_error(
+                "cuMemAlloc_v2",
+                what,
+                bytes,
+            ))?
         };
         Ok(DeviceMemory {
             context: context.clone(),
@@ -107,6 +120,8 @@ pub(crate) struct PinnedMemory {
 
 // SAFETY: the memory is plain bytes that this value alone owns.
 unsafe impl Send for PinnedMemory {}
+// SAFETY: the bytes change only through an exclusive borrow.
+unsafe impl Sync for PinnedMemory {}
 
 impl PinnedMemory {
     /// Allocates `bytes`, zeroed.

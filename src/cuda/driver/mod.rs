@@ -6,7 +6,9 @@ mod library;
 mod submit;
 
 pub use device::{DeviceInfo, available, context, driver_version, limits, memory};
-pub(crate) use handles::{DeviceMemory, Event, Function, PinnedMemory, Stream, bind};
+pub(crate) use handles::{
+    DeviceMemory, Event, Function, PinnedMemory, Stream, allocation_error, bind,
+};
 pub(crate) use library::driver_error;
 pub(crate) use library::version;
 pub(crate) use submit::launch;

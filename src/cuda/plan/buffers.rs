@@ -7,6 +7,8 @@ use cudarc::driver::{
 };
 use half::{bf16, f16};
 
+use super::engine::is_capturing;
+use crate::cuda::driver::allocation_error;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Tensor};
@@ -30,9 +32,9 @@ pub struct DeviceTensor<'a> {
 
 /// A buffer whose uses cudarc tracks.
 enum Owner<'a> {
-    F32(&'a dyn DevicePtr<f32>),
-    F16(&'a dyn DevicePtr<f16>),
-    Bf16(&'a dyn DevicePtr<bf16>),
+    F32(&'a (dyn DevicePtr<f32> + Sync)),
+    F16(&'a (dyn DevicePtr<f16> + Sync)),
+    Bf16(&'a (dyn DevicePtr<bf16> + Sync)),
 }
 
 impl<'a> DeviceLayer<'a> {
@@ -166,7 +168,7 @@ from_buffers!(f32 => F32, f16 => F16, bf16 => Bf16);
 pub struct DeviceOutput<'a> {
     address: u64,
     len: usize,
-    owner: Option<&'a mut dyn DevicePtrMut<f32>>,
+    owner: Option<&'a mut (dyn DevicePtrMut<f32> + Send + Sync)>,
 }
 
 impl<'a> DeviceOutput<'a> {
@@ -199,7 +201,7 @@ impl<'a> DeviceOutput<'a> {
         self.len == 0
     }
 
-    fn tracked<B: DevicePtrMut<f32>>(buffer: &'a mut B) -> Self {
+    fn tracked<B: DevicePtrMut<f32> + Send + Sync>(buffer: &'a mut B) -> Self {
         let stream = buffer.stream().clone();
         let (address, guard) = buffer.device_ptr_mut(&stream);
         // The guard would mark a write that has not been submitted.
@@ -229,8 +231,39 @@ impl<'a> From<&'a mut CudaViewMut<'_, f32>> for DeviceOutput<'a> {
     }
 }
 
+/// Checks that a stream belongs to `expected`, the context of the plan.
+pub(super) fn check_stream(expected: &Arc<CudaContext>, stream: &CudaStream) -> Result<()> {
+    check_context(expected, Some(stream.context()), || "the stream".to_owned())
+}
+
+/// Room for the output of `problem`, whose plan belongs to `context`, allocated on `stream`.
+pub(super) fn alloc_output(
+    problem: &Problem,
+    context: &Arc<CudaContext>,
+    stream: &Arc<CudaStream>,
+) -> Result<CudaSlice<f32>> {
+    check_stream(context, stream)?;
+    if is_capturing(stream)? {
+        return Err(Error::Capturing {
+            what: "an allocation",
+            instead: "run",
+        });
+    }
+    let what = "the output";
+    let len = problem.output_len();
+    if len == 0 {
+        return Err(Error::ZeroExtent { what });
+    }
+    // SAFETY: a run writes every element, and nothing reads any before.
+    unsafe { stream.alloc(len) }.map_err(allocation_error(
+        "cuMemAllocAsync",
+        what,
+        size_of::<f32>() * len,
+    ))
+}
+
 /// Checks that a stream or buffer belongs to `expected`, the context of the plan.
-pub(super) fn check_context(
+fn check_context(
     expected: &Arc<CudaContext>,
     got: Option<&Arc<CudaContext>>,
     what: impl FnOnce() -> String,

@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream};
 
-use super::buffers::{self, DeviceLayer, DeviceOutput, check_context, check_run, track};
+use super::buffers::{self, DeviceLayer, DeviceOutput, check_run, check_stream, track};
 use super::engine::{Engine, Handover, Memory, is_capturing};
 use crate::cuda::choose::{choose, choose_grouped};
 use crate::cuda::driver::bind;
 use crate::cuda::kernel::{MAX_BLOCKS, SHARED_PARAMS};
 use crate::cuda::limits::DeviceLimits;
-use crate::cuda::options::Options;
+use crate::cuda::options::{Compiler, Options};
 use crate::cuda::runtime::Runtime;
 use crate::cuda::schedule::{Schedule, Step};
 use crate::error::{Error, Result};
@@ -66,7 +66,11 @@ impl GroupPlan {
         problems: &[Problem],
         options: &Options,
     ) -> Result<Self> {
-        GroupPlan::on(&Runtime::new(context, options)?, problems, options)
+        GroupPlan::on(
+            &Runtime::new(context, &Compiler::default())?,
+            problems,
+            options,
+        )
     }
 
     /// As [`new`](GroupPlan::new), with the compiler and the kernels of `runtime`.
@@ -142,9 +146,7 @@ impl GroupPlan {
                 got: items.len(),
             });
         }
-        check_context(&self.context, Some(stream.context()), || {
-            "the stream".to_owned()
-        })?;
+        check_stream(&self.context, stream)?;
         for (engine, item) in self.engines.iter().zip(&*items) {
             check_run(engine.problem(), &self.context, item.layers, &item.out)?;
         }

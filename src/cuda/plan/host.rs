@@ -18,7 +18,7 @@ use super::engine::Engine;
 use crate::chunk::{self, CHUNK_BYTES, Chunk, Progress, layers_from};
 use crate::cuda::choose::choose_for;
 use crate::cuda::driver::{self, DeviceMemory, Event, PinnedMemory, Stream, bind, driver_error};
-use crate::cuda::options::Options;
+use crate::cuda::options::{Compiler, Options};
 use crate::cuda::pipeline::{operands, output_len};
 use crate::cuda::runtime::Runtime;
 use crate::cuda::schedule::Schedule;
@@ -86,7 +86,7 @@ impl HostPlan {
         options: &Options,
         items_per_chunk: Option<NonZeroUsize>,
     ) -> Result<Self> {
-        let runtime = Runtime::new(context, options)?;
+        let runtime = Runtime::new(context, &Compiler::default())?;
         HostPlan::on(&[runtime], problem, options, items_per_chunk)
     }
 
@@ -389,12 +389,12 @@ impl Slot {
 
 /// Computes the rollout of host `layers` into `out` on one or several devices, which take chunks of the batch in turn.
 ///
-/// The simple entry: makes the plan, runs once, and waits. `contexts` holds at least one context.
+/// The simple entry: makes the plan, runs once, and waits. `runtimes` holds at least one device.
 ///
 /// # Errors
-/// [`Error::ZeroExtent`] where there is no context; as [`HostPlan::on`] and [`HostPlan::run`].
+/// [`Error::ZeroExtent`] where there is no device; as [`HostPlan::on`] and [`HostPlan::run`].
 pub fn run_host(
-    contexts: &[Arc<CudaContext>],
+    runtimes: &[Runtime],
     problem: &Problem,
     layers: &[HostLayer<'_>],
     out: &mut [f32],
@@ -403,9 +403,5 @@ pub fn run_host(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<()> {
     problem.check_layers(layers, out.len())?;
-    let runtimes = contexts
-        .iter()
-        .map(|context| Runtime::new(context, options))
-        .collect::<Result<Vec<_>>>()?;
-    HostPlan::on(&runtimes, problem, options, items_per_chunk)?.run(layers, out, progress)
+    HostPlan::on(runtimes, problem, options, items_per_chunk)?.run(layers, out, progress)
 }

@@ -3,13 +3,15 @@
 use std::fmt;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaStream};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 
-use super::buffers::{DeviceLayer, DeviceOutput, addresses, check_context, check_run, track};
+use super::buffers::{
+    DeviceLayer, DeviceOutput, addresses, alloc_output, check_run, check_stream, track,
+};
 use super::engine::{Engine, Handover, is_capturing};
 use crate::cuda::choose::choose;
 use crate::cuda::driver::bind;
-use crate::cuda::options::Options;
+use crate::cuda::options::{Compiler, Options};
 use crate::cuda::pipeline::operands;
 use crate::cuda::runtime::Runtime;
 use crate::cuda::schedule::Schedule;
@@ -19,6 +21,20 @@ use crate::problem::Problem;
 /// A problem made ready to run on a GPU: kernels chosen, compiled and loaded, workspace allocated.
 ///
 /// Printing it (`{plan}`) shows the kernels, their launch geometry, the workspace, and the bytes that have to move.
+///
+/// A plan may be moved to another thread. Two threads cannot run it at the same time, for its workspace holds one run:
+///
+/// ```compile_fail,E0499
+/// # use attention_rollout::cuda::{DeviceLayer, Plan, cudarc::driver::{CudaSlice, CudaStream}};
+/// # use std::sync::Arc;
+/// # fn twice(mut plan: Plan, stream: Arc<CudaStream>, layers: &[DeviceLayer], mut outs: [CudaSlice<f32>; 2]) {
+/// let [first, second] = &mut outs;
+/// std::thread::scope(|scope| {
+///     scope.spawn(|| plan.run(&stream, layers, first));
+///     scope.spawn(|| plan.run(&stream, layers, second));
+/// });
+/// # }
+/// ```
 pub struct Plan {
     engine: Engine,
     handover: Handover,
@@ -33,7 +49,11 @@ impl Plan {
     /// [`Error::OutOfDeviceMemory`](crate::Error::OutOfDeviceMemory) where the workspace does not fit, after which
     /// nothing stays allocated; [`Error::Driver`](crate::Error::Driver).
     pub fn new(context: &Arc<CudaContext>, problem: &Problem, options: &Options) -> Result<Self> {
-        Plan::on(&Runtime::new(context, options)?, problem, options)
+        Plan::on(
+            &Runtime::new(context, &Compiler::default())?,
+            problem,
+            options,
+        )
     }
 
     /// As [`new`](Plan::new), with the compiler and the kernels of `runtime`.
@@ -79,6 +99,11 @@ impl Plan {
     /// The workspace belongs to one run at a time. Runs on one stream follow each other; a run on another stream than
     /// the last one waits for that stream. Replays of a captured graph are the caller's to order with other runs.
     ///
+    /// `stream` is one of cudarc, or that of any other library: `CudaContext::wrap_borrowed_stream` (unsafe) makes the
+    /// `Arc<CudaStream>` of a foreign `CUstream`, which must be of this context and outlive the plan's runs on it, because
+    /// the plan keeps the last one to order the next run after it. Nothing is copied, nothing is created on the device, and
+    /// dropping it leaves the foreign stream as it is.
+    ///
     /// While `stream` is capturing, cudarc's tracking of buffers is left alone: whoever captures orders the graph's
     /// launches with other uses of the buffers.
     ///
@@ -103,9 +128,7 @@ impl Plan {
         out: impl Into<DeviceOutput<'o>>,
     ) -> Result<()> {
         let mut out = out.into();
-        check_context(self.context(), Some(stream.context()), || {
-            "the stream".to_owned()
-        })?;
+        check_stream(self.context(), stream)?;
         check_run(self.problem(), self.context(), layers, &out)?;
         bind(self.context())?;
         let capturing = is_capturing(stream)?;
@@ -133,6 +156,25 @@ impl Plan {
                 0,
             )
         }
+    }
+
+    /// As [`run`](Plan::run), into memory that it allocates on `stream`.
+    ///
+    /// # Errors
+    /// As [`run`](Plan::run); [`Error::OutOfDeviceMemory`]; [`Error::Capturing`] where `stream` is capturing;
+    /// [`Error::ZeroExtent`] where the batch is empty, for there is no memory of no bytes.
+    ///
+    /// [`Error::OutOfDeviceMemory`]: crate::Error::OutOfDeviceMemory
+    /// [`Error::Capturing`]: crate::Error::Capturing
+    /// [`Error::ZeroExtent`]: crate::Error::ZeroExtent
+    pub fn run_alloc(
+        &mut self,
+        stream: &Arc<CudaStream>,
+        layers: &[DeviceLayer<'_>],
+    ) -> Result<CudaSlice<f32>> {
+        let mut out = alloc_output(self.problem(), self.context(), stream)?;
+        self.run(stream, layers, &mut out)?;
+        Ok(out)
     }
 }
 

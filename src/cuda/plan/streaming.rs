@@ -5,12 +5,12 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream};
 
 use super::buffers::{
-    DeviceLayer, DeviceOutput, addresses, check_context, check_layer, check_output, track,
+    DeviceLayer, DeviceOutput, addresses, check_layer, check_output, check_stream, track,
 };
 use super::engine::{Engine, Handover, is_capturing};
 use crate::cuda::choose::choose_streaming;
 use crate::cuda::driver::bind;
-use crate::cuda::options::Options;
+use crate::cuda::options::{Compiler, Options};
 use crate::cuda::pipeline::operands;
 use crate::cuda::runtime::Runtime;
 use crate::cuda::schedule::Schedule;
@@ -34,7 +34,11 @@ impl StreamingPlan {
     /// # Errors
     /// As [`Plan::new`](crate::cuda::Plan::new).
     pub fn new(context: &Arc<CudaContext>, problem: &Problem, options: &Options) -> Result<Self> {
-        StreamingPlan::on(&Runtime::new(context, options)?, problem, options)
+        StreamingPlan::on(
+            &Runtime::new(context, &Compiler::default())?,
+            problem,
+            options,
+        )
     }
 
     /// As [`new`](StreamingPlan::new), with the compiler and the kernels of `runtime`.
@@ -78,9 +82,7 @@ impl StreamingPlan {
         out: impl Into<DeviceOutput<'a>>,
     ) -> Result<Pass<'a>> {
         let out = out.into();
-        check_context(self.engine.context(), Some(stream.context()), || {
-            "the stream".to_owned()
-        })?;
+        check_stream(self.engine.context(), stream)?;
         check_output(self.problem(), self.engine.context(), &out)?;
         bind(self.engine.context())?;
         let capturing = is_capturing(stream)?;

@@ -1,7 +1,7 @@
 //! What a group may be given, streams and graphs, and failures.
 
 use attention_rollout::cuda::cudarc::driver::{CudaSlice, sys};
-use attention_rollout::cuda::{DeviceLayer, GroupPlan};
+use attention_rollout::cuda::{DeviceLayer, GroupPlan, Options};
 use attention_rollout::{Error, Output, Problem, Shape, StartRows, Window};
 use vcuda::Code;
 use vcuda::client::Ordering;
@@ -194,7 +194,7 @@ fn failures_name_the_kernel_and_leave_nothing_behind() {
     // A workspace and constants each, and the tables.
     for allocation in 1..=7 {
         vcuda.fail_allocation(allocation);
-        let error = GroupPlan::new(&machine.context, &problems, &machine.options).err();
+        let error = GroupPlan::on(&machine.runtime(), &problems, &Options::default()).err();
         assert!(
             matches!(error, Some(Error::OutOfDeviceMemory { required, .. }) if required > 0),
             "{allocation}: {error:?}"
@@ -206,7 +206,7 @@ fn failures_name_the_kernel_and_leave_nothing_behind() {
             "{allocation}"
         );
     }
-    let plan = GroupPlan::new(&machine.context, &problems, &machine.options).unwrap();
+    let plan = GroupPlan::on(&machine.runtime(), &problems, &Options::default()).unwrap();
     let held = (vcuda.usage().bytes - before.bytes) as usize;
     // The stand-in counts the constants of loaded modules too, some bytes each.
     let range = plan.workspace_bytes()..plan.workspace_bytes() + 3 * 256;

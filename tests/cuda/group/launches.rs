@@ -1,6 +1,6 @@
 //! How often a group launches.
 
-use attention_rollout::cuda::GroupPlan;
+use attention_rollout::cuda::{GroupPlan, Options};
 use attention_rollout::{
     DType, Discard, DiscardScope, Output, Problem, RolloutConfig, Shape, StartRows, Window,
 };
@@ -62,7 +62,7 @@ fn a_clinical_model_takes_one_launch_with_discard_three() {
             };
             Problem::new(shape, DType::F32, config).unwrap()
         });
-        let group = GroupPlan::new(&machine.context, &problems, &machine.options).unwrap();
+        let group = GroupPlan::on(&machine.runtime(), &problems, &Options::default()).unwrap();
         assert!(group.to_string().contains("_group: grid "), "{group}");
         group.launches()
     };

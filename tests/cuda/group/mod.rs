@@ -6,7 +6,7 @@ mod launches;
 use std::sync::Arc;
 
 use attention_rollout::cuda::cudarc::driver::{CudaSlice, CudaStream};
-use attention_rollout::cuda::{DeviceLayer, GroupItem, GroupPlan};
+use attention_rollout::cuda::{DeviceLayer, GroupItem, GroupPlan, Options};
 use attention_rollout::{Discard, DiscardScope, Problem, Result, Shape};
 
 use crate::generate::{Case, Generated};
@@ -25,7 +25,7 @@ impl Features {
     fn new(machine: &Machine, cases: &[Case]) -> Self {
         let generated: Vec<Generated> = cases.iter().map(Case::generate).collect();
         let problems: Vec<Problem> = generated.iter().map(|g| g.problem.clone()).collect();
-        let plan = GroupPlan::new(&machine.context, &problems, &machine.options).unwrap();
+        let plan = GroupPlan::on(&machine.runtime(), &problems, &Options::default()).unwrap();
         let stream = machine.context.default_stream();
         let poison = |problem: &Problem| vec![f32::NAN; problem.output_len().max(1)];
         let outs = problems

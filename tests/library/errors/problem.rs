@@ -356,3 +356,40 @@ fn more_than_a_machine_can_list() {
         assert_error!(same, Err(Error::HostMemory { .. }));
     }
 }
+
+#[test]
+fn strides_that_no_layer_has() {
+    assert_error!(
+        Strides::of(&[2, 3, 5, 5], &[75, 25, 1, 5]),
+        Err(Error::AxisStride { axis: 3, got: 5 })
+    );
+    assert_error!(
+        Strides::of(&[2, 5, 5], &[25, 1, 5]),
+        Err(Error::AxisStride { axis: 2, got: 5 })
+    );
+    for shape in [&[5, 5][..], &[2, 3, 5, 4], &[1, 2, 3, 5, 5]] {
+        assert_error!(Strides::of(shape, &[1; 5][..shape.len()]), Err(Error::Shape { got, .. }) if got == shape);
+    }
+    assert_error!(
+        Strides::of(&[2, 5, 5], &[75, 25, 5, 1]),
+        Err(Error::Count {
+            expected: 3,
+            got: 4,
+            ..
+        })
+    );
+    // Fused heads, and one column, beside which nothing lies.
+    let fused = Strides::of(&[2, 5, 5], &[25, 5, 1]).unwrap();
+    assert_eq!((fused.batch, fused.head, fused.row), (25, 0, 5));
+    let contiguous = Strides::of(&[2, 3, 5, 5], &[75, 25, 5, 1]).unwrap();
+    assert_eq!(
+        contiguous,
+        Strides::contiguous(&Shape {
+            batch: 2,
+            heads: 3,
+            tokens: 5,
+            ..SHAPE
+        })
+    );
+    assert!(Strides::of(&[2, 3, 1, 1], &[3, 1, 1, 7]).is_ok());
+}
