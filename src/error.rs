@@ -54,6 +54,26 @@ pub enum Error {
         /// Tokens of the problem.
         tokens: usize,
     },
+    /// A window is longer than the longest for which the problem was made.
+    #[error(
+        "item {item}: a window of {len} tokens; the problem was made for at most {max}, see ProblemBuilder::max_window"
+    )]
+    WindowLen {
+        /// Item of the batch.
+        item: usize,
+        /// Number of valid tokens.
+        len: usize,
+        /// The most there may be.
+        max: usize,
+    },
+    /// A run was given what the plan does not take from a run.
+    #[error("the plan takes no {what} of a run: its problem was made without {missing}")]
+    FixedInput {
+        /// What was given.
+        what: &'static str,
+        /// What the problem lacks.
+        missing: &'static str,
+    },
     /// An attention mask is not one contiguous run of valid tokens.
     #[error(
         "item {item}: the attention mask is not contiguous: token {token} is valid again after a gap"
@@ -350,6 +370,19 @@ pub enum Error {
         what: &'static str,
         /// The call that can be captured.
         instead: &'static str,
+    },
+    /// A workspace was lent to a plan over host memory.
+    #[cfg(feature = "cuda")]
+    #[error("a plan over host memory works in memory of its own, and borrows none")]
+    BorrowedWorkspace,
+    /// A borrowed workspace is too small.
+    #[cfg(feature = "cuda")]
+    #[error("the workspace needs {required} bytes, got {got}")]
+    WorkspaceLen {
+        /// Bytes needed.
+        required: usize,
+        /// Bytes given.
+        got: usize,
     },
     /// The output overlaps an input.
     #[cfg(feature = "cuda")]

@@ -2,6 +2,8 @@
 //! Once built it is valid; every backend takes it as it is.
 
 mod check;
+#[cfg(any(feature = "cpu", feature = "cuda"))]
+mod run_inputs;
 
 use std::ops::Range;
 
@@ -28,6 +30,8 @@ pub struct Problem {
     config: RolloutConfig,
     strides: Vec<Strides>,
     windows: Vec<Window>,
+    /// The longest window that a run may be given; none where every run has all tokens.
+    max_window: Option<usize>,
     layers: Range<usize>,
 }
 
@@ -39,6 +43,7 @@ pub struct ProblemBuilder {
     config: RolloutConfig,
     strides: StridesOf,
     windows: Option<Vec<Window>>,
+    max_window: Option<usize>,
 }
 
 /// Strides, before there is room for one per layer.
@@ -72,8 +77,19 @@ impl ProblemBuilder {
     }
 
     /// One window of valid tokens per item; all tokens unless called. See [`Window::from_mask`].
+    ///
+    /// A plan of a problem with windows takes others for every run (`set_windows`), none longer than
+    /// [`max_window`](ProblemBuilder::max_window).
     pub fn windows(mut self, windows: Vec<Window>) -> Self {
         self.windows = Some(windows);
+        self
+    }
+
+    /// The longest window that a run may be given, for which plans choose and allocate; unless called, the longest of the
+    /// [`windows`](ProblemBuilder::windows). Without windows, those of the first run are as long as this, from the first
+    /// token on.
+    pub fn max_window(mut self, tokens: usize) -> Self {
+        self.max_window = Some(tokens);
         self
     }
 
@@ -89,6 +105,7 @@ impl ProblemBuilder {
             mut config,
             strides,
             windows,
+            max_window,
         } = self;
         shape.validate()?;
         let every = |strides| filled("strides", shape.layers, strides);
@@ -101,21 +118,23 @@ impl ProblemBuilder {
         for layer in &strides {
             layer.span(&shape)?;
         }
+        if let Some(got) = max_window.filter(|&max| max > shape.tokens) {
+            return Err(Error::Parameter {
+                what: "the longest window",
+                expected: "at most the tokens of the problem",
+                got: got as f64,
+            });
+        }
+        let longest = |windows: &Vec<Window>| windows.iter().map(|window| window.len).max();
+        let max_window = max_window.or(windows.as_ref().map(|w| longest(w).unwrap_or(0)));
         let windows = match windows {
             Some(windows) => windows,
-            None => filled("windows", shape.batch, Window::full(shape.tokens))?,
-        };
-        check::count("windows, one per item", shape.batch, windows.len())?;
-        for (item, &Window { start, len }) in windows.iter().enumerate() {
-            if start.checked_add(len).is_none_or(|end| end > shape.tokens) {
-                return Err(Error::Window {
-                    item,
-                    start,
-                    len,
-                    tokens: shape.tokens,
-                });
+            None => {
+                let all = Window::full(max_window.unwrap_or(shape.tokens));
+                filled("windows", shape.batch, all)?
             }
-        }
+        };
+        check::windows(&windows, &shape, max_window)?;
         let layers = config.layers.clone().unwrap_or(0..shape.layers);
         if layers.is_empty() || layers.end > shape.layers {
             return Err(Error::LayerRange {
@@ -138,6 +157,7 @@ impl ProblemBuilder {
             config,
             strides,
             windows,
+            max_window,
             layers,
         })
     }
@@ -161,6 +181,7 @@ impl Problem {
             config,
             strides: StridesOf::Contiguous,
             windows: None,
+            max_window: None,
         }
     }
 
@@ -187,6 +208,12 @@ impl Problem {
     /// Windows of valid tokens, one per item.
     pub fn windows(&self) -> &[Window] {
         &self.windows
+    }
+
+    /// The longest window that a run may be given; none where every run has all tokens, because the problem was made
+    /// without windows.
+    pub fn max_window(&self) -> Option<usize> {
+        self.max_window
     }
 
     /// The layers that are multiplied.
@@ -366,6 +393,12 @@ impl Problem {
         debug_assert_eq!(windows.len(), self.shape.batch);
         self.windows = windows;
         self
+    }
+
+    /// Tokens of the longest window that a run may have.
+    #[cfg(any(feature = "cpu", feature = "cuda"))]
+    pub(crate) fn longest_window(&self) -> usize {
+        self.max_window.unwrap_or(self.shape.tokens)
     }
 
     /// The same problem over the items `items` alone.

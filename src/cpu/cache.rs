@@ -42,17 +42,19 @@ impl PlanCache {
         })
     }
 
-    /// The plan of `problem`: of the same shape, element type, strides, windows and configuration. Made where there is
-    /// none.
+    /// The plan of `problem`, with its windows and rows: of the same shape, element type, strides, longest window and
+    /// configuration. Made where there is none.
     ///
     /// # Errors
     /// As [`Plan::new`].
     pub fn get(&mut self, problem: &Problem) -> Result<&mut Plan> {
         let team = &self.team;
-        self.plans.get(
-            |plan| plan.problem() == problem,
+        let plan = self.plans.get(
+            |plan| plan.problem().has_plan_of(problem),
             || Plan::of_team(team, problem),
-        )
+        )?;
+        plan.restore(problem);
+        Ok(plan)
     }
 
     /// Plans held.

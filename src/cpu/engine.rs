@@ -113,6 +113,11 @@ impl<S: Scratch> Engine<S> {
         &self.problems
     }
 
+    /// The `index`-th problem, what runs are given of which may be changed.
+    pub fn problem_mut(&mut self, index: usize) -> &mut Problem {
+        &mut self.problems[index].problem
+    }
+
     /// Threads, the calling one included.
     pub fn threads(&self) -> usize {
         self.team.members()

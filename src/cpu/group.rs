@@ -9,6 +9,7 @@ use crate::cpu::form::{FormScratch, prepare};
 use crate::cpu::team::{Shared, Team};
 use crate::error::{Error, Result};
 use crate::layer::HostLayer;
+use crate::layout::Window;
 use crate::problem::Problem;
 
 /// Problems that may differ in everything, made ready to run together on one team of threads.
@@ -66,6 +67,39 @@ impl GroupPlan {
         self.engine.workspace_bytes()
     }
 
+    /// As [`Plan::set_windows`](crate::cpu::Plan::set_windows), of the problem at place `member`.
+    ///
+    /// # Errors
+    /// [`Error::Count`] where there is no such problem; [`Error::Member`] around what is wrong with the windows.
+    pub fn set_windows(&mut self, member: usize, windows: &[Window]) -> Result<()> {
+        let problem = self.member(member)?;
+        let set = problem.set_windows(windows);
+        set.map_err(|error| of_member(member, error))
+    }
+
+    /// As [`Plan::set_rows`](crate::cpu::Plan::set_rows), of the problem at place `member`.
+    ///
+    /// # Errors
+    /// [`Error::Count`] where there is no such problem; [`Error::Member`] around what is wrong with the rows.
+    pub fn set_rows(&mut self, member: usize, rows: &[usize]) -> Result<()> {
+        let problem = self.member(member)?;
+        problem
+            .set_rows(rows)
+            .map_err(|error| of_member(member, error))
+    }
+
+    fn member(&mut self, member: usize) -> Result<&mut Problem> {
+        let expected = self.engine.problems().len();
+        if member >= expected {
+            return Err(Error::Count {
+                what: "problems of the group, up to the one named",
+                expected,
+                got: member.saturating_add(1),
+            });
+        }
+        Ok(self.engine.problem_mut(member))
+    }
+
     /// Computes every problem's rollout, from and to the item at the same place. Nothing is written unless
     /// everything fits.
     ///
@@ -84,6 +118,7 @@ impl GroupPlan {
         for (index, (item, problem)) in items.iter().zip(self.problems()).enumerate() {
             problem
                 .check_layers(item.layers, item.out_len)
+                .and_then(|()| problem.check_rows())
                 .map_err(|error| of_member(index, error))?;
         }
         let items: &[GroupItem<'_>] = items;

@@ -30,6 +30,7 @@ pub use simd::Simd;
 pub use streaming::StreamingPlan;
 
 pub use crate::chunk::Progress;
+use crate::layout::Window;
 
 // Made on one thread, run on another. A run takes its plan exclusively.
 const _: () = {
@@ -39,6 +40,16 @@ const _: () = {
     moves_and_is_shared::<StreamingPlan>();
     moves_and_is_shared::<GroupPlan>();
 };
+
+/// What one run is given beside its layers; `None` leaves what the plan was told last.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RunInputs<'a> {
+    /// One window per item, where the problem was made with windows.
+    pub windows: Option<&'a [Window]>,
+    /// One start row per item, counted from its window's start, where the problem was made with
+    /// [`StartRows::PerItem`](crate::StartRows::PerItem).
+    pub rows: Option<&'a [usize]>,
+}
 
 /// How to run on the CPU.
 #[derive(Clone, Debug, Default)]

@@ -9,9 +9,10 @@ use crate::cpu::choice::Choice;
 use crate::cpu::engine::{Engine, Prepared};
 use crate::cpu::form::{FormScratch, prepare};
 use crate::cpu::team::{Shared, Team};
-use crate::cpu::{Options, Progress};
+use crate::cpu::{Options, Progress, RunInputs};
 use crate::error::Result;
 use crate::layer::HostLayer;
+use crate::layout::Window;
 use crate::memory::filled;
 use crate::problem::Problem;
 
@@ -31,6 +32,8 @@ use crate::problem::Problem;
 /// ```
 pub struct Plan {
     engine: Engine<FormScratch>,
+    /// What runs are given where they are not told otherwise, while one is.
+    kept: (Vec<Window>, Vec<usize>),
 }
 
 impl Plan {
@@ -58,9 +61,16 @@ impl Plan {
         Plan::of(team, problem, Choice::of(problem))
     }
 
+    /// Gives the runs to come what `problem`, of which it is a plan too, is given.
+    pub(super) fn restore(&mut self, problem: &Problem) {
+        let own = self.engine.problem_mut(0);
+        own.restore(problem.windows(), problem.item_rows());
+    }
+
     fn of(team: &Arc<Team>, problem: &Problem, choice: Choice) -> Result<Self> {
         Ok(Plan {
             engine: Engine::new(team.clone(), vec![prepare(problem, choice)?])?,
+            kept: (problem.windows().to_vec(), problem.item_rows().to_vec()),
         })
     }
 
@@ -96,13 +106,75 @@ impl Plan {
     /// inside the `rayon` and `gemm` crates.
     ///
     /// # Errors
-    /// As [`Problem::check_layers`].
+    /// As [`Problem::check_layers`]; [`Error::StartRow`](crate::Error::StartRow) where a start row of
+    /// [`set_rows`](Plan::set_rows) lies outside its window.
     pub fn run(&mut self, layers: &[HostLayer<'_>], out: &mut [f32]) -> Result<()> {
         self.problem().check_layers(layers, out.len())?;
+        self.problem().check_rows()?;
         let out = Shared::new(out);
         self.engine
             .run(Prepared::items, |task| task.rollout(layers, out));
         Ok(())
+    }
+
+    /// Gives the runs to come other windows, one per item, where the problem was made with windows. A copy of 16 bytes per
+    /// item; items without tokens are an empty window, and their output is 0.
+    ///
+    /// ```
+    /// use attention_rollout::{DType, HostLayer, Problem, Shape, Window, cpu};
+    ///
+    /// let shape = Shape { layers: 1, batch: 1, heads: 1, tokens: 3 };
+    /// let problem = Problem::builder(shape, DType::F32).max_window(3).build()?;
+    /// let mut plan = cpu::Plan::new(&problem, &cpu::Options::default())?;
+    /// let maps = [0.5_f32; 9];
+    /// plan.set_windows(&[Window { start: 1, len: 2 }])?; // one token of padding on the left
+    /// assert_eq!(plan.run_to_vec(&[HostLayer::from(&maps[..])])?, [0.0, 0.75, 0.25]);
+    /// # Ok::<(), attention_rollout::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::FixedInput`] where the problem was made without windows; [`Error::Count`], [`Error::Window`],
+    /// [`Error::WindowLen`]; [`Error::StartRow`] where a start row that all items share lies outside one of them. After an
+    /// error the windows are as they were.
+    ///
+    /// [`Error::FixedInput`]: crate::Error::FixedInput
+    /// [`Error::Count`]: crate::Error::Count
+    /// [`Error::Window`]: crate::Error::Window
+    /// [`Error::WindowLen`]: crate::Error::WindowLen
+    /// [`Error::StartRow`]: crate::Error::StartRow
+    pub fn set_windows(&mut self, windows: &[Window]) -> Result<()> {
+        self.engine.problem_mut(0).set_windows(windows)
+    }
+
+    /// Gives the runs to come other start rows, one per item and counted from its window's start, where the problem was
+    /// made with [`StartRows::PerItem`](crate::StartRows::PerItem). Whether they lie in the windows a run says.
+    ///
+    /// # Errors
+    /// [`Error::FixedInput`](crate::Error::FixedInput) where the problem was made otherwise;
+    /// [`Error::Count`](crate::Error::Count). After an error the rows are as they were.
+    pub fn set_rows(&mut self, rows: &[usize]) -> Result<()> {
+        self.engine.problem_mut(0).set_rows(rows)
+    }
+
+    /// As [`run`](Plan::run) with other windows and rows, for this run alone.
+    ///
+    /// # Errors
+    /// As [`set_windows`](Plan::set_windows), [`set_rows`](Plan::set_rows) and [`run`](Plan::run).
+    pub fn run_with(
+        &mut self,
+        layers: &[HostLayer<'_>],
+        out: &mut [f32],
+        inputs: RunInputs<'_>,
+    ) -> Result<()> {
+        let (windows, rows) = &mut self.kept;
+        windows.copy_from_slice(self.engine.problems()[0].problem.windows());
+        rows.copy_from_slice(self.engine.problems()[0].problem.item_rows());
+        let given = inputs.windows.map_or(Ok(()), |it| self.set_windows(it));
+        let given = given.and(inputs.rows.map_or(Ok(()), |it| self.set_rows(it)));
+        let ran = given.and_then(|()| self.run(layers, out));
+        let (windows, rows) = &self.kept;
+        self.engine.problem_mut(0).restore(windows, rows);
+        ran
     }
 
     /// As [`run`](Plan::run), into memory that it allocates.
@@ -131,6 +203,7 @@ impl Plan {
     ) -> Result<()> {
         let part = self.problem().slice_batch(items);
         part.check_layers(layers, out.len())?;
+        part.check_rows()?;
         let out = Shared::new(out);
         self.engine.run(
             |_| 0..part.shape().batch,
@@ -151,6 +224,7 @@ impl Plan {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<()> {
         self.problem().check_layers(layers, out.len())?;
+        self.problem().check_rows()?;
         let total = self.problem().shape().batch;
         let out = Shared::new(out);
         for first in (0..total).step_by(items_per_chunk.get()) {

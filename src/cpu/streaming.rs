@@ -16,7 +16,7 @@ use crate::cpu::team::{Shared, Team};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::layer::HostLayer;
-use crate::layout::{Shape, product as checked};
+use crate::layout::{Shape, Window, product as checked};
 use crate::problem::Problem;
 
 /// A rollout that takes one layer at a time.
@@ -141,6 +141,42 @@ impl StreamingPlan {
             }
         };
         kept + self.engine.workspace_bytes()
+    }
+
+    /// As [`Plan::set_windows`](crate::cpu::Plan::set_windows), for the layers to come: before the first of them is pushed.
+    ///
+    /// # Errors
+    /// As [`Plan::set_windows`](crate::cpu::Plan::set_windows); [`Error::StreamedLayers`] where layers have been pushed.
+    pub fn set_windows(&mut self, windows: &[Window]) -> Result<()> {
+        self.give(|problem| problem.set_windows(windows))
+    }
+
+    /// As [`Plan::set_rows`](crate::cpu::Plan::set_rows), before the first layer is pushed.
+    ///
+    /// # Errors
+    /// As [`Plan::set_rows`](crate::cpu::Plan::set_rows); [`Error::StreamedLayers`] where layers have been pushed.
+    pub fn set_rows(&mut self, rows: &[usize]) -> Result<()> {
+        self.give(|problem| problem.set_rows(rows))
+    }
+
+    /// Lets `set` change the problem wherever there is a copy of it.
+    fn give(&mut self, set: impl Fn(&mut Problem) -> Result<()>) -> Result<()> {
+        if self.pushed > 0 {
+            return Err(Error::StreamedLayers {
+                expected: 0,
+                got: self.pushed,
+            });
+        }
+        set(&mut self.problem)?;
+        set(self.engine.problem_mut(0))?;
+        match &mut self.state {
+            State::Layers(_, engine) => set(engine.problem_mut(0)),
+            State::Rollouts { slabs, .. } => {
+                // What the windows of an earlier pass held may lie outside those of the next.
+                slabs.fill(0.0);
+                Ok(())
+            }
+        }
     }
 
     /// Takes in the next layer of the problem's range. `operands` are not needed any more once this returns. The layer's
@@ -288,5 +324,6 @@ fn kept_problem(problem: &Problem) -> Result<Problem> {
     Problem::builder(shape, DType::F32)
         .config(config)
         .windows(problem.windows().to_vec())
+        .max_window(problem.longest_window())
         .build()
 }

@@ -74,7 +74,7 @@ pub use options::{Compiler, ImageKind, Options, Precision};
 pub use plan::pack;
 pub use plan::{
     DeviceLayer, DeviceOutput, DeviceTensor, GroupItem, GroupPlan, HostPlan, Pass, Plan,
-    PlanCache, StreamingPlan, run_host,
+    PlanCache, StreamingPlan, Workspace, run_host,
 };
 pub use runtime::Runtime;
 pub use schedule::Schedule;

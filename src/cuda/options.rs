@@ -1,6 +1,7 @@
 //! How to compute on a GPU: the choices that a caller may make, for a plan and for the compiler behind it.
 
 use super::nvrtc::{Cache, Nvrtc};
+use super::plan::Workspace;
 
 /// How exactly matrices are multiplied. The row form is f32 whatever this is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -32,6 +33,8 @@ pub struct Options {
     /// Symbol of a kernel variant that must take part. `None` leaves the choice to [`choose`](super::choose()), unless the environment
     /// variable `ROLLOUT_VARIANT` names one.
     pub variant: Option<String>,
+    /// Where runs work; in memory that the plan allocates unless it borrows some.
+    pub workspace: Workspace,
 }
 
 impl Options {

@@ -12,7 +12,7 @@ use super::limits::DeviceLimits;
 use super::variant::Variant;
 
 /// Buffers and tables start at multiples of this: a cache line, and more than any load asks for.
-const PART_ALIGNMENT: usize = 256;
+pub(super) const PART_ALIGNMENT: usize = 256;
 
 /// What a plan uploads once, when it is made, for the items of its problem: windows, head weights, discard counts or
 /// start rows.
@@ -122,12 +122,12 @@ impl Schedule {
         }
     }
 
-    /// Bytes of device memory that a plan allocates besides tables.
+    /// Bytes of device memory that a run works in, which hold nothing between runs.
     pub fn workspace_bytes(&self) -> usize {
         bytes_of_parts(self.buffers.iter().copied())
     }
 
-    /// Bytes of device memory for windows, weights and start rows.
+    /// Bytes of device memory that is the plan's own: windows, weights, start rows, and what kernels keep from run to run.
     pub fn constants_bytes(&self) -> usize {
         bytes_of_parts(self.tables.iter().map(|table| table.bytes.len()))
     }

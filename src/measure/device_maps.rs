@@ -51,9 +51,14 @@ impl DeviceMaps {
         let (free, _) = cuda::memory(context)?;
         let fitting = free / 100 * MEMORY_PERCENT / copy_bytes;
         let copies = rotation::copies(rotation_bytes, map_bytes).min(fitting.max(1));
-        let mut memory = stream
-            .alloc_zeros::<u8>(copies * copy_bytes)
-            .map_err(allocation_error("cuMemAllocAsync", "attention maps", copy_bytes))?;
+        let mut memory =
+            stream
+                .alloc_zeros::<u8>(copies * copy_bytes)
+                .map_err(allocation_error(
+                    "cuMemAllocAsync",
+                    "attention maps",
+                    copy_bytes,
+                ))?;
         let first = memory.device_ptr(stream).0;
         let mut offset = 0;
         let layers: Vec<_> = inputs.iter().flat_map(Inputs::layers).collect();

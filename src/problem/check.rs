@@ -16,6 +16,26 @@ pub(super) fn count(what: &'static str, expected: usize, got: usize) -> Result<(
     }
 }
 
+/// A window for each item, within the tokens and no longer than `max_window`.
+pub(super) fn windows(windows: &[Window], shape: &Shape, max_window: Option<usize>) -> Result<()> {
+    count("windows, one per item", shape.batch, windows.len())?;
+    let (tokens, max) = (shape.tokens, max_window.unwrap_or(shape.tokens));
+    for (item, &Window { start, len }) in windows.iter().enumerate() {
+        if start.checked_add(len).is_none_or(|end| end > tokens) {
+            return Err(Error::Window {
+                item,
+                start,
+                len,
+                tokens,
+            });
+        }
+        if len > max {
+            return Err(Error::WindowLen { item, len, max });
+        }
+    }
+    Ok(())
+}
+
 fn finite(what: &'static str, values: impl IntoIterator<Item = f32>) -> Result<()> {
     match values.into_iter().find(|v| !v.is_finite()) {
         Some(got) => Err(Error::Parameter {

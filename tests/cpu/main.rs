@@ -4,4 +4,5 @@ mod against_reference;
 #[path = "../common/mod.rs"]
 mod common;
 mod real_data;
+mod run_inputs;
 mod sources;

@@ -69,7 +69,8 @@ fn plans_hold_exactly_what_they_say_and_give_it_back() {
         // The stand-in counts the constants of loaded modules too, some bytes each.
         let held = (vcuda.usage().bytes - before.bytes) as usize;
         let modules = 256 * plan.schedule().variants().len();
-        let range = plan.workspace_bytes()..plan.workspace_bytes() + modules;
+        let stated = plan.workspace_bytes() + plan.owned_bytes();
+        let range = stated..stated + modules;
         assert!(range.contains(&held), "{what}: {held} of {range:?}: {plan}");
         drop(plan);
         let after = vcuda.usage();

@@ -151,7 +151,7 @@ fn groups_streams_and_chunks_give_what_a_plan_gives() {
         .iter()
         .map(|feature| feature.problem.clone())
         .collect();
-    let mut group = GroupPlan::new(&machine.context, &problems, &machine.options).unwrap();
+    let mut group = GroupPlan::on(&machine.runtime(), &problems, &Options::default()).unwrap();
     let of_features: Vec<Vec<Buffer>> = features.iter().map(|f| buffers(&machine, f)).collect();
     let layers: Vec<Vec<DeviceLayer<'_>>> = of_features
         .iter()
@@ -178,7 +178,7 @@ fn groups_streams_and_chunks_give_what_a_plan_gives() {
     for feature in &features {
         let layers = feature.layers();
         let problem = &feature.problem;
-        let mut plan = StreamingPlan::new(&machine.context, problem, &machine.options).unwrap();
+        let mut plan = StreamingPlan::on(&machine.runtime(), problem, &Options::default()).unwrap();
         let mut out = stream.clone_htod(&poison(feature)).unwrap();
         let mut pass = plan.begin(&stream, &mut out).unwrap();
         for layer in &layers {
@@ -191,7 +191,7 @@ fn groups_streams_and_chunks_give_what_a_plan_gives() {
         let whole = machine.run(&mut whole, &layers);
         let mut chunked = poison(feature);
         let items = NonZeroUsize::new(2);
-        let plan = HostPlan::new(&machine.context, problem, &machine.options, items);
+        let plan = HostPlan::on(&[machine.runtime()], problem, &Options::default(), items);
         plan.unwrap()
             .run(&layers, &mut chunked, &mut |_| ())
             .unwrap();

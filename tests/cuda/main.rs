@@ -20,5 +20,6 @@ mod problems;
 mod real_data;
 mod sharing;
 mod streaming;
+mod workspace;
 
 use common::{compare, generate, nvrtc};

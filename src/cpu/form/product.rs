@@ -59,10 +59,9 @@ impl ProductScratch {
     }
 
     fn new(problem: &Problem, rollouts: usize, keeps_ahat: bool) -> Result<Self> {
-        let lens = || problem.windows().iter().map(|w| w.len);
-        let tokens = lens().max().unwrap_or(0);
+        let tokens = problem.longest_window();
         let square = checked("workspace", &[tokens, tokens])?;
-        let few = lens().map(few_rows_elements).max().unwrap_or(0);
+        let few = rows::most_chunk_elements(1, tokens)?;
         let (map, candidates) = match problem.config().discard {
             Some(_) => (square, discard::scratch(tokens)),
             None => (0, 0),

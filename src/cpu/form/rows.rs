@@ -58,6 +58,35 @@ pub(crate) fn chunk_rows(start_rows: usize, len: usize) -> usize {
     rows.clamp(1, len)
 }
 
+/// Rows of a block at most, in windows of at most `len` tokens.
+fn most_block_rows(problem: &Problem, len: usize) -> usize {
+    let rows = match problem.start_rows() {
+        // A chunk's elements have as many rows as columns at most.
+        0..=GEMM_START_ROWS => (BLOCK_HEAD_ROWS / problem.shape().heads)
+            .max(BLOCK_ROWS)
+            .max(CHUNK_ELEMENTS.isqrt())
+            .max(len.div_ceil(MOST_BLOCKS)),
+        _ => GEMM_BLOCK_ROWS,
+    };
+    rows.min(len)
+}
+
+/// Blocks at most, in windows of at most `len` tokens.
+fn most_blocks(start_rows: usize, len: usize) -> usize {
+    match start_rows {
+        0..=GEMM_START_ROWS => len.div_ceil(BLOCK_ROWS).min(MOST_BLOCKS),
+        _ => len.div_ceil(GEMM_BLOCK_ROWS),
+    }
+}
+
+/// Elements of a chunk at most, in windows of at most `len` tokens.
+pub(crate) fn most_chunk_elements(start_rows: usize, len: usize) -> Result<usize> {
+    match start_rows {
+        0..=GEMM_START_ROWS => Ok(CHUNK_ELEMENTS.max(len)),
+        _ => checked("workspace", &[GEMM_BLOCK_ROWS.min(len), len]),
+    }
+}
+
 /// What row form computes in: lengths, for the largest item.
 pub(crate) struct RowsScratch {
     /// Each member's own: relevance, one block's part of the new relevance, and the new relevance, `[start rows, tokens]`
@@ -92,23 +121,16 @@ impl RowsScratch {
     /// # Errors
     /// [`Error::SizeOverflow`](crate::Error::SizeOverflow).
     pub fn size(problem: &Problem) -> Result<Self> {
-        let start_rows = problem.start_rows();
+        let (start_rows, len) = (problem.start_rows(), problem.longest_window());
         let sized = |extents: &[usize]| checked("workspace", extents);
-        let (mut relevance, mut fused, mut weights, mut parts) = (0, 0, 0, 0);
-        let (mut map, mut candidates) = (0, 0);
-        for len in problem.windows().iter().map(|window| window.len) {
-            if len == 0 {
-                continue;
-            }
-            relevance = relevance.max(sized(&[start_rows, len])?);
-            fused = fused.max(sized(&[chunk_rows(start_rows, len), len])?);
-            weights = weights.max(sized(&[start_rows + 1, block_rows(problem, len)])?);
-            parts = parts.max(sized(&[2, blocks(problem, len).len(), start_rows, len])?);
-            if problem.config().discard.is_some() {
-                map = map.max(sized(&[len, len])?);
-                candidates = candidates.max(discard::scratch(len));
-            }
-        }
+        let relevance = sized(&[start_rows, len])?;
+        let fused = most_chunk_elements(start_rows, len)?;
+        let weights = sized(&[start_rows + 1, most_block_rows(problem, len)])?;
+        let parts = sized(&[2, most_blocks(start_rows, len), start_rows, len])?;
+        let (map, candidates) = match problem.config().discard {
+            Some(_) => (sized(&[len, len])?, discard::scratch(len)),
+            None => (0, 0),
+        };
         Ok(RowsScratch {
             own: Parts([
                 relevance, relevance, relevance, fused, weights, map, candidates,
@@ -442,6 +464,41 @@ impl FusedMap<'_> {
             for (weight, part) in weights.iter_mut().zip(part) {
                 *part += residual.identity * *weight;
                 *weight *= residual.attention;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Output, RolloutConfig, StartRows};
+    use crate::dtype::DType;
+    use crate::layout::Shape;
+
+    #[test]
+    fn scratch_of_the_longest_window_is_enough_for_all() {
+        for (heads, start_rows) in [(1, 1), (12, 16), (80, 3), (4, 17), (1, 40)] {
+            let shape = Shape {
+                layers: 1,
+                batch: 1,
+                heads,
+                tokens: 9000,
+            };
+            let rows = StartRows::Rows((0..start_rows).collect());
+            let config = RolloutConfig {
+                output: Output::Rows(rows),
+                ..RolloutConfig::default()
+            };
+            let problem = Problem::new(shape, DType::F32, config).unwrap();
+            let mut most = [0; 3];
+            for len in 1..=shape.tokens {
+                most[0] = most[0].max(block_rows(&problem, len));
+                most[1] = most[1].max(blocks(&problem, len).len());
+                most[2] = most[2].max(chunk_rows(start_rows, len) * len);
+                assert!(most[0] <= most_block_rows(&problem, len));
+                assert!(most[1] <= most_blocks(start_rows, len));
+                assert!(most[2] <= most_chunk_elements(start_rows, len).unwrap());
             }
         }
     }

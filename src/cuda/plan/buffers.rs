@@ -368,7 +368,12 @@ fn check_overlap(
     Ok(())
 }
 
-fn check_alignment(address: u64, required: usize, what: impl FnOnce() -> String) -> Result<()> {
+/// Checks that an address is a multiple of `required` bytes.
+pub(super) fn check_alignment(
+    address: u64,
+    required: usize,
+    what: impl FnOnce() -> String,
+) -> Result<()> {
     if address.is_multiple_of(required as u64) {
         return Ok(());
     }

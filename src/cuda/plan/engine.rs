@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream, sys};
 
+use super::workspace::{Room, Workspace};
 use crate::cuda::address::{Base, Bases};
 use crate::cuda::driver::{self, DeviceMemory, Event, Function, Stream, bind, driver_error};
 use crate::cuda::launch::MAX_WORDS;
@@ -67,18 +68,22 @@ impl Handover {
 
 /// The device memory of an engine.
 pub(super) struct Memory {
-    workspace: DeviceMemory,
+    workspace: Room,
     tables: DeviceMemory,
 }
 
 impl Memory {
-    /// Allocates what `schedules`, which share their tables, need.
-    pub fn new(context: &Arc<CudaContext>, schedules: &[Schedule]) -> Result<Self> {
-        let workspace = schedules.iter().map(Schedule::workspace_bytes).max();
+    /// What `schedules`, which share their tables, need: tables, and what they take of `workspace`.
+    pub fn new(
+        context: &Arc<CudaContext>,
+        schedules: &[Schedule],
+        workspace: &Workspace,
+    ) -> Result<Self> {
+        let required = schedules.iter().map(Schedule::workspace_bytes).max();
         let tables = schedules.first().map(Schedule::table_bytes);
         let tables = tables.unwrap_or_default();
         Ok(Memory {
-            workspace: DeviceMemory::new(context, "the workspace", workspace.unwrap_or(0))?,
+            workspace: workspace.take(context, required.unwrap_or(0))?,
             tables: DeviceMemory::upload(context, "windows, weights and start rows", &tables)?,
         })
     }
@@ -117,9 +122,14 @@ impl Prepared {
 
 impl Engine {
     /// Allocates what `schedules` need, and compiles and loads their kernels.
-    pub fn alone(runtime: &Runtime, problem: &Problem, schedules: Vec<Schedule>) -> Result<Self> {
+    pub fn alone(
+        runtime: &Runtime,
+        problem: &Problem,
+        schedules: Vec<Schedule>,
+        workspace: &Workspace,
+    ) -> Result<Self> {
         // Memory first: what does not fit need not be compiled.
-        let memory = Memory::new(runtime.context(), &schedules)?;
+        let memory = Memory::new(runtime.context(), &schedules, workspace)?;
         let prepared = schedules
             .into_iter()
             .map(|schedule| Prepared::alone(runtime, &memory, schedule))
@@ -194,9 +204,14 @@ impl Engine {
         &self.prepared[schedule].bases
     }
 
-    /// Device memory held, in bytes.
-    pub fn bytes(&self) -> usize {
-        self.memory.workspace.bytes() + self.memory.tables.bytes()
+    /// Bytes of workspace.
+    pub fn workspace_bytes(&self) -> usize {
+        self.memory.workspace.bytes()
+    }
+
+    /// Bytes of device memory that is the engine's own and lasts from run to run.
+    pub fn owned_bytes(&self) -> usize {
+        self.memory.tables.bytes()
     }
 
     /// Submits steps `steps` of a schedule.

@@ -12,6 +12,7 @@ use cudarc::driver::{CudaContext, CudaStream};
 
 use super::buffers::{self, DeviceLayer, DeviceOutput, check_run, check_stream, track};
 use super::engine::{Engine, Handover, Memory, is_capturing};
+use super::workspace::Workspace;
 use crate::cuda::choose::{choose, choose_grouped};
 use crate::cuda::driver::bind;
 use crate::cuda::kernel::{MAX_BLOCKS, SHARED_PARAMS};
@@ -82,10 +83,14 @@ impl GroupPlan {
         let options = options.with_environment();
         let schedules = schedules(problems, runtime.limits(), &options)?;
         // Memory first: what does not fit need not be compiled.
-        let memory = schedules
-            .iter()
-            .map(|schedule| Memory::new(context, std::slice::from_ref(schedule)))
-            .collect::<Result<Vec<_>>>()?;
+        let mut workspace = options.workspace.clone();
+        workspace.check(workspace_bytes(&schedules))?;
+        let mut memory = Vec::with_capacity(schedules.len());
+        for schedule in &schedules {
+            let one = std::slice::from_ref(schedule);
+            memory.push(Memory::new(context, one, &workspace)?);
+            workspace = workspace.after(part_bytes(schedule));
+        }
         let engines = problems
             .iter()
             .zip(schedules)
@@ -110,6 +115,19 @@ impl GroupPlan {
         })
     }
 
+    /// As [`Plan::required_workspace`](crate::cuda::Plan::required_workspace), for all `problems` together.
+    ///
+    /// # Errors
+    /// As [`choose`](crate::cuda::choose()).
+    pub fn required_workspace(
+        problems: &[Problem],
+        limits: &DeviceLimits,
+        options: &Options,
+    ) -> Result<usize> {
+        let schedules = schedules(problems, limits, &options.with_environment())?;
+        Ok(workspace_bytes(&schedules))
+    }
+
     /// The problems, in order.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
         self.engines.iter().map(Engine::problem)
@@ -127,9 +145,14 @@ impl GroupPlan {
         self.launches.aligned().len() + alone.sum::<usize>()
     }
 
-    /// Device memory the group holds, in bytes.
+    /// Device memory that a run works in, in bytes, the group's own or borrowed.
     pub fn workspace_bytes(&self) -> usize {
-        self.launches.bytes() + self.engines.iter().map(Engine::bytes).sum::<usize>()
+        self.engines.iter().map(Engine::workspace_bytes).sum()
+    }
+
+    /// Device memory that the group has beside the workspace, in bytes: what lasts from run to run.
+    pub fn owned_bytes(&self) -> usize {
+        self.launches.bytes() + self.engines.iter().map(Engine::owned_bytes).sum::<usize>()
     }
 
     /// Submits all problems, `items` holding their buffers in the order of the problems. Launches only, as
@@ -192,6 +215,18 @@ fn shares_launches(schedule: &Schedule) -> bool {
         geometries.all(|geometry| geometry.blocks() <= MAX_BLOCKS && geometry.cluster == 1)
     };
     !schedule.has_two_lanes() && schedule.steps.iter().all(fits)
+}
+
+/// Bytes of a workspace that a problem of a group takes, to where the next one's begins.
+fn part_bytes(schedule: &Schedule) -> usize {
+    schedule
+        .workspace_bytes()
+        .next_multiple_of(Workspace::ALIGNMENT)
+}
+
+/// Bytes of the workspace of a group.
+fn workspace_bytes(schedules: &[Schedule]) -> usize {
+    schedules.iter().map(part_bytes).sum()
 }
 
 /// Bytes of the maps of one item.

@@ -94,7 +94,8 @@ impl HostPlan {
     /// at most a device's share of the batch.
     ///
     /// # Errors
-    /// As [`new`](HostPlan::new); [`Error::ZeroExtent`] where there is no device.
+    /// As [`new`](HostPlan::new); [`Error::ZeroExtent`] where there is no device; [`Error::BorrowedWorkspace`] where
+    /// `options` lend a workspace, for the buffers of chunks and their workspace are a plan's own.
     pub fn on(
         runtimes: &[Runtime],
         problem: &Problem,
@@ -105,6 +106,9 @@ impl HostPlan {
             return Err(Error::ZeroExtent { what: "devices" });
         }
         let options = options.with_environment();
+        if !options.workspace.is_owned() {
+            return Err(Error::BorrowedWorkspace);
+        }
         let packed = packed(problem)?;
         let batch = problem.shape().batch;
         let chunk = match items_per_chunk {
@@ -154,7 +158,10 @@ impl HostPlan {
 
     /// Device memory the plan holds beside the chunks' maps and outputs, in bytes, all devices together.
     pub fn workspace_bytes(&self) -> usize {
-        self.devices.iter().map(|d| d.engine.bytes()).sum()
+        let engines = self.devices.iter().map(|device| &device.engine);
+        engines
+            .map(|engine| engine.workspace_bytes() + engine.owned_bytes())
+            .sum()
     }
 
     /// Computes the rollout of `layers` (every layer of the problem, first to last) into `out`, shaped as
@@ -271,7 +278,7 @@ impl OnDevice {
         let (context, limits) = (runtime.context(), runtime.limits());
         let (pipeline, whole) = choose_for(packed, chunk, limits, options)?;
         let rest = pipeline.schedule(packed, packed.shape().batch % chunk, limits);
-        let engine = Engine::alone(runtime, packed, vec![whole, rest])?;
+        let engine = Engine::alone(runtime, packed, vec![whole, rest], &options.workspace)?;
         let slots = (0..slots).map(|_| Slot::new(context, packed, chunk));
         Ok(OnDevice {
             slots: slots.collect::<Result<_>>()?,

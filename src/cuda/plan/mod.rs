@@ -7,6 +7,7 @@ mod group;
 mod host;
 mod one;
 mod streaming;
+mod workspace;
 
 // Plans are made on one thread and run on another, and tensors and outputs are handed over with them. A run takes its
 // plan exclusively, so that what threads can share of one is what it tells.
@@ -29,3 +30,4 @@ pub use group::{GroupItem, GroupPlan, pack};
 pub use host::{HostPlan, run_host};
 pub use one::Plan;
 pub use streaming::{Pass, StreamingPlan};
+pub use workspace::Workspace;

@@ -11,6 +11,7 @@ use super::buffers::{
 use super::engine::{Engine, Handover, is_capturing};
 use crate::cuda::choose::choose;
 use crate::cuda::driver::bind;
+use crate::cuda::limits::DeviceLimits;
 use crate::cuda::options::{Compiler, Options};
 use crate::cuda::pipeline::operands;
 use crate::cuda::runtime::Runtime;
@@ -47,7 +48,9 @@ impl Plan {
     /// # Errors
     /// As [`choose`](crate::cuda::choose()); [`Error::Nvrtc`](crate::Error::Nvrtc) where the compiler is missing or fails;
     /// [`Error::OutOfDeviceMemory`](crate::Error::OutOfDeviceMemory) where the workspace does not fit, after which
-    /// nothing stays allocated; [`Error::Driver`](crate::Error::Driver).
+    /// nothing stays allocated; [`Error::WorkspaceLen`](crate::Error::WorkspaceLen) and
+    /// [`Error::Misaligned`](crate::Error::Misaligned) where a borrowed one cannot be used;
+    /// [`Error::Driver`](crate::Error::Driver).
     pub fn new(context: &Arc<CudaContext>, problem: &Problem, options: &Options) -> Result<Self> {
         Plan::on(
             &Runtime::new(context, &Compiler::default())?,
@@ -64,10 +67,24 @@ impl Plan {
         let options = options.with_environment();
         let schedule = choose(problem, runtime.limits(), &options)?;
         Ok(Plan {
-            engine: Engine::alone(runtime, problem, vec![schedule])?,
+            engine: Engine::alone(runtime, problem, vec![schedule], &options.workspace)?,
             handover: Handover::new(runtime.context())?,
             layer_addresses: Vec::with_capacity(problem.shape().layers * operands(problem)),
         })
+    }
+
+    /// Bytes of [workspace](crate::cuda::Workspace) that a plan of `problem` takes on a device with these limits. Asks
+    /// no driver.
+    ///
+    /// # Errors
+    /// As [`choose`](crate::cuda::choose()).
+    pub fn required_workspace(
+        problem: &Problem,
+        limits: &DeviceLimits,
+        options: &Options,
+    ) -> Result<usize> {
+        let schedule = choose(problem, limits, &options.with_environment())?;
+        Ok(schedule.workspace_bytes())
     }
 
     /// The problem this plan runs.
@@ -85,9 +102,14 @@ impl Plan {
         self.engine.context()
     }
 
-    /// Device memory the plan holds, in bytes: workspace and constants.
+    /// Device memory that a run works in, in bytes, the plan's own or borrowed.
     pub fn workspace_bytes(&self) -> usize {
-        self.engine.bytes()
+        self.engine.workspace_bytes()
+    }
+
+    /// Device memory that the plan has beside the workspace, in bytes: what lasts from run to run.
+    pub fn owned_bytes(&self) -> usize {
+        self.engine.owned_bytes()
     }
 
     /// Submits the rollout of `layers` (every layer of the problem, first to last) into `out`, shaped as
@@ -96,7 +118,7 @@ impl Plan {
     /// Launches only: nothing is allocated, compiled or waited for, so the call may be part of a stream capture. The
     /// result is there when the stream has come past; what this call returns is whether it was submitted.
     ///
-    /// The workspace belongs to one run at a time. Runs on one stream follow each other; a run on another stream than
+    /// The workspace belongs to one run at a time, and what lies in it when a run begins does not matter. Runs on one stream follow each other; a run on another stream than
     /// the last one waits for that stream. Replays of a captured graph are the caller's to order with other runs.
     ///
     /// `stream` is one of cudarc, or that of any other library: `CudaContext::wrap_borrowed_stream` (unsafe) makes the

@@ -10,6 +10,7 @@ use super::buffers::{
 use super::engine::{Engine, Handover, is_capturing};
 use crate::cuda::choose::choose_streaming;
 use crate::cuda::driver::bind;
+use crate::cuda::limits::DeviceLimits;
 use crate::cuda::options::{Compiler, Options};
 use crate::cuda::pipeline::operands;
 use crate::cuda::runtime::Runtime;
@@ -49,10 +50,23 @@ impl StreamingPlan {
         let options = options.with_environment();
         let schedule = choose_streaming(problem, runtime.limits(), &options)?;
         Ok(StreamingPlan {
-            engine: Engine::alone(runtime, problem, vec![schedule])?,
+            engine: Engine::alone(runtime, problem, vec![schedule], &options.workspace)?,
             handover: Handover::new(runtime.context())?,
             layer_addresses: vec![0; problem.shape().layers * operands(problem)],
         })
+    }
+
+    /// As [`Plan::required_workspace`](crate::cuda::Plan::required_workspace).
+    ///
+    /// # Errors
+    /// As [`choose_streaming`](crate::cuda::choose_streaming).
+    pub fn required_workspace(
+        problem: &Problem,
+        limits: &DeviceLimits,
+        options: &Options,
+    ) -> Result<usize> {
+        let schedule = choose_streaming(problem, limits, &options.with_environment())?;
+        Ok(schedule.workspace_bytes())
     }
 
     /// The problem this plan runs.
@@ -65,9 +79,14 @@ impl StreamingPlan {
         self.engine.schedule(0)
     }
 
-    /// Device memory the plan holds, in bytes.
+    /// Device memory that a pass works in, in bytes, the plan's own or borrowed.
     pub fn workspace_bytes(&self) -> usize {
-        self.engine.bytes()
+        self.engine.workspace_bytes()
+    }
+
+    /// Device memory that the plan has beside the workspace, in bytes: what lasts from pass to pass.
+    pub fn owned_bytes(&self) -> usize {
+        self.engine.owned_bytes()
     }
 
     /// Begins a pass over the layers, into `out`. Everything is submitted to `stream`.
