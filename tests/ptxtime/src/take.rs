@@ -9,7 +9,8 @@ use attention_rollout::cuda::kernel;
 use attention_rollout::cuda::nvrtc::{self, Cache, Image, Nvrtc, Source, Target};
 use attention_rollout::cuda::variant::Entry;
 use attention_rollout::cuda::{
-    self, DeviceLayer, DeviceOutput, GroupItem, GroupPlan, ImageKind, Options, Plan,
+    self, Compiler, DeviceLayer, DeviceOutput, GroupItem, GroupPlan, ImageKind, Options, Plan,
+    Runtime,
 };
 use attention_rollout::{DType, Problem};
 use ptxemu::trace::LaunchTrace;
@@ -81,12 +82,15 @@ impl Taker {
     fn run(&self, vcuda: &Vcuda, problems: &[Problem], variant: Option<&str>) -> Result<Line> {
         let options = Options {
             variant: variant.map(str::to_owned),
+            ..Options::default()
+        };
+        let compiler = Compiler {
             image: ImageKind::Ptx,
             nvrtc: Some(self.nvrtc.clone()),
             cache: Some(self.cache.clone()),
-            ..Options::default()
         };
         let context = cuda::context(0)?;
+        let runtime = Runtime::new(&context, &compiler)?;
         let stream = context.default_stream();
         let maps = problems.iter().map(|problem| Maps::new(&stream, problem));
         let maps = maps.collect::<Result<Vec<Maps>>>()?;
@@ -108,12 +112,12 @@ impl Taker {
             })
             .collect();
         if let [problem] = problems {
-            let mut plan = Plan::new(&context, problem, &options)?;
+            let mut plan = Plan::on(&runtime, problem, &options)?;
             for output in outputs {
                 plan.run(&stream, &layers[0], output)?;
             }
         } else {
-            let mut plan = GroupPlan::new(&context, problems, &options)?;
+            let mut plan = GroupPlan::on(&runtime, problems, &options)?;
             let mut items: Vec<GroupItem<'_>> = layers
                 .iter()
                 .zip(outputs)
