@@ -165,7 +165,11 @@ fn maps_that_do_not_fit_are_an_error() {
     };
     let problem = Problem::new(shape, DType::F32, RolloutConfig::default()).unwrap();
     let inputs = Inputs::random(&problem, 1).unwrap();
-    let result = Case::cuda(vec![(problem, inputs)], &machine.runtime(), &Options::default());
+    let result = Case::cuda(
+        vec![(problem, inputs)],
+        &machine.runtime(),
+        &Options::default(),
+    );
     let error = result.err().expect("the maps have 2 MiB").to_string();
     assert!(error.contains("attention maps"), "{error}");
 }
