@@ -142,14 +142,6 @@ fn writes_ahat(problem: &Problem) -> bool {
     problem.layers().len() == 1 && !matches!(problem.config().output, Output::Rows(_))
 }
 
-/// Elements of the few rows of `Ahat` that are made at a time.
-fn few_rows_elements(len: usize) -> usize {
-    match len {
-        0 => 0,
-        len => rows::chunk_rows(1, len) * len,
-    }
-}
-
 /// Rollouts that product form keeps: this one and the next.
 pub(crate) fn rollouts(problem: &Problem) -> usize {
     problem.layers().len().min(2)
