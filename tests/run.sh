@@ -23,8 +23,8 @@ if [ "${ROLLOUT_REQUIRE_GPU:-0}" = 1 ] || [ -e /dev/nvidiactl ]; then gpu=1; fi
 # Counts, per tier, what `cargo test` says it ran, and what its tests say they skipped.
 tiers='
 BEGIN {
-    split("attention_rollout library cpu allocations cli fuzz, nvrtc, kernels ptxemu api behaviour instructions vocabulary " \
-        "trace vcuda driver ptxtime agreement budgets, golden", targets, ",")
+    split("attention_rollout attention_rollout_c library cpu allocations cli fuzz, nvrtc, kernels ptxemu api behaviour instructions vocabulary " \
+        "trace vcuda driver ptxtime agreement budgets c_interface, golden", targets, ",")
     for (i = 1; i <= 4; i++) {
         count = split(targets[i], of_tier, " ")
         for (j = 1; j <= count; j++) tiers[of_tier[j]] = i - 1

@@ -1,0 +1,454 @@
+/* Attention rollout from C and C++. Written by cbindgen from src/capi/src: UPDATE_HEADER=1 cargo test -p attention-rollout-c
+
+   Link with -lattention_rollout_c.
+
+   Values. A struct that starts with `size` is set to zero and its size filled in; what is left at zero has its default.
+   A pointer that comes with a count may be NULL where the count is 0. Extents and strides count elements. Nothing that a
+   call is given is needed after it returns, but for the device memory of a run on a stream.
+
+   Ownership. Devices and plans belong to the caller, who gives each back once, in any order: a plan keeps what it needs of
+   its device.
+
+   Threads. A device may be used from many threads at once. A plan may go from thread to thread; of two calls at a time
+   one is refused with AR_STATUS_BUSY. Nobody may free what another thread uses.
+
+   Streams. A plan for maps in device memory submits to the stream that a run names, a CUstream (or cudaStream_t) of the
+   device's primary context, NULL being the legacy default stream; it does not wait. The output is there when the stream
+   has come past the run; until then maps and output must stay as they are. Such a run may be captured into a graph.
+
+   Errors. Every function that can fail returns a status; ar_last_error() tells more. On a failure nothing has been
+   computed or submitted, unless the status is AR_STATUS_MACHINE. */
+
+
+#ifndef ATTENTION_ROLLOUT_H
+#define ATTENTION_ROLLOUT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// What became of a call.
+enum ArStatus
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // It is done.
+  AR_STATUS_OK = 0,
+  // A pointer is NULL that must not be.
+  AR_STATUS_NULL_POINTER = 1,
+  // A struct is not of the size that this library knows: header and library are of different versions, or `size` was
+  // not set.
+  AR_STATUS_STRUCT_SIZE = 2,
+  // A value is out of its range, or does not fit the others.
+  AR_STATUS_INVALID = 3,
+  // Another thread is using the plan.
+  AR_STATUS_BUSY = 4,
+  // The machine cannot: no driver, no such GPU, no compiler, no memory, a failure of the driver.
+  AR_STATUS_MACHINE = 5,
+  // A fault of the library. The plan it happened in can only be freed.
+  AR_STATUS_PANIC = 6,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ArStatus ArStatus;
+#else
+typedef int32_t ArStatus;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// What a device is.
+enum ArDeviceKind
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // The CPU.
+  AR_DEVICE_KIND_CPU,
+  // A GPU.
+  AR_DEVICE_KIND_CUDA,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ArDeviceKind ArDeviceKind;
+#else
+typedef uint32_t ArDeviceKind;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// How exactly a GPU multiplies matrices.
+enum ArPrecision
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // To f32 accuracy.
+  AR_PRECISION_F32,
+  // Fused maps rounded to f16.
+  AR_PRECISION_HALF,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ArPrecision ArPrecision;
+#else
+typedef uint32_t ArPrecision;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// Where maps and output lie.
+enum ArMemory
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // In host memory. A GPU is sent them chunk by chunk, and the run waits for the output.
+  AR_MEMORY_HOST,
+  // In the GPU's memory. The run is submitted to a stream.
+  AR_MEMORY_DEVICE,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ArMemory ArMemory;
+#else
+typedef uint32_t ArMemory;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// Element type of maps and gradients.
+enum ArDtype
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // 32-bit IEEE.
+  AR_DTYPE_F32,
+  // 16-bit IEEE.
+  AR_DTYPE_F16,
+  // bfloat16.
+  AR_DTYPE_BF16,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ArDtype ArDtype;
+#else
+typedef uint32_t ArDtype;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// How the heads of a layer become one map.
+enum ArHeadFusion
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // Mean over heads.
+  AR_HEAD_FUSION_MEAN,
+  // Largest entry over heads.
+  AR_HEAD_FUSION_MAX,
+  // Smallest entry over heads.
+  AR_HEAD_FUSION_MIN,
+  // Sum of the heads times `head_weights`.
+  AR_HEAD_FUSION_WEIGHTED,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ArHeadFusion ArHeadFusion;
+#else
+typedef uint32_t ArHeadFusion;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// How gradients weigh maps.
+enum ArGradients
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // There are none.
+  AR_GRADIENTS_NONE,
+  // `fuse_h relu(G * A)`.
+  AR_GRADIENTS_HEADS,
+  // `relu(fuse_h (G * A))`.
+  AR_GRADIENTS_FUSED,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ArGradients ArGradients;
+#else
+typedef uint32_t ArGradients;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// Which entries of a fused map a discard may zero.
+enum ArDiscardScope
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // All but the first one.
+  AR_DISCARD_SCOPE_MAP,
+  // Those without the first `special_tokens` rows and columns.
+  AR_DISCARD_SCOPE_PATCHES,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ArDiscardScope ArDiscardScope;
+#else
+typedef uint32_t ArDiscardScope;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// What comes out, f32.
+enum ArOutput
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // Relevance, `[batch, tokens]` for one start row, else `[batch, rows, tokens]`.
+  AR_OUTPUT_ROWS,
+  // The rollout, `[batch, tokens, tokens]`.
+  AR_OUTPUT_MATRIX,
+  // The rollout after each layer, `[layers, batch, tokens, tokens]`.
+  AR_OUTPUT_CUMULATIVE,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ArOutput ArOutput;
+#else
+typedef uint32_t ArOutput;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// The start rows of `AR_OUTPUT_ROWS`, counted from the start of each item's window.
+enum ArRows
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // Those of `rows`, the same for each item; row 0 where there are none.
+  AR_ROWS_LIST,
+  // One for each item, in `rows`.
+  AR_ROWS_PER_ITEM,
+  // The last valid token of each item.
+  AR_ROWS_LAST,
+  // The mean over all valid tokens of each item.
+  AR_ROWS_MEAN,
+  // `rows_weighted` distributions in `row_weights`, `[rows, tokens]` or `[batch, rows, tokens]`.
+  AR_ROWS_WEIGHTS,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ArRows ArRows;
+#else
+typedef uint32_t ArRows;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// Something that computes.
+typedef struct ArDevice ArDevice;
+
+// A problem made ready to run.
+typedef struct ArPlan ArPlan;
+
+// What to compute on.
+typedef struct ArDeviceOptions {
+  // `sizeof(ArDeviceOptions)`.
+  size_t size;
+  // An `ArDeviceKind`.
+  uint32_t kind;
+  // The GPU's number.
+  uint32_t ordinal;
+  // Threads of the CPU; 0 for one per core.
+  uint32_t threads;
+  // An `ArPrecision`.
+  uint32_t precision;
+} ArDeviceOptions;
+
+// Strides of one layer. The last axis has stride 1.
+typedef struct ArStrides {
+  // From one item to the next.
+  size_t batch;
+  // From one head to the next.
+  size_t head;
+  // From one query row to the next.
+  size_t row;
+} ArStrides;
+
+// The valid tokens of one item.
+typedef struct ArWindow {
+  // The first.
+  size_t start;
+  // How many.
+  size_t len;
+} ArWindow;
+
+// Weights of `attention * fused + identity * I`.
+typedef struct ArResidual {
+  // Of the fused map.
+  float attention;
+  // Of the identity.
+  float identity;
+} ArResidual;
+
+// What to compute, and of what.
+typedef struct ArProblem {
+  // `sizeof(ArProblem)`.
+  size_t size;
+  // Layers.
+  size_t layers;
+  // Items of the batch.
+  size_t batch;
+  // Heads; 1 where they are fused already.
+  size_t heads;
+  // Tokens.
+  size_t tokens;
+  // An `ArDtype`.
+  uint32_t dtype;
+  // An `ArMemory`.
+  uint32_t memory;
+  // None: contiguous; one: of every layer; or one per layer.
+  const struct ArStrides *strides;
+  // Length of `strides`.
+  size_t strides_count;
+  // None: all tokens are valid; or one per item.
+  const struct ArWindow *windows;
+  // Length of `windows`.
+  size_t windows_count;
+  // None: one half each; one: of every layer; or one per layer.
+  const struct ArResidual *residuals;
+  // Length of `residuals`.
+  size_t residuals_count;
+  // An `ArHeadFusion`.
+  uint32_t head_fusion;
+  // An `ArGradients`.
+  uint32_t gradients;
+  // For `AR_HEAD_FUSION_WEIGHTED`, one per head.
+  const float *head_weights;
+  // Length of `head_weights`.
+  size_t head_weights_count;
+  // Not 0: each row of the residual sum is divided by its sum.
+  uint32_t normalize_rows;
+  // Not 0: the caller promises 0 where a token attends to a later one; those entries are never loaded.
+  uint32_t causal;
+  // Share of the smallest entries of a fused map to zero, at least 0 and less than 1.
+  double discard_ratio;
+  // An `ArDiscardScope`.
+  uint32_t discard_scope;
+  // An `ArOutput`.
+  uint32_t output;
+  // Leading tokens that are no patches.
+  size_t special_tokens;
+  // Tokens that nothing shall attend to.
+  const size_t *excluded;
+  // Length of `excluded`.
+  size_t excluded_count;
+  // First layer to multiply.
+  size_t first_layer;
+  // One past the last layer to multiply; 0 for all from the first on.
+  size_t end_layer;
+  // For `AR_ROWS_LIST` and `AR_ROWS_PER_ITEM`.
+  const size_t *rows;
+  // Length of `rows`.
+  size_t rows_count;
+  // For `AR_ROWS_WEIGHTS`.
+  const float *row_weights;
+  // Length of `row_weights`.
+  size_t row_weights_count;
+  // Start rows per item of `row_weights`.
+  size_t rows_weighted;
+  // An `ArRows`.
+  uint32_t row_kind;
+  // Items of a chunk of host memory; 0 for as many as fit.
+  uint32_t items_per_chunk;
+} ArProblem;
+
+// What a plan is.
+typedef struct ArPlanInfo {
+  // `sizeof(ArPlanInfo)`.
+  size_t size;
+  // Elements of the output.
+  size_t output_count;
+  // Axes of the output.
+  size_t output_rank;
+  // Its shape; 0 beyond the rank.
+  size_t output_shape[4];
+  // Memory beside inputs and outputs, on the device that computes.
+  size_t workspace_bytes;
+  // Items that go through the device at a time; the whole batch for maps in device memory.
+  size_t items_per_chunk;
+} ArPlanInfo;
+
+// One layer's tensors.
+typedef struct ArLayer {
+  // `sizeof(ArLayer)`.
+  size_t size;
+  // Post-softmax attention, `[batch, heads, tokens, tokens]` by the strides of the layer.
+  const void *maps;
+  // Elements from the first to the end of the memory.
+  size_t maps_count;
+  // The gradients of the maps, laid out as these are; NULL where there are none.
+  const void *gradients;
+  // Elements, as `maps_count`.
+  size_t gradients_count;
+} ArLayer;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+// Opens a device and writes its handle to `device`. A GPU's primary context is retained, as the CUDA runtime does.
+//
+// # Safety
+// `options` is NULL or points to `options->size` bytes, `device` is NULL or may be written.
+ArStatus ar_device_new(const struct ArDeviceOptions *options, struct ArDevice **device);
+
+// Gives a device back; NULL is none. Its plans stay usable.
+//
+// # Safety
+// `device` is NULL or was given by `ar_device_new` and not given back; no other thread uses it.
+void ar_device_free(struct ArDevice *device);
+
+// Makes `problem` ready on `device` and writes the plan's handle to `plan`: checks, chooses, compiles, allocates.
+//
+// # Safety
+// `device` is NULL or alive. `problem` is NULL or points to `problem->size` bytes, whose pointers are NULL or point to as
+// many elements as the counts beside them say. `plan` is NULL or may be written.
+ArStatus ar_plan_new(const struct ArDevice *device,
+                     const struct ArProblem *problem,
+                     struct ArPlan **plan);
+
+// Fills `info`, whose size is set, with what the plan is.
+//
+// # Safety
+// `plan` is NULL or alive, `info` is NULL or points to `info->size` bytes that may be written.
+ArStatus ar_plan_info(const struct ArPlan *plan, struct ArPlanInfo *info);
+
+// Computes the rollout of `layers`, every layer of the problem from the first to the last, into the `out_count` floats at
+// `out`. In host memory `stream` is NULL and the output is there when the call returns. In device memory the call
+// submits to `stream` and returns: it allocates nothing on the device, compiles nothing and waits for nothing.
+//
+// # Safety
+// `plan` is NULL or alive. `layers` is NULL or points to `layers_count` structs, whose tensors are as long as they say, in
+// the memory that the problem names, as is `out`. `stream` is NULL or a stream of the device's primary context. Device
+// memory: nothing writes the maps, and nothing uses the output, from the run's place in the stream until it is done.
+ArStatus ar_plan_run(const struct ArPlan *plan,
+                     const struct ArLayer *layers,
+                     size_t layers_count,
+                     float *out,
+                     size_t out_count,
+                     void *stream);
+
+// Gives a plan back; NULL is none. Runs that were submitted are waited for.
+//
+// # Safety
+// `plan` is NULL or was given by `ar_plan_new` and not given back; no other thread uses it.
+void ar_plan_free(struct ArPlan *plan);
+
+// What the last call of this thread that failed has to say, in UTF-8; empty where none has. Valid until the next one
+// fails or the thread ends.
+const char *ar_last_error(void);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* ATTENTION_ROLLOUT_H */

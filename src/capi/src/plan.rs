@@ -1,0 +1,229 @@
+//! Devices and plans behind the handles.
+
+use std::num::NonZeroUsize;
+use std::slice;
+
+use attention_rollout::cuda::cudarc::driver::sys::CUstream;
+use attention_rollout::cuda::{self, DeviceLayer, DeviceOutput, Precision, Runtime};
+use attention_rollout::device::{AnyPlan, Device};
+use attention_rollout::{DType, HostLayer, HostTensor, Layer, Problem, cpu};
+
+use crate::error::{Error, Result};
+use crate::given::{checked, choice, fits, list, sized};
+use crate::problem::problem;
+use crate::types::{
+    ArDeviceKind, ArDeviceOptions, ArLayer, ArMemory, ArPlanInfo, ArPrecision, ArProblem,
+};
+
+/// A device, and what a plan for its own memory needs.
+pub struct Place {
+    device: Device,
+    gpu: Option<(Runtime, cuda::Options)>,
+}
+
+impl Place {
+    /// # Errors
+    /// Those of the device, and for choices that are none.
+    pub fn new(given: &ArDeviceOptions) -> Result<Self> {
+        let precision = match choice("precision", given.precision)? {
+            ArPrecision::F32 => Precision::F32,
+            ArPrecision::Half => Precision::Half,
+        };
+        match choice("kind", given.kind)? {
+            ArDeviceKind::Cpu => Ok(Place {
+                device: Device::cpu(&cpu::Options {
+                    threads: NonZeroUsize::new(given.threads as usize),
+                }),
+                gpu: None,
+            }),
+            ArDeviceKind::Cuda => {
+                let options = cuda::Options {
+                    precision,
+                    ..Default::default()
+                };
+                let context = cuda::context(given.ordinal as usize)?;
+                let runtime = Runtime::new(&context, &options)?;
+                Ok(Place {
+                    device: Device::on(slice::from_ref(&runtime), &options)?,
+                    gpu: Some((runtime, options)),
+                })
+            }
+        }
+    }
+}
+
+/// A problem made ready, by where its maps lie.
+pub enum Ready {
+    Host(AnyPlan),
+    Device(Box<cuda::Plan>),
+}
+
+impl Ready {
+    /// # Safety
+    /// As [`problem`](problem()).
+    pub unsafe fn new(place: &Place, given: &ArProblem) -> Result<Self> {
+        let memory = choice("memory", given.memory)?;
+        // SAFETY: the caller's promise.
+        let problem = unsafe { problem(given)? };
+        Ok(match memory {
+            ArMemory::Host => {
+                let items = NonZeroUsize::new(given.items_per_chunk as usize);
+                Ready::Host(place.device.plan_chunked(&problem, items)?)
+            }
+            ArMemory::Device => {
+                let (runtime, options) = place.gpu.as_ref().ok_or(Error::DeviceMemory)?;
+                Ready::Device(Box::new(cuda::Plan::on(runtime, &problem, options)?))
+            }
+        })
+    }
+
+    fn problem(&self) -> &Problem {
+        match self {
+            Ready::Host(plan) => plan.problem(),
+            Ready::Device(plan) => plan.problem(),
+        }
+    }
+
+    /// What the plan is.
+    pub fn info(&self) -> ArPlanInfo {
+        let problem = self.problem();
+        let shape = problem.output_shape();
+        let mut output_shape = [0; 4];
+        output_shape[..shape.len()].copy_from_slice(&shape);
+        let (workspace_bytes, items_per_chunk) = match self {
+            Ready::Host(plan) => (plan.workspace_bytes(), plan.items_per_chunk()),
+            Ready::Device(plan) => (plan.workspace_bytes(), problem.shape().batch),
+        };
+        ArPlanInfo {
+            size: size_of::<ArPlanInfo>(),
+            output_count: problem.output_len(),
+            output_rank: shape.len(),
+            output_shape,
+            workspace_bytes,
+            items_per_chunk,
+        }
+    }
+
+    /// # Safety
+    /// The tensors of `layers` and `out` are as long as they say, in the memory the plan is for; `stream` is null or a
+    /// stream of the plan's context. In device memory, what [`DeviceLayer::from_raw`] and [`DeviceOutput::from_raw`] ask.
+    pub unsafe fn run(
+        &mut self,
+        layers: &[ArLayer],
+        out: *mut f32,
+        out_count: usize,
+        stream: CUstream,
+    ) -> Result<()> {
+        for layer in layers {
+            // SAFETY: a reference is a valid pointer.
+            unsafe { sized(layer)? };
+        }
+        match self {
+            Ready::Host(plan) => {
+                if !stream.is_null() {
+                    return Err(Error::Stream);
+                }
+                // SAFETY: the caller's promise.
+                unsafe { run_host(plan, layers, out, out_count) }
+            }
+            // SAFETY: the caller's promise.
+            Ready::Device(plan) => unsafe { run_device(plan, layers, out, out_count, stream) },
+        }
+    }
+}
+
+/// # Safety
+/// As [`Ready::run`].
+unsafe fn run_host(
+    plan: &mut AnyPlan,
+    layers: &[ArLayer],
+    out: *mut f32,
+    out_count: usize,
+) -> Result<()> {
+    let dtype = plan.problem().dtype();
+    // SAFETY: the caller's promise.
+    let layers: Vec<HostLayer<'_>> = layers
+        .iter()
+        .map(|layer| unsafe { host_layer(dtype, layer) })
+        .collect::<Result<_>>()?;
+    let out: &mut [f32] = match out_count {
+        0 => &mut [],
+        _ => {
+            checked("out", out)?;
+            fits::<f32>("out", out_count)?;
+            check_apart(&layers, out.addr()..out.addr() + 4 * out_count)?;
+            // SAFETY: not null, aligned, of a size that memory can have, and apart from the layers.
+            unsafe { slice::from_raw_parts_mut(out, out_count) }
+        }
+    };
+    Ok(plan.run(&layers, out, &mut |_| ())?)
+}
+
+/// # Safety
+/// As [`Ready::run`].
+unsafe fn host_layer<'a>(dtype: DType, given: &ArLayer) -> Result<HostLayer<'a>> {
+    let tensor = |what, pointer: *const std::ffi::c_void, count: usize| {
+        let bytes = count.checked_mul(dtype.size_bytes());
+        let bytes = bytes.ok_or(Error::Overflow { what, count })?;
+        // SAFETY: the caller's promise.
+        let elements = unsafe { list(what, pointer.cast::<u8>(), bytes)? };
+        HostTensor::from_bytes(dtype, elements).ok_or(Error::Misaligned {
+            what,
+            required: dtype.size_bytes(),
+            address: pointer.addr(),
+        })
+    };
+    let maps = tensor("maps", checked("maps", given.maps)?, given.maps_count)?;
+    Ok(match given.gradients.is_null() {
+        true => Layer::Maps(maps),
+        false => Layer::Gradients {
+            maps,
+            gradients: tensor("gradients", given.gradients, given.gradients_count)?,
+        },
+    })
+}
+
+/// Checks that the output, given by its addresses, lies in no tensor.
+fn check_apart(layers: &[HostLayer<'_>], out: std::ops::Range<usize>) -> Result<()> {
+    for (number, layer) in layers.iter().enumerate() {
+        for tensor in layer.operands() {
+            let bytes = tensor.bytes().as_ptr_range();
+            if bytes.start.addr() < out.end && out.start < bytes.end.addr() {
+                return Err(Error::Overlap { layer: number });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// # Safety
+/// As [`Ready::run`].
+unsafe fn run_device(
+    plan: &mut cuda::Plan,
+    layers: &[ArLayer],
+    out: *mut f32,
+    out_count: usize,
+    stream: CUstream,
+) -> Result<()> {
+    let dtype = plan.problem().dtype();
+    let mut on_device = Vec::with_capacity(layers.len());
+    for layer in layers {
+        let address = checked("maps", layer.maps)?.addr() as u64;
+        if !layer.gradients.is_null() {
+            return Err(Error::DeviceGradients);
+        }
+        // SAFETY: the caller's promise.
+        on_device.push(unsafe { DeviceLayer::from_raw(address, layer.maps_count, dtype) });
+    }
+    if out_count > 0 && out.is_null() {
+        return Err(Error::NullPointer { what: "out" });
+    }
+    // SAFETY: the caller's promise.
+    let (stream, out) = unsafe {
+        (
+            plan.context().wrap_borrowed_stream(stream),
+            DeviceOutput::from_raw(out.addr() as u64, out_count),
+        )
+    };
+    Ok(plan.run(&stream, &on_device, out)?)
+}

@@ -1,0 +1,261 @@
+//! The values that cross the interface.
+
+use std::ffi::c_void;
+
+/// What a device is.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub enum ArDeviceKind {
+    /// The CPU.
+    Cpu,
+    /// A GPU.
+    Cuda,
+}
+
+/// How exactly a GPU multiplies matrices.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub enum ArPrecision {
+    /// To f32 accuracy.
+    F32,
+    /// Fused maps rounded to f16.
+    Half,
+}
+
+/// Where maps and output lie.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub enum ArMemory {
+    /// In host memory. A GPU is sent them chunk by chunk, and the run waits for the output.
+    Host,
+    /// In the GPU's memory. The run is submitted to a stream.
+    Device,
+}
+
+/// Element type of maps and gradients.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub enum ArDtype {
+    /// 32-bit IEEE.
+    F32,
+    /// 16-bit IEEE.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+/// How the heads of a layer become one map.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub enum ArHeadFusion {
+    /// Mean over heads.
+    Mean,
+    /// Largest entry over heads.
+    Max,
+    /// Smallest entry over heads.
+    Min,
+    /// Sum of the heads times `head_weights`.
+    Weighted,
+}
+
+/// How gradients weigh maps.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub enum ArGradients {
+    /// There are none.
+    None,
+    /// `fuse_h relu(G * A)`.
+    Heads,
+    /// `relu(fuse_h (G * A))`.
+    Fused,
+}
+
+/// Which entries of a fused map a discard may zero.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub enum ArDiscardScope {
+    /// All but the first one.
+    Map,
+    /// Those without the first `special_tokens` rows and columns.
+    Patches,
+}
+
+/// What comes out, f32.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub enum ArOutput {
+    /// Relevance, `[batch, tokens]` for one start row, else `[batch, rows, tokens]`.
+    Rows,
+    /// The rollout, `[batch, tokens, tokens]`.
+    Matrix,
+    /// The rollout after each layer, `[layers, batch, tokens, tokens]`.
+    Cumulative,
+}
+
+/// The start rows of `AR_OUTPUT_ROWS`, counted from the start of each item's window.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub enum ArRows {
+    /// Those of `rows`, the same for each item; row 0 where there are none.
+    List,
+    /// One for each item, in `rows`.
+    PerItem,
+    /// The last valid token of each item.
+    Last,
+    /// The mean over all valid tokens of each item.
+    Mean,
+    /// `rows_weighted` distributions in `row_weights`, `[rows, tokens]` or `[batch, rows, tokens]`.
+    Weights,
+}
+
+/// Strides of one layer. The last axis has stride 1.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ArStrides {
+    /// From one item to the next.
+    pub batch: usize,
+    /// From one head to the next.
+    pub head: usize,
+    /// From one query row to the next.
+    pub row: usize,
+}
+
+/// The valid tokens of one item.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ArWindow {
+    /// The first.
+    pub start: usize,
+    /// How many.
+    pub len: usize,
+}
+
+/// Weights of `attention * fused + identity * I`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ArResidual {
+    /// Of the fused map.
+    pub attention: f32,
+    /// Of the identity.
+    pub identity: f32,
+}
+
+/// What to compute on.
+#[repr(C)]
+pub struct ArDeviceOptions {
+    /// `sizeof(ArDeviceOptions)`.
+    pub size: usize,
+    /// An `ArDeviceKind`.
+    pub kind: u32,
+    /// The GPU's number.
+    pub ordinal: u32,
+    /// Threads of the CPU; 0 for one per core.
+    pub threads: u32,
+    /// An `ArPrecision`.
+    pub precision: u32,
+}
+
+/// What to compute, and of what.
+#[repr(C)]
+pub struct ArProblem {
+    /// `sizeof(ArProblem)`.
+    pub size: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Items of the batch.
+    pub batch: usize,
+    /// Heads; 1 where they are fused already.
+    pub heads: usize,
+    /// Tokens.
+    pub tokens: usize,
+    /// An `ArDtype`.
+    pub dtype: u32,
+    /// An `ArMemory`.
+    pub memory: u32,
+    /// None: contiguous; one: of every layer; or one per layer.
+    pub strides: *const ArStrides,
+    /// Length of `strides`.
+    pub strides_count: usize,
+    /// None: all tokens are valid; or one per item.
+    pub windows: *const ArWindow,
+    /// Length of `windows`.
+    pub windows_count: usize,
+    /// None: one half each; one: of every layer; or one per layer.
+    pub residuals: *const ArResidual,
+    /// Length of `residuals`.
+    pub residuals_count: usize,
+    /// An `ArHeadFusion`.
+    pub head_fusion: u32,
+    /// An `ArGradients`.
+    pub gradients: u32,
+    /// For `AR_HEAD_FUSION_WEIGHTED`, one per head.
+    pub head_weights: *const f32,
+    /// Length of `head_weights`.
+    pub head_weights_count: usize,
+    /// Not 0: each row of the residual sum is divided by its sum.
+    pub normalize_rows: u32,
+    /// Not 0: the caller promises 0 where a token attends to a later one; those entries are never loaded.
+    pub causal: u32,
+    /// Share of the smallest entries of a fused map to zero, at least 0 and less than 1.
+    pub discard_ratio: f64,
+    /// An `ArDiscardScope`.
+    pub discard_scope: u32,
+    /// An `ArOutput`.
+    pub output: u32,
+    /// Leading tokens that are no patches.
+    pub special_tokens: usize,
+    /// Tokens that nothing shall attend to.
+    pub excluded: *const usize,
+    /// Length of `excluded`.
+    pub excluded_count: usize,
+    /// First layer to multiply.
+    pub first_layer: usize,
+    /// One past the last layer to multiply; 0 for all from the first on.
+    pub end_layer: usize,
+    /// For `AR_ROWS_LIST` and `AR_ROWS_PER_ITEM`.
+    pub rows: *const usize,
+    /// Length of `rows`.
+    pub rows_count: usize,
+    /// For `AR_ROWS_WEIGHTS`.
+    pub row_weights: *const f32,
+    /// Length of `row_weights`.
+    pub row_weights_count: usize,
+    /// Start rows per item of `row_weights`.
+    pub rows_weighted: usize,
+    /// An `ArRows`.
+    pub row_kind: u32,
+    /// Items of a chunk of host memory; 0 for as many as fit.
+    pub items_per_chunk: u32,
+}
+
+/// One layer's tensors.
+#[repr(C)]
+pub struct ArLayer {
+    /// `sizeof(ArLayer)`.
+    pub size: usize,
+    /// Post-softmax attention, `[batch, heads, tokens, tokens]` by the strides of the layer.
+    pub maps: *const c_void,
+    /// Elements from the first to the end of the memory.
+    pub maps_count: usize,
+    /// The gradients of the maps, laid out as these are; NULL where there are none.
+    pub gradients: *const c_void,
+    /// Elements, as `maps_count`.
+    pub gradients_count: usize,
+}
+
+/// What a plan is.
+#[repr(C)]
+pub struct ArPlanInfo {
+    /// `sizeof(ArPlanInfo)`.
+    pub size: usize,
+    /// Elements of the output.
+    pub output_count: usize,
+    /// Axes of the output.
+    pub output_rank: usize,
+    /// Its shape; 0 beyond the rank.
+    pub output_shape: [usize; 4],
+    /// Memory beside inputs and outputs, on the device that computes.
+    pub workspace_bytes: usize,
+    /// Items that go through the device at a time; the whole batch for maps in device memory.
+    pub items_per_chunk: usize,
+}
