@@ -44,8 +44,11 @@ unsafe fn give<T>(handle: *mut *mut T, made: T) {
 /// `object` is null, or was given by [`give`] and not taken back.
 unsafe fn take_back<T>(object: *mut T) {
     if !object.is_null() {
-        // SAFETY: the caller's promise.
-        guard(|| Ok(drop(unsafe { Box::from_raw(object) })));
+        guard(|| {
+            // SAFETY: the caller's promise.
+            drop(unsafe { Box::from_raw(object) });
+            Ok(())
+        });
     }
 }
 

@@ -54,7 +54,7 @@ impl Place {
 
 /// A problem made ready, by where its maps lie.
 pub enum Ready {
-    Host(AnyPlan),
+    Host(Box<AnyPlan>),
     Device(Box<cuda::Plan>),
 }
 
@@ -68,7 +68,7 @@ impl Ready {
         Ok(match memory {
             ArMemory::Host => {
                 let items = NonZeroUsize::new(given.items_per_chunk as usize);
-                Ready::Host(place.device.plan_chunked(&problem, items)?)
+                Ready::Host(Box::new(place.device.plan_chunked(&problem, items)?))
             }
             ArMemory::Device => {
                 let (runtime, options) = place.gpu.as_ref().ok_or(Error::DeviceMemory)?;
