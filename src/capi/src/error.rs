@@ -84,9 +84,6 @@ pub enum Error {
     /// Maps in device memory, and a device without any.
     #[error("memory: expected AR_MEMORY_HOST on the CPU, got AR_MEMORY_DEVICE")]
     DeviceMemory,
-    /// Gradients in device memory.
-    #[error("gradients: expected NULL in device memory, got a pointer: GPUs do not take them")]
-    DeviceGradients,
     /// A stream for maps in host memory.
     #[error("stream: expected NULL for maps in host memory, got a stream")]
     Stream,

@@ -1,7 +1,7 @@
 //! The C interface of `attention-rollout`. The header beside this crate is what C programs read; it is written from here,
 //! and says who owns what, from which threads, and on which streams.
 //!
-//! The functions check what they can of what they are given ([`given`](crate::given)), and no panic leaves them.
+//! The functions check what they can of what they are given, and no panic leaves them.
 
 mod error;
 mod given;

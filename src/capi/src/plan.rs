@@ -1,12 +1,14 @@
 //! Devices and plans behind the handles.
 
+use std::ffi::c_void;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::slice;
 
 use attention_rollout::cuda::cudarc::driver::sys::CUstream;
-use attention_rollout::cuda::{self, DeviceLayer, DeviceOutput, Precision, Runtime};
+use attention_rollout::cuda::{self, DeviceLayer, DeviceOutput, DeviceTensor, Precision, Runtime};
 use attention_rollout::device::{AnyPlan, Device};
-use attention_rollout::{DType, HostLayer, HostTensor, Layer, Problem, cpu};
+use attention_rollout::{HostLayer, HostTensor, Layer, Problem, cpu};
 
 use crate::error::{Error, Result};
 use crate::given::{checked, choice, fits, list, sized};
@@ -106,7 +108,7 @@ impl Ready {
 
     /// # Safety
     /// The tensors of `layers` and `out` are as long as they say, in the memory the plan is for; `stream` is null or a
-    /// stream of the plan's context. In device memory, what [`DeviceLayer::from_raw`] and [`DeviceOutput::from_raw`] ask.
+    /// stream of the plan's context. In device memory, what [`DeviceTensor::from_raw`] and [`DeviceOutput::from_raw`] ask.
     pub unsafe fn run(
         &mut self,
         layers: &[ArLayer],
@@ -141,11 +143,18 @@ unsafe fn run_host(
     out_count: usize,
 ) -> Result<()> {
     let dtype = plan.problem().dtype();
-    // SAFETY: the caller's promise.
-    let layers: Vec<HostLayer<'_>> = layers
-        .iter()
-        .map(|layer| unsafe { host_layer(dtype, layer) })
-        .collect::<Result<_>>()?;
+    let tensor = |what, pointer: *const c_void, count: usize| {
+        let bytes = count.checked_mul(dtype.size_bytes());
+        let bytes = bytes.ok_or(Error::Overflow { what, count })?;
+        // SAFETY: the caller's promise.
+        let elements = unsafe { list(what, pointer.cast::<u8>(), bytes)? };
+        HostTensor::from_bytes(dtype, elements).ok_or(Error::Misaligned {
+            what,
+            required: dtype.size_bytes(),
+            address: pointer.addr(),
+        })
+    };
+    let layers: Vec<HostLayer<'_>> = tensors(layers, tensor)?;
     let out: &mut [f32] = match out_count {
         0 => &mut [],
         _ => {
@@ -159,32 +168,26 @@ unsafe fn run_host(
     Ok(plan.run(&layers, out, &mut |_| ())?)
 }
 
-/// # Safety
-/// As [`Ready::run`].
-unsafe fn host_layer<'a>(dtype: DType, given: &ArLayer) -> Result<HostLayer<'a>> {
-    let tensor = |what, pointer: *const std::ffi::c_void, count: usize| {
-        let bytes = count.checked_mul(dtype.size_bytes());
-        let bytes = bytes.ok_or(Error::Overflow { what, count })?;
-        // SAFETY: the caller's promise.
-        let elements = unsafe { list(what, pointer.cast::<u8>(), bytes)? };
-        HostTensor::from_bytes(dtype, elements).ok_or(Error::Misaligned {
-            what,
-            required: dtype.size_bytes(),
-            address: pointer.addr(),
+/// The layers of what `tensor` makes of the name, address and length of each tensor.
+fn tensors<T>(
+    layers: &[ArLayer],
+    tensor: impl Fn(&'static str, *const c_void, usize) -> Result<T>,
+) -> Result<Vec<Layer<T>>> {
+    let layer = |given: &ArLayer| {
+        let maps = tensor("maps", checked("maps", given.maps)?, given.maps_count)?;
+        Ok(match given.gradients.is_null() {
+            true => Layer::Maps(maps),
+            false => Layer::Gradients {
+                maps,
+                gradients: tensor("gradients", given.gradients, given.gradients_count)?,
+            },
         })
     };
-    let maps = tensor("maps", checked("maps", given.maps)?, given.maps_count)?;
-    Ok(match given.gradients.is_null() {
-        true => Layer::Maps(maps),
-        false => Layer::Gradients {
-            maps,
-            gradients: tensor("gradients", given.gradients, given.gradients_count)?,
-        },
-    })
+    layers.iter().map(layer).collect()
 }
 
 /// Checks that the output, given by its addresses, lies in no tensor.
-fn check_apart(layers: &[HostLayer<'_>], out: std::ops::Range<usize>) -> Result<()> {
+fn check_apart(layers: &[HostLayer<'_>], out: Range<usize>) -> Result<()> {
     for (number, layer) in layers.iter().enumerate() {
         for tensor in layer.operands() {
             let bytes = tensor.bytes().as_ptr_range();
@@ -206,15 +209,10 @@ unsafe fn run_device(
     stream: CUstream,
 ) -> Result<()> {
     let dtype = plan.problem().dtype();
-    let mut on_device = Vec::with_capacity(layers.len());
-    for layer in layers {
-        let address = checked("maps", layer.maps)?.addr() as u64;
-        if !layer.gradients.is_null() {
-            return Err(Error::DeviceGradients);
-        }
-        // SAFETY: the caller's promise.
-        on_device.push(unsafe { DeviceLayer::from_raw(address, layer.maps_count, dtype) });
-    }
+    // SAFETY: the caller's promise.
+    let layers: Vec<DeviceLayer<'_>> = tensors(layers, |_, pointer, count| {
+        Ok(unsafe { DeviceTensor::from_raw(pointer.addr() as u64, count, dtype) })
+    })?;
     if out_count > 0 && out.is_null() {
         return Err(Error::NullPointer { what: "out" });
     }
@@ -225,5 +223,5 @@ unsafe fn run_device(
             DeviceOutput::from_raw(out.addr() as u64, out_count),
         )
     };
-    Ok(plan.run(&stream, &on_device, out)?)
+    Ok(plan.run(&stream, &layers, out)?)
 }

@@ -195,7 +195,7 @@ static void refusals(void) {
     REFUSED(AR_STATUS_INVALID, "layer 1: its extents and strides reach 324 elements, got 323",
             ar_plan_run(plan, layers, LAYERS, out, ROW, NULL));
     layers_at(layers, maps), layers[0].gradients = maps[1], layers[0].gradients_count = MAPS;
-    REFUSED(AR_STATUS_INVALID, "layer 0: expected maps", ar_plan_run(plan, layers, LAYERS, out, ROW, NULL));
+    REFUSED(AR_STATUS_INVALID, "layer 0: expected maps, got maps and gradients", ar_plan_run(plan, layers, LAYERS, out, ROW, NULL));
     for (int i = 0; i < ROW; i++) CHECK(out[i] == -1);
 
     layers_at(layers, maps);
@@ -285,8 +285,8 @@ static void cuda(void) {
     device = device_of(AR_DEVICE_KIND_CUDA);
     run_on_host(device_of(AR_DEVICE_KIND_CUDA));
 
-    bad = problem, bad.gradients = AR_GRADIENTS_HEADS;
-    REFUSED(AR_STATUS_INVALID, "", ar_plan_new(device, &bad, &plan));
+    bad = problem, bad.end_layer = LAYERS + 1;
+    REFUSED(AR_STATUS_INVALID, "layer range 0..4", ar_plan_new(device, &bad, &plan));
     ArDeviceOptions options = {sizeof options, AR_DEVICE_KIND_CUDA, 7};
     ArDevice *none = NULL;
     REFUSED(AR_STATUS_MACHINE, "there is no CUDA device 7", ar_device_new(&options, &none));
@@ -305,7 +305,7 @@ static void cuda(void) {
     layers[1].maps = NULL;
     REFUSED(AR_STATUS_NULL_POINTER, "maps", ar_plan_run(plan, layers, LAYERS, device_out, ROW, stream));
     layers_at(layers, memory), layers[1].gradients = memory;
-    REFUSED(AR_STATUS_INVALID, "gradients", ar_plan_run(plan, layers, LAYERS, device_out, ROW, stream));
+    REFUSED(AR_STATUS_INVALID, "layer 1: expected maps, got maps and gradients", ar_plan_run(plan, layers, LAYERS, device_out, ROW, stream));
     layers_at(layers, memory), layers[1].size--;
     REFUSED(AR_STATUS_STRUCT_SIZE, "ArLayer", ar_plan_run(plan, layers, LAYERS, device_out, ROW, stream));
     CHECK(launched() == before);
