@@ -6,7 +6,9 @@ use std::ops::Range;
 use std::slice;
 
 use attention_rollout::cuda::cudarc::driver::sys::CUstream;
-use attention_rollout::cuda::{self, DeviceLayer, DeviceOutput, DeviceTensor, Precision, Runtime};
+use attention_rollout::cuda::{
+    self, Compiler, DeviceLayer, DeviceOutput, DeviceTensor, Precision, Runtime,
+};
 use attention_rollout::device::{AnyPlan, Device};
 use attention_rollout::{HostLayer, HostTensor, Layer, Problem, cpu};
 
@@ -44,7 +46,7 @@ impl Place {
                     ..Default::default()
                 };
                 let context = cuda::context(given.ordinal as usize)?;
-                let runtime = Runtime::new(&context, &options)?;
+                let runtime = Runtime::new(&context, &Compiler::default())?;
                 Ok(Place {
                     device: Device::on(slice::from_ref(&runtime), &options)?,
                     gpu: Some((runtime, options)),
