@@ -9,6 +9,9 @@
 //! | maps in host memory | [`cpu::Plan`]; [`cuda::HostPlan`] to send them through GPUs |
 //! | maps in device memory, in cudarc's slices | [`cuda::Plan`] with [`cuda::DeviceLayer`] |
 //! | addresses and a stream of another framework | [`cuda::DeviceLayer::from_raw`], as below |
+//! | tensors of candle | the crate `attention-rollout-candle`: [`guide::hosts`] |
+//! | a program in C or C++ | the header `attention_rollout.h`: [`guide::hosts`] |
+//! | sessions of ort, tensors of burn or tch | their addresses and streams: [`guide::hosts`] |
 //! | a model that runs just now, layer by layer | [`cpu::StreamingPlan`], [`cuda::StreamingPlan`] |
 //! | a machine that may have a GPU or not | [`device::Device`] |
 //! | many problems of different sizes at once | [`cpu::GroupPlan`], [`cuda::GroupPlan`] |

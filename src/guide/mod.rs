@@ -4,7 +4,7 @@
 #[doc = include_str!("command_line.md")]
 pub mod command_line {}
 
-/// From programs that hold their maps themselves: host memory, cudarc, raw device pointers, layer by layer.
+/// From programs that hold their maps themselves: host memory, cudarc, candle, C, ort, burn, tch, layer by layer.
 #[doc = include_str!("hosts.md")]
 pub mod hosts {}
 
