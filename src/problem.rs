@@ -267,7 +267,7 @@ impl Problem {
         }
     }
 
-    /// How many of the smallest entries of `item`'s fused map [`Discard`] takes; 0 without it.
+    /// How many of the smallest entries of `item`'s fused map the [discard](crate::Discard) takes; 0 without it.
     pub fn discard_count(&self, item: usize) -> usize {
         let Some(discard) = self.config.discard else {
             return 0;
