@@ -2,7 +2,7 @@
 // once. Each row is filled with zeros up to a multiple of 4 entries, so that it can be read in 16-byte granules; of
 // causal maps, up to the granule of the diagonal.
 //
-// Grid: x item, y rows, z layer and column tile. Macros: ELEMENT, FUSION, GRADIENTS, HEADS_IN_FLIGHT, MAX_WARPS, and those of
+// Grid: x item, y rows, z layer and column tile. Macros: ELEMENT, FUSION, GRADIENTS, BLOCKS, HEADS_IN_FLIGHT, MAX_WARPS, and those of
 // entry.cuh.
 
 #include "entry.cuh"
@@ -35,4 +35,4 @@ DEVICE void fuse_heads(const HeadFusionParams &params, const Place &place) {
   }
 }
 
-ENTRY(HeadFusionParams, fuse_heads, __launch_bounds__(MAX_WARPS *WARP, 3))
+ENTRY(HeadFusionParams, fuse_heads, __launch_bounds__(MAX_WARPS *WARP, BLOCKS))

@@ -11,9 +11,10 @@
 // Macros: ELEMENT, FUSION, GRADIENTS, START_ROWS, MAX_WARPS, NORMALIZE, DISCARD, and those of entry.cuh.
 
 // Registers bound what a multiprocessor holds. Parameters in shared memory take some that constants do not, so grouped
-// there is one block less; what is on its way then suffices with 4 heads. A head with gradients is two.
-#define BLOCKS ((START_ROWS == 1 ? 3 : 2) - GROUPED)
-#define HEADS_IN_FLIGHT (GRADIENTS ? 2 : START_ROWS == 1 || GROUPED ? 4 : 2)
+// there is one block less; what is on its way then suffices with 4 heads. Gradients take as many registers again as the
+// maps, so there are two blocks, with more on its way than three have without them.
+#define BLOCKS (GRADIENTS ? 2 : (START_ROWS == 1 ? 3 : 2) - GROUPED)
+#define HEADS_IN_FLIGHT (START_ROWS == 1 || GROUPED ? 4 : 2)
 
 // A member of a grouped launch has no clusters: its blocks need not be neighbours.
 #if GROUPED

@@ -71,7 +71,7 @@ mod layout;
 pub mod measure;
 #[doc(hidden)]
 pub mod memory;
-#[cfg(feature = "cpu")]
+#[cfg(any(feature = "cpu", feature = "cuda"))]
 pub mod model;
 pub mod post;
 mod problem;

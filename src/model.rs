@@ -55,16 +55,20 @@
 //! # Ok::<(), attention_rollout::Error>(())
 //! ```
 
-use crate::config::{
-    GradientRule, HeadFusion, Output, Residual, ResidualWeights, RolloutConfig, StartRows,
-};
-use crate::cpu::{self, GroupItem, GroupPlan};
-use crate::dtype::DType;
+mod attribution;
+mod driver;
+mod feature;
+
+use crate::config::{GradientRule, HeadFusion, Residual, ResidualWeights, RolloutConfig};
+#[cfg(feature = "cpu")]
+use crate::cpu;
+use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::layer::{HostLayer, HostTensor, Layer};
-use crate::layout::{Shape, Strides, Window};
-use crate::post;
-use crate::problem::Problem;
+
+pub use attribution::{Attribution, Attributions};
+pub use feature::{Feature, Readout};
+
+use driver::{Driver, run};
 
 /// What a model keeps of its attention while it runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,168 +114,41 @@ pub trait AttentionModel {
     fn features(&self) -> Vec<Feature<'_>>;
 }
 
-/// What a model has kept of one layer, in host memory.
-#[derive(Clone, Copy, Debug)]
-pub struct Readout<'a> {
-    /// Post-softmax attention.
-    pub maps: Option<HostTensor<'a>>,
-    /// Gradients of the score with respect to `maps`, with the same extents, strides and element type.
-    pub gradients: Option<HostTensor<'a>>,
-}
-
-/// One feature of a model's input (the text, a patient's conditions, ...), with attention layers of its own.
-#[derive(Clone, Debug)]
-pub struct Feature<'a> {
-    /// The feature's key. Nested ones are paths: `visit/codes`.
-    pub name: String,
-    /// Batch, heads and tokens of its maps.
-    pub extents: [usize; 3],
-    /// Where the elements of a layer lie.
-    pub strides: Strides,
-    /// What was kept, first layer to last.
-    pub layers: Vec<Readout<'a>>,
-    /// Valid tokens of each item; all where this is `None`.
-    pub windows: Option<Vec<Window>>,
-    /// Which token of each item the model's answer is read from: one start row.
-    pub start_rows: StartRows,
-    /// Shape of the feature's input, `[batch, tokens, ...]`: every element gets the relevance of its token. Left empty,
-    /// attributions are one number for each token.
-    pub input_shape: Vec<usize>,
-}
-
-impl<'a> Feature<'a> {
-    /// A feature over contiguous maps `[batch, heads, tokens, tokens]` whose tokens are all valid, whose answer is read
-    /// from token 0, and whose attributions are one number for each token.
-    pub fn new(name: impl Into<String>, extents: [usize; 3], layers: Vec<Readout<'a>>) -> Self {
-        let [batch, heads, tokens] = extents;
-        let shape = Shape {
-            layers: layers.len(),
-            batch,
-            heads,
-            tokens,
-        };
-        Feature {
-            name: name.into(),
-            extents,
-            strides: Strides::contiguous(&shape),
-            layers,
-            windows: None,
-            start_rows: StartRows::Rows(vec![0]),
-            input_shape: Vec::new(),
-        }
-    }
-
-    /// The problem over this feature's layers, and what to read of each.
-    fn problem(&self, config: &RolloutConfig) -> Result<(Problem, Vec<HostLayer<'a>>)> {
-        let missing = |what, layer| Error::NotCaptured { what, layer };
-        let layers = (self.layers.iter().enumerate())
-            .map(|(layer, readout)| {
-                let maps = readout.maps.ok_or(missing("attention map", layer))?;
-                if config.gradients.is_none() {
-                    return Ok(Layer::Maps(maps));
-                }
-                let gradients = readout.gradients.ok_or(missing("gradient", layer))?;
-                Ok(Layer::Gradients { maps, gradients })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let first = layers.first().and_then(|layer| layer.operands().next());
-        let dtype = first.map_or(DType::F32, HostTensor::dtype);
-        let [batch, heads, tokens] = self.extents;
-        let shape = Shape {
-            layers: layers.len(),
-            batch,
-            heads,
-            tokens,
-        };
-        let config = RolloutConfig {
-            output: Output::Rows(self.start_rows.clone()),
-            ..config.clone()
-        };
-        let mut builder = Problem::builder(shape, dtype)
-            .config(config)
-            .strides(self.strides);
-        if let Some(windows) = &self.windows {
-            builder = builder.windows(windows.clone());
-        }
-        let problem = builder.build()?;
-        match problem.start_rows() {
-            1 => Ok((problem, layers)),
-            got => Err(Error::Count {
-                what: "start rows of a feature",
-                expected: 1,
-                got,
-            }),
-        }
-    }
-}
-
-/// How much each element of a feature counted.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Attribution {
-    /// The feature's key.
-    pub feature: String,
-    /// Shape of `values`: the feature's [`input_shape`](Feature::input_shape), or `[batch, tokens]`.
-    pub shape: Vec<usize>,
-    /// The relevance of each element, row-major.
-    pub values: Vec<f32>,
-}
-
-/// The attributions of a batch, in the order of the model's features.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Attributions(Vec<Attribution>);
-
-impl Attributions {
-    /// That of `feature`.
-    pub fn get(&self, feature: &str) -> Option<&Attribution> {
-        self.0.iter().find(|a| a.feature == feature)
-    }
-
-    /// All of them.
-    pub fn iter(&self) -> std::slice::Iter<'_, Attribution> {
-        self.0.iter()
-    }
-}
-
-impl IntoIterator for Attributions {
-    type Item = Attribution;
-    type IntoIter = std::vec::IntoIter<Attribution>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.0.into_iter()
-    }
-}
-
 /// Explains models by the rollout of their attention (Abnar & Zuidema 2020), as PyHealth's class of this name does.
 ///
-/// The default is PyHealth's: mean over heads, `0.5 (A + I)`, all layers.
-#[derive(Default)]
+/// The default is PyHealth's, on the CPU: mean over heads, `0.5 (A + I)`, all layers.
 pub struct AttentionRollout {
     driver: Driver,
 }
 
+#[cfg(feature = "cpu")]
+impl Default for AttentionRollout {
+    fn default() -> Self {
+        let device = Device::cpu(&cpu::Options::default());
+        AttentionRollout::new(RolloutConfig::default(), device)
+    }
+}
+
 impl AttentionRollout {
     /// Rollout as `config` says, whose `output` does not matter: start rows are the model's; nor do its gradients, which
-    /// are [`CheferRelevance`]'s. Runs as `options` say.
-    pub fn new(config: RolloutConfig, options: cpu::Options) -> Self {
+    /// are [`CheferRelevance`]'s. Computed on `device`.
+    pub fn new(config: RolloutConfig, device: Device) -> Self {
+        let config = RolloutConfig {
+            gradients: None,
+            ..config
+        };
         AttentionRollout {
-            driver: Driver {
-                config: RolloutConfig {
-                    gradients: None,
-                    ..config
-                },
-                options,
-                group: None,
-            },
+            driver: Driver::new(config, device),
         }
     }
 
-    /// Exactly PyHealth's class, which knows the mean over heads alone.
+    /// Exactly PyHealth's class, which knows the mean over heads alone; computed on `device`.
     ///
     /// # Errors
     /// [`Error::HeadFusion`] where `head_fusion` is another.
-    pub fn drop_in(head_fusion: HeadFusion) -> Result<Self> {
+    pub fn drop_in(head_fusion: HeadFusion, device: Device) -> Result<Self> {
         match head_fusion {
-            HeadFusion::Mean => Ok(AttentionRollout::default()),
+            HeadFusion::Mean => Ok(AttentionRollout::new(RolloutConfig::default(), device)),
             got => Err(Error::HeadFusion {
                 expected: "the mean",
                 got,
@@ -300,38 +177,39 @@ impl AttentionRollout {
 }
 
 /// Explains the score of a class by the maps weighed by their gradients (Chefer et al. 2021, arXiv 2103.15679), as PyHealth's
-/// class of this name does: `R <- R + mean_h relu(G * A) R`, over all layers.
+/// class of this name does: `R <- R + mean_h relu(G * A) R`, over all layers. The default is computed on the CPU.
 pub struct CheferRelevance {
     driver: Driver,
 }
 
+#[cfg(feature = "cpu")]
 impl Default for CheferRelevance {
     fn default() -> Self {
-        CheferRelevance::new(
-            RolloutConfig {
-                residual: ResidualWeights::Uniform(Residual::new(1.0, 1.0)),
-                ..RolloutConfig::default()
-            },
-            cpu::Options::default(),
-        )
+        CheferRelevance::drop_in(Device::cpu(&cpu::Options::default()))
     }
 }
 
 impl CheferRelevance {
     /// As `config` says, whose `output` does not matter: start rows are the model's. Without a rule of its own, heads are
-    /// rectified one by one ([`GradientRule::Heads`]). Runs as `options` say.
-    pub fn new(config: RolloutConfig, options: cpu::Options) -> Self {
+    /// rectified one by one ([`GradientRule::Heads`]). Computed on `device`.
+    pub fn new(config: RolloutConfig, device: Device) -> Self {
         let gradients = config.gradients.or(Some(GradientRule::Heads));
+        let config = RolloutConfig {
+            gradients,
+            ..config
+        };
         CheferRelevance {
-            driver: Driver {
-                config: RolloutConfig {
-                    gradients,
-                    ..config
-                },
-                options,
-                group: None,
-            },
+            driver: Driver::new(config, device),
         }
+    }
+
+    /// Exactly PyHealth's class, computed on `device`.
+    pub fn drop_in(device: Device) -> Self {
+        let config = RolloutConfig {
+            residual: ResidualWeights::Uniform(Residual::new(1.0, 1.0)),
+            ..RolloutConfig::default()
+        };
+        CheferRelevance::new(config, device)
     }
 
     /// Runs `model` on `input`, forward and backward, and attributes the score of `class`, or of each item's best, to the
@@ -350,86 +228,5 @@ impl CheferRelevance {
             model.backward(class)
         })?;
         self.driver.attribute(model)
-    }
-}
-
-/// Switches a model's readout off when it goes out of scope.
-struct Captured<'m, M: AttentionModel>(&'m mut M);
-
-impl<M: AttentionModel> Drop for Captured<'_, M> {
-    fn drop(&mut self) {
-        self.0.capture(Capture::Off);
-    }
-}
-
-/// Does `passes` while the model keeps what `capture` says.
-fn run<M: AttentionModel>(
-    model: &mut M,
-    capture: Capture,
-    passes: impl FnOnce(&mut M) -> Result<(), M::Error>,
-) -> Result<()> {
-    let captured = Captured(model);
-    captured.0.capture(capture);
-    passes(captured.0).map_err(|error| Error::Model(error.into()))
-}
-
-/// Computes what a model has kept.
-#[derive(Default)]
-struct Driver {
-    config: RolloutConfig,
-    options: cpu::Options,
-    /// Ready for the problems of the last batch.
-    group: Option<GroupPlan>,
-}
-
-impl Driver {
-    fn attribute<M: AttentionModel>(&mut self, model: &M) -> Result<Attributions> {
-        let features = model.features();
-        if features.is_empty() {
-            return Err(Error::NoFeatures);
-        }
-        let of = |feature: &Feature<'_>, source| Error::Feature {
-            feature: feature.name.clone(),
-            source: Box::new(source),
-        };
-        let mut problems = Vec::with_capacity(features.len());
-        let mut layers = Vec::with_capacity(features.len());
-        for feature in &features {
-            let (problem, maps) = feature
-                .problem(&self.config)
-                .map_err(|error| of(feature, error))?;
-            problem
-                .check_layers(&maps, problem.output_len())
-                .map_err(|error| of(feature, error))?;
-            problems.push(problem);
-            layers.push(maps);
-        }
-        let group = match self.group.take() {
-            Some(group) if group.problems().eq(&problems) => self.group.insert(group),
-            _ => self.group.insert(GroupPlan::new(&problems, &self.options)?),
-        };
-        let mut relevance: Vec<Vec<f32>> = (problems.iter())
-            .map(|problem| vec![0.0; problem.output_len()])
-            .collect();
-        let mut members: Vec<_> = (layers.iter().zip(&mut relevance))
-            .map(|(layers, out)| GroupItem::new(layers, out))
-            .collect();
-        group.run(&mut members)?;
-        drop(members);
-        let attributions = (features.iter().zip(&problems).zip(&relevance))
-            .map(|((feature, problem), relevance)| {
-                let tokens = problem.output_shape();
-                let values = post::expand(relevance, &tokens, &feature.input_shape)
-                    .map_err(|error| of(feature, error))?;
-                let shape = post::expanded_shape(&tokens, &feature.input_shape)
-                    .map_err(|error| of(feature, error))?;
-                Ok(Attribution {
-                    feature: feature.name.clone(),
-                    shape,
-                    values,
-                })
-            })
-            .collect::<Result<_>>()?;
-        Ok(Attributions(attributions))
     }
 }

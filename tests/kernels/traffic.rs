@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use attention_rollout::cuda::kernel::Arithmetic;
 use attention_rollout::cuda::variant::Variant;
-use attention_rollout::{DType, Output, Problem, StartRows};
+use attention_rollout::{DType, GradientRule, Output, Problem, StartRows};
 
 use crate::cases::{Case, Path};
 use crate::lab::Lab;
@@ -15,7 +15,7 @@ const SECTOR: usize = 32;
 /// What the launches of one kernel did.
 #[derive(Default)]
 struct Counts {
-    /// Bytes read from the maps.
+    /// Bytes read from the maps, and from their gradients.
     asked: u64,
     distinct: u64,
     /// 32-byte sectors that were read of.
@@ -32,7 +32,7 @@ fn count(lab: &Lab, case: &Case, path: Path, stem: &str) -> Result<Counts, Strin
     case.run(lab, path, |variant: &Variant, report| {
         if variant.stem == stem {
             for traffic in &report.traffic {
-                if traffic.label == "maps" {
+                if ["maps", "gradients"].contains(&traffic.label.as_str()) {
                     counts.asked += traffic.read.bytes;
                     counts.distinct += traffic.read.distinct_bytes;
                     counts.sectors += traffic.read.distinct_sectors;
@@ -75,6 +75,12 @@ fn chain(tokens: usize, arithmetic: Arithmetic, asked: f64, conflicts: f64) -> L
     }
 }
 
+/// Maps and as many gradients.
+fn weighed(mut limit: Limit) -> Limit {
+    limit.case.config.gradients = Some(GradientRule::Heads);
+    limit
+}
+
 /// Of a causal map only the triangle.
 fn causal(mut limit: Limit) -> Limit {
     limit.case.config.causal = true;
@@ -110,12 +116,17 @@ fn needed_sectors(problem: &Problem) -> u64 {
                 sectors.extend(bytes.start / SECTOR..bytes.end.div_ceil(SECTOR));
             }
         }
-        count += sectors.len() as u64;
+        // Gradients lie as the maps do.
+        let tensors = match problem.config().gradients {
+            None => 1,
+            Some(_) => 2,
+        };
+        count += tensors * sectors.len() as u64;
     }
     count
 }
 
-/// Every element of the maps is read once, in granules: no byte of DRAM more than the floor and the ends of rows, and
+/// Every element of the maps, and of their gradients, is read once, in granules: no byte of DRAM more than the floor and the ends of rows, and
 /// at most a twentieth more asked for: the granules in which one row ends and the next begins. Of causal maps the triangle
 /// is the floor; there `rollout_rows` asks for more where rows are short, but no sector is read in vain. Nothing but the
 /// output is written.
@@ -125,6 +136,10 @@ pub fn check(lab: &Lab) -> Result<(), String> {
         rows(128, DType::F32, 1.0),
         rows(197, DType::F16, 1.05),
         rows(331, DType::F16, 1.05),
+        weighed(rows(64, DType::F16, 1.0)),
+        weighed(rows(197, DType::F16, 1.05)),
+        weighed(rows(331, DType::F16, 1.05)),
+        weighed(causal(rows(331, DType::F16, 1.07))),
         causal(rows(128, DType::F16, 1.06)),
         causal(rows(197, DType::F16, 1.08)),
         causal(rows(331, DType::F16, 1.07)),
@@ -142,7 +157,7 @@ pub fn check(lab: &Lab) -> Result<(), String> {
         let (asked, distinct) = (counts.asked as f64 / floor, counts.distinct as f64 / floor);
         let conflicts = counts.conflicts as f64 / counts.wavefronts.max(1) as f64;
         println!(
-            "{} {:?} of {} {}{}: {asked:.3} of the floor asked for, {distinct:.3} distinct, {} of {} passes are conflicts",
+            "{} {:?} of {} {}{}{}: {asked:.3} of the floor asked for, {distinct:.3} distinct, {} of {} passes are conflicts",
             limit.stem,
             limit.path,
             problem.shape(),
@@ -151,6 +166,10 @@ pub fn check(lab: &Lab) -> Result<(), String> {
                 " causal"
             } else {
                 ""
+            },
+            match problem.config().gradients {
+                None => "",
+                Some(_) => " and gradients",
             },
             counts.conflicts,
             counts.wavefronts,

@@ -5,6 +5,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
+use attention_rollout::device::Device;
 use attention_rollout::model::{
     AttentionModel, AttentionRollout, Attributions, Capture, CheferRelevance, Feature, Readout,
 };
@@ -29,6 +30,10 @@ struct Saved {
     rows: Vec<usize>,
     input_shape: Vec<usize>,
     want: Vec<f64>,
+}
+
+fn on_cpu() -> Device {
+    Device::cpu(&cpu::Options::default())
 }
 
 /// How a forward pass ends.
@@ -195,7 +200,7 @@ fn assert_attributions(attributions: &Attributions, saved: &[Saved]) {
 
 #[test]
 fn rollout_of_flat_and_nested_features_is_pyhealths() {
-    let mut explainer = AttentionRollout::drop_in(HeadFusion::Mean).unwrap();
+    let mut explainer = AttentionRollout::drop_in(HeadFusion::Mean, on_cpu()).unwrap();
     let cases = cases("pyhealth_cases.safetensors");
     assert_eq!(
         cases
@@ -284,7 +289,7 @@ fn the_drop_in_knows_the_mean_alone() {
         HeadFusion::Weighted(vec![1.0]),
     ] {
         assert!(matches!(
-            AttentionRollout::drop_in(fusion.clone()),
+            AttentionRollout::drop_in(fusion.clone(), on_cpu()),
             Err(Error::HeadFusion { got, .. }) if got == fusion
         ));
     }
@@ -307,7 +312,7 @@ fn every_other_fusion_is_computed_where_it_is_asked_for() {
         output: Output::Matrix,
         ..RolloutConfig::default()
     };
-    let mut explainer = AttentionRollout::new(config, cpu::Options::default());
+    let mut explainer = AttentionRollout::new(config, on_cpu());
     let mut model = Replay::new(vec![saved]);
     let attributions = explainer.attribute(&mut model, "", None).unwrap();
     assert_eq!(attributions.get("text").unwrap().values, [0.3, 0.9]);

@@ -100,6 +100,8 @@ impl Kernel for FuseHeads {
             fusion,
             gradients,
         } = *self;
+        // Gradients take as many registers again as the maps.
+        let blocks = if gradients { 2 } else { 3 };
         Variant {
             stem: "head_fusion",
             symbol: symbol(
@@ -111,15 +113,15 @@ impl Kernel for FuseHeads {
                 ("ELEMENT", dtype.name().to_owned()),
                 fusion.define(),
                 ("GRADIENTS", flag(gradients)),
-                // A head with gradients is two.
-                ("HEADS_IN_FLIGHT", if gradients { 2 } else { 4 }.to_string()),
+                ("BLOCKS", blocks.to_string()),
+                ("HEADS_IN_FLIGHT", 4.to_string()),
                 ("MAX_WARPS", MAX_WARPS.to_string()),
             ],
             arguments: &[0],
             arch: 75,
             block: MAX_WARPS * WARP,
-            blocks_per_multiprocessor: 3,
-            grouped_blocks_per_multiprocessor: 3,
+            blocks_per_multiprocessor: blocks,
+            grouped_blocks_per_multiprocessor: blocks,
             static_shared_bytes: 0,
             shared_bytes: 0,
             cluster: 1,

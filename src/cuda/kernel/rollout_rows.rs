@@ -206,8 +206,13 @@ impl Kernel for RolloutRows {
             (normalize, "normalize"),
             (discard, "discard"),
         ];
-        // `BLOCKS` of the kernel: parameters in shared memory take some registers that constants do not.
-        let blocks = if rows == 1 { 3 } else { 2 };
+        // `BLOCKS` of the kernel: parameters in shared memory take some registers that constants do not, and gradients as
+        // many again as the maps.
+        let (blocks, grouped_blocks) = match (gradients, rows) {
+            (true, _) => (2, 2),
+            (false, 1) => (3, 2),
+            (false, _) => (2, 1),
+        };
         Variant {
             stem: "rollout_rows",
             symbol: symbol("rollout_rows", &parts, &flags),
@@ -224,7 +229,7 @@ impl Kernel for RolloutRows {
             arch: 75,
             block: MAX_WARPS * WARP,
             blocks_per_multiprocessor: blocks,
-            grouped_blocks_per_multiprocessor: blocks - 1,
+            grouped_blocks_per_multiprocessor: grouped_blocks,
             static_shared_bytes: 0,
             shared_bytes: 0,
             cluster: 1,

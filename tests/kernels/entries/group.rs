@@ -6,7 +6,7 @@ use std::rc::Rc;
 use attention_rollout::cuda::kernel::{Arithmetic, Form, Sets};
 use attention_rollout::cuda::pack::{Part, pack};
 use attention_rollout::cuda::variant;
-use attention_rollout::{DType, Discard, DiscardScope, StartRows};
+use attention_rollout::{DType, Discard, DiscardScope, GradientRule, StartRows};
 use ptxemu::Memory;
 
 use super::Entry;
@@ -50,6 +50,14 @@ const ROWS: Entry = Entry {
                         .at(Lay::Interleaved, 4),
                     Path::Rows(2),
                 ),
+            ],
+        )?;
+        let weighed = |shape| case(shape).config(|c| c.gradients = Some(GradientRule::Heads));
+        check(
+            lab,
+            &[
+                (weighed([2, 3, 3, 21]).windows(&windows), Path::Rows(3)),
+                (weighed([64, 1, 1, 3]), Path::Rows(1)),
             ],
         )?;
         let normalized = |shape| Case::new(shape).config(|c| c.normalize_rows = true);

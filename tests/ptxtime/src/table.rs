@@ -1,7 +1,9 @@
 //! The table: what was measured on a device, beside what is predicted.
 
 use crate::{Timeline, Timing, Wait};
-use attention_rollout::{DType, Discard, DiscardScope, Output, Problem, RolloutConfig, Shape};
+use attention_rollout::{
+    DType, Discard, DiscardScope, GradientRule, Output, Problem, RolloutConfig, Shape,
+};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -12,7 +14,7 @@ const GRAPH: &str = "attention-rollout graph";
 /// A line of a benchmark: one output of one workload.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// `rows`, `matrix` or `discard`.
+    /// `rows`, `matrix`, `discard` or `gradients`, which weighs maps for rows.
     pub output: String,
     /// The workload's name.
     pub workload: String,
@@ -108,6 +110,7 @@ impl Row {
                     scope: DiscardScope::Map,
                 });
             }
+            "gradients" => config.gradients = Some(GradientRule::Heads),
             other => return Err(format!("no output {other}")),
         }
         let problem = |extents: &str| {

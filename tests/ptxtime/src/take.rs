@@ -9,10 +9,10 @@ use attention_rollout::cuda::kernel;
 use attention_rollout::cuda::nvrtc::{self, Cache, Image, Nvrtc, Source, Target};
 use attention_rollout::cuda::variant::Entry;
 use attention_rollout::cuda::{
-    self, Compiler, DeviceLayer, DeviceOutput, GroupItem, GroupPlan, ImageKind, Options, Plan,
-    Runtime,
+    self, Compiler, DeviceLayer, DeviceOutput, DeviceTensor, GroupItem, GroupPlan, ImageKind,
+    Options, Plan, Runtime,
 };
-use attention_rollout::{DType, Problem};
+use attention_rollout::{DType, Layer, Problem};
 use ptxemu::trace::LaunchTrace;
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -218,10 +218,10 @@ impl Taker {
     }
 }
 
-/// The maps of a problem in device memory, each layer an allocation.
+/// The layers of a problem in device memory, each tensor an allocation.
 struct Maps {
     dtype: DType,
-    layers: Vec<CudaSlice<u8>>,
+    layers: Vec<Vec<CudaSlice<u8>>>,
 }
 
 impl Maps {
@@ -229,8 +229,13 @@ impl Maps {
         let shape = problem.shape();
         let entries = shape.batch * shape.heads * shape.tokens * shape.tokens;
         let bytes = entries * problem.dtype().size_bytes();
+        let tensors = match problem.config().gradients {
+            None => 1,
+            Some(_) => 2,
+        };
         // SAFETY: as above.
-        let layers = (0..shape.layers).map(|_| unsafe { stream.alloc::<u8>(bytes) });
+        let tensor = |_| unsafe { stream.alloc::<u8>(bytes) };
+        let layers = (0..shape.layers).map(|_| (0..tensors).map(tensor).collect());
         Ok(Maps {
             dtype: problem.dtype(),
             layers: layers.collect::<std::result::Result<_, DriverError>>()?,
@@ -238,15 +243,22 @@ impl Maps {
     }
 
     fn ranges(&self, stream: &Arc<CudaStream>) -> Vec<(u64, u64)> {
-        let range = |layer: &CudaSlice<u8>| (layer.device_ptr(stream).0, layer.len() as u64);
-        self.layers.iter().map(range).collect()
+        let range = |tensor: &CudaSlice<u8>| (tensor.device_ptr(stream).0, tensor.len() as u64);
+        self.layers.iter().flatten().map(range).collect()
     }
 
     fn layers(&self, stream: &Arc<CudaStream>) -> Vec<DeviceLayer<'_>> {
-        let layer = |layer: &CudaSlice<u8>| {
-            let len = layer.len() / self.dtype.size_bytes();
+        let tensor = |tensor: &CudaSlice<u8>| {
+            let len = tensor.len() / self.dtype.size_bytes();
             // SAFETY: the address and the length of an allocation that `self` owns.
-            unsafe { DeviceLayer::from_raw(layer.device_ptr(stream).0, len, self.dtype) }
+            unsafe { DeviceTensor::from_raw(tensor.device_ptr(stream).0, len, self.dtype) }
+        };
+        let layer = |tensors: &Vec<CudaSlice<u8>>| match &tensors[..] {
+            [maps, gradients] => Layer::Gradients {
+                maps: tensor(maps),
+                gradients: tensor(gradients),
+            },
+            tensors => tensor(&tensors[0]).into(),
         };
         self.layers.iter().map(layer).collect()
     }
