@@ -75,9 +75,11 @@ fn chain(tokens: usize, arithmetic: Arithmetic, asked: f64, conflicts: f64) -> L
     }
 }
 
-/// Maps and as many gradients.
+/// Maps and as many gradients. A row that nothing is left of is not read, so the start row is one that every row has a part
+/// in.
 fn weighed(mut limit: Limit) -> Limit {
     limit.case.config.gradients = Some(GradientRule::Heads);
+    limit.case.config.output = Output::Rows(StartRows::Mean);
     limit
 }
 
