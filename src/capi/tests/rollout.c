@@ -46,8 +46,9 @@ static void fill_maps(void) {
         }
 }
 
-/* r <- r / 2 + (r A) / 2 from the last layer to the first, A the mean of the heads. */
-static void check_row_0(const float *got) {
+/* r <- r / 2 + (r A) / 2 from the last layer to the first, A the mean of the heads; with the maps as their own gradients
+   where there are any, the mean of the squares. */
+static void check_row_0(const float *got, ArGradients gradients) {
     for (int item = 0; item < BATCH; item++) {
         double r[TOKENS] = {1.0};
         for (int layer = LAYERS - 1; layer >= 0; layer--) {
@@ -55,8 +56,10 @@ static void check_row_0(const float *got) {
             for (int j = 0; j < TOKENS; j++) {
                 double sum = 0;
                 for (int head = 0; head < HEADS; head++)
-                    for (int i = 0; i < TOKENS; i++)
-                        sum += r[i] * maps[layer][(item * HEADS + head) * MAP + i * TOKENS + j];
+                    for (int i = 0; i < TOKENS; i++) {
+                        double entry = maps[layer][(item * HEADS + head) * MAP + i * TOKENS + j];
+                        sum += r[i] * (gradients == AR_GRADIENTS_NONE ? entry : entry * entry);
+                    }
                 next[j] = 0.5 * r[j] + 0.5 * sum / HEADS;
             }
             memcpy(r, next, sizeof r);
@@ -92,6 +95,14 @@ static void layers_at(ArLayer layers[LAYERS], const void *first) {
     }
 }
 
+/* The maps as their own gradients. */
+static void weigh(ArLayer layers[LAYERS]) {
+    for (int layer = 0; layer < LAYERS; layer++) {
+        layers[layer].gradients = layers[layer].maps;
+        layers[layer].gradients_count = layers[layer].maps_count;
+    }
+}
+
 static void run_on_host(ArDevice *device) {
     ArProblem problem = problem_in(AR_MEMORY_HOST);
     ArPlan *plan = NULL;
@@ -101,7 +112,6 @@ static void run_on_host(ArDevice *device) {
     problem.items_per_chunk = 1;
     layers_at(layers, maps);
     CHECK(ar_plan_new(device, &problem, &plan) == AR_STATUS_OK);
-    ar_device_free(device);
     CHECK(ar_plan_info(plan, &info) == AR_STATUS_OK);
     CHECK(info.output_count == ROW && info.output_rank == 2 && info.output_shape[0] == BATCH);
     CHECK(info.output_shape[1] == TOKENS && info.output_shape[2] == 0 && info.items_per_chunk == 1);
@@ -109,8 +119,15 @@ static void run_on_host(ArDevice *device) {
     for (int again = 0; again < 2; again++) {
         for (int i = 0; i < ROW; i++) out[i] = NAN;
         CHECK(ar_plan_run(plan, layers, LAYERS, out, ROW, NULL) == AR_STATUS_OK);
-        check_row_0(out);
+        check_row_0(out, AR_GRADIENTS_NONE);
     }
+    ar_plan_free(plan);
+    problem.gradients = AR_GRADIENTS_HEADS;
+    weigh(layers);
+    CHECK(ar_plan_new(device, &problem, &plan) == AR_STATUS_OK);
+    ar_device_free(device);
+    CHECK(ar_plan_run(plan, layers, LAYERS, out, ROW, NULL) == AR_STATUS_OK);
+    check_row_0(out, AR_GRADIENTS_HEADS);
     ar_plan_free(plan);
 }
 
@@ -200,7 +217,7 @@ static void refusals(void) {
 
     layers_at(layers, maps);
     CHECK(ar_plan_run(plan, layers, LAYERS, out, ROW, NULL) == AR_STATUS_OK);
-    check_row_0(out);
+    check_row_0(out, AR_GRADIENTS_NONE);
     ar_plan_free(plan);
     ar_plan_free(NULL);
     ar_device_free(NULL);
@@ -242,7 +259,7 @@ static void threads(void) {
     REFUSED(AR_STATUS_BUSY, "in use by another thread", status);
     work.stop = 1;
     CHECK(pthread_join(thread, NULL) == 0);
-    check_row_0(out);
+    check_row_0(out, AR_GRADIENTS_NONE);
     ar_plan_free(work.plan);
     ar_device_free(device);
 }
@@ -266,7 +283,7 @@ static void cuda(void) {
     enum { NON_BLOCKING = 1 };
     void *context, *stream, *memory;
     ArDevice *device;
-    ArPlan *plan = NULL;
+    ArPlan *plan = NULL, *weighted = NULL;
     ArProblem problem = problem_in(AR_MEMORY_DEVICE), bad;
     ArLayer layers[LAYERS];
     float out[ROW];
@@ -293,6 +310,8 @@ static void cuda(void) {
     CHECK(!plan && !none);
 
     CHECK(ar_plan_new(device, &problem, &plan) == AR_STATUS_OK);
+    problem.gradients = AR_GRADIENTS_FUSED;
+    CHECK(ar_plan_new(device, &problem, &weighted) == AR_STATUS_OK);
     ar_device_free(device);
     layers_at(layers, memory);
     CU(cuMemsetD8_v2, device_out, 0xff, sizeof out);
@@ -316,15 +335,22 @@ static void cuda(void) {
     CHECK(!before || launched() > before);
     CU(cuStreamSynchronize, stream);
     CU(cuMemcpyDtoH_v2, out, device_out, sizeof out);
-    check_row_0(out);
+    check_row_0(out, AR_GRADIENTS_NONE);
     CU(cuMemsetD8_v2, device_out, 0xff, sizeof out);
     struct work work = {plan, layers, device_out, stream, 1};
     CHECK(pthread_create(&thread, NULL, work_until_stopped, &work) == 0);
     CHECK(pthread_join(thread, NULL) == 0);
     CU(cuStreamSynchronize, stream);
     CU(cuMemcpyDtoH_v2, out, device_out, sizeof out);
-    check_row_0(out);
+    check_row_0(out, AR_GRADIENTS_NONE);
     ar_plan_free(plan);
+
+    weigh(layers);
+    CHECK(ar_plan_run(weighted, layers, LAYERS, device_out, ROW, stream) == AR_STATUS_OK);
+    CU(cuStreamSynchronize, stream);
+    CU(cuMemcpyDtoH_v2, out, device_out, sizeof out);
+    check_row_0(out, AR_GRADIENTS_FUSED);
+    ar_plan_free(weighted);
     CU(cuMemFree_v2, memory);
     CU(cuStreamDestroy_v2, stream);
 }
