@@ -11,6 +11,7 @@ use attention_rollout::cuda::{
 use attention_rollout::{DType, HostLayer, HostTensor, Layer, Problem, measure::Inputs, reference};
 use clap::Args;
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use crate::backend;
 use crate::error::{Error, Result};
@@ -40,6 +41,9 @@ const BUDGET: f64 = 1e-6;
 const TOKENS: usize = 61;
 const DIVIDED_TOKENS: usize = 125;
 
+/// Kernels that are made ready at a time, for each thread.
+const SUBJECTS_PER_THREAD: usize = 2;
+
 /// Runs the subcommand.
 pub fn run(args: &SelftestArgs) -> Result<()> {
     let device = |error: attention_rollout::Error| Error::Device {
@@ -53,23 +57,29 @@ pub fn run(args: &SelftestArgs) -> Result<()> {
     };
     let (runtimes, options) = backend::cuda_runtimes(&gpu).map_err(device)?;
     let runtime = &runtimes[0];
-    let (mut total, mut failed) = (0, 0);
     let kernels = kernel::all();
-    let entered = |kernel| Entry::ALL.map(|entry| (entry, kernel));
-    for (entry, kernel) in kernels.iter().flat_map(entered) {
-        let variant = kernel.variant();
-        let symbol = entry.symbol(&variant);
-        if !symbol.contains(&args.only) || !variant.runs_on(runtime.limits()) {
-            continue;
+    let entered = |kernel| Entry::ALL.map(|entry| Subject { entry, kernel });
+    let subjects = kernels.iter().map(Box::as_ref).flat_map(entered);
+    let subjects: Vec<Subject> = subjects
+        .filter(|subject| subject.symbol().contains(&args.only))
+        .filter(|subject| subject.kernel.variant().runs_on(runtime.limits()))
+        .collect();
+    let (total, mut failed) = (subjects.len(), 0);
+    // Compiling and the reference take long: many at a time, on all cores.
+    for some in subjects.chunks(SUBJECTS_PER_THREAD * rayon::current_num_threads()) {
+        let prepared: Vec<_> = some
+            .par_iter()
+            .map(|subject| subject.prepare(runtime, &options))
+            .collect();
+        for (subject, prepared) in some.iter().zip(prepared) {
+            let verdict = match prepared.and_then(|prepared| prepared.max_error(runtime)) {
+                Ok((error, budget)) if error <= budget => format!("{error:.2e}  ok"),
+                Ok((error, budget)) => format!("{error:.2e}  FAILED, the budget is {budget:.2e}"),
+                Err(error) => format!("FAILED: {error}"),
+            };
+            failed += usize::from(verdict.contains("FAILED"));
+            report::line(format_args!("{:62}  {verdict}", subject.symbol()))?;
         }
-        total += 1;
-        let verdict = match max_error(runtime, &options, entry, kernel.as_ref()) {
-            Ok((error, budget)) if error <= budget => format!("{error:.2e}  ok"),
-            Ok((error, budget)) => format!("{error:.2e}  FAILED, the budget is {budget:.2e}"),
-            Err(error) => format!("FAILED: {error}"),
-        };
-        failed += usize::from(verdict.contains("FAILED"));
-        report::line(format_args!("{symbol:62}  {verdict}"))?;
     }
     if total == 0 {
         return Err(Error::argument(
@@ -89,81 +99,124 @@ pub fn run(args: &SelftestArgs) -> Result<()> {
     }
 }
 
-/// The largest absolute error of `kernel` over problems that it takes part in, one by one or two as a group, NaN where
-/// it left NaN, and the most it may be.
-fn max_error(
-    runtime: &Runtime,
-    options: &Options,
+/// A kernel, by one of its entries.
+struct Subject<'a> {
     entry: Entry,
-    kernel: &dyn Kernel,
-) -> Result<(f64, f64), Box<dyn std::error::Error>> {
-    let mut problems = vec![kernel.example(3, TOKENS)?];
-    let another = match entry {
-        Entry::Alone => kernel.example(3, DIVIDED_TOKENS)?,
-        Entry::Grouped => kernel.example(2, TOKENS)?,
-    };
-    // Some kernels ask for tokens of their own.
-    if another.shape() != problems[0].shape() {
-        problems.push(another);
+    kernel: &'a dyn Kernel,
+}
+
+/// Problems that a kernel takes part in, one by one or as a group, ready to be run.
+struct Prepared {
+    plans: Plans,
+    inputs: Vec<Inputs>,
+    /// What the reference computes of each.
+    want: Vec<Vec<f64>>,
+    /// The most that an entry of each may be off.
+    budgets: Vec<f64>,
+}
+
+enum Plans {
+    Alone(Vec<Plan>),
+    Grouped(Box<GroupPlan>),
+}
+
+type Anything<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+impl Subject<'_> {
+    fn symbol(&self) -> String {
+        self.entry.symbol(&self.kernel.variant())
     }
-    let random = |problem: &Problem| Inputs::random(problem, 1);
-    let inputs: Vec<Inputs> = problems.iter().map(random).collect::<Result<_, _>>()?;
-    let options = Options {
-        variant: Some(kernel.variant().symbol),
-        ..options.clone()
-    };
-    let stream = runtime.context().default_stream();
-    let upload = |inputs: &Inputs| {
-        let layers = inputs.layers();
-        let buffers = layers.iter().map(|layer| upload_layer(&stream, layer));
-        buffers.collect::<Result<Vec<_>, DriverError>>()
-    };
-    let buffers = inputs.iter().map(upload).collect::<Result<Vec<_>, _>>()?;
-    let layers: Vec<Vec<_>> = buffers
-        .iter()
-        .map(|buffers| buffers.iter().map(|layer| device_layer(layer)).collect())
-        .collect();
-    // What a kernel forgets to write stays NaN.
-    let mut outs = problems
-        .iter()
-        .map(|problem| stream.clone_htod(&vec![f32::NAN; problem.output_len()]))
-        .collect::<Result<Vec<_>, DriverError>>()?;
-    match entry {
-        Entry::Alone => {
-            for ((problem, layers), out) in problems.iter().zip(&layers).zip(&mut outs) {
-                let mut plan = Plan::on(runtime, problem, &options)?;
-                plan.run(&stream, layers, out)?;
+
+    fn prepare(&self, runtime: &Runtime, options: &Options) -> Anything<Prepared> {
+        let mut problems = vec![self.kernel.example(3, TOKENS)?];
+        let another = match self.entry {
+            Entry::Alone => self.kernel.example(3, DIVIDED_TOKENS)?,
+            Entry::Grouped => self.kernel.example(2, TOKENS)?,
+        };
+        // Some kernels ask for tokens of their own.
+        if another.shape() != problems[0].shape() {
+            problems.push(another);
+        }
+        let symbol = self.kernel.variant().symbol;
+        let is_half = symbol.contains(Arithmetic::F16x2.name());
+        let options = Options {
+            variant: Some(symbol),
+            ..options.clone()
+        };
+        let plans = match self.entry {
+            Entry::Alone => {
+                let plans = problems.iter().map(|p| Plan::on(runtime, p, &options));
+                Plans::Alone(plans.collect::<attention_rollout::Result<_>>()?)
+            }
+            Entry::Grouped => {
+                Plans::Grouped(Box::new(GroupPlan::on(runtime, &problems, &options)?))
+            }
+        };
+        let random = |problem: &Problem| Inputs::random(problem, 1);
+        let inputs: Vec<Inputs> = problems.iter().map(random).collect::<Result<_, _>>()?;
+        let of_each = problems.iter().zip(&inputs);
+        let want: Vec<Vec<f64>> = of_each
+            .map(|(problem, inputs)| reference::rollout(problem, &inputs.layers()))
+            .collect::<Result<_, _>>()?;
+        let budget = |(problem, want): (&Problem, &Vec<f64>)| match is_half {
+            true => half_budget(problem, want),
+            false => BUDGET,
+        };
+        Ok(Prepared {
+            plans,
+            inputs,
+            budgets: problems.iter().zip(&want).map(budget).collect(),
+            want,
+        })
+    }
+}
+
+impl Prepared {
+    /// The largest absolute error, NaN where the kernel left NaN, and the most it may be.
+    fn max_error(self, runtime: &Runtime) -> Anything<(f64, f64)> {
+        let stream = runtime.context().default_stream();
+        let upload = |inputs: &Inputs| {
+            let layers = inputs.layers();
+            let buffers = layers.iter().map(|layer| upload_layer(&stream, layer));
+            buffers.collect::<Result<Vec<_>, DriverError>>()
+        };
+        let buffers = self.inputs.iter().map(upload);
+        let buffers = buffers.collect::<Result<Vec<_>, _>>()?;
+        let layers: Vec<Vec<_>> = buffers
+            .iter()
+            .map(|buffers| buffers.iter().map(|layer| device_layer(layer)).collect())
+            .collect();
+        // What a kernel forgets to write stays NaN.
+        let unset = |want: &Vec<f64>| stream.clone_htod(&vec![f32::NAN; want.len()]);
+        let outs = self.want.iter().map(unset);
+        let mut outs = outs.collect::<Result<Vec<_>, DriverError>>()?;
+        match self.plans {
+            Plans::Alone(plans) => {
+                for ((mut plan, layers), out) in plans.into_iter().zip(&layers).zip(&mut outs) {
+                    plan.run(&stream, layers, out)?;
+                }
+            }
+            Plans::Grouped(mut plan) => {
+                let items = layers.iter().zip(&mut outs);
+                let mut items: Vec<_> = items
+                    .map(|(layers, out)| GroupItem {
+                        layers,
+                        out: out.into(),
+                    })
+                    .collect();
+                plan.run(&stream, &mut items)?;
             }
         }
-        Entry::Grouped => {
-            let mut plan = GroupPlan::on(runtime, &problems, &options)?;
-            let items = layers.iter().zip(&mut outs);
-            let mut items: Vec<_> = items
-                .map(|(layers, out)| GroupItem {
-                    layers,
-                    out: out.into(),
-                })
-                .collect();
-            plan.run(&stream, &mut items)?;
+        let mut worst = (0.0, BUDGET);
+        for ((want, budget), out) in self.want.iter().zip(self.budgets).zip(&outs) {
+            let error = verify::max_error(&stream.clone_dtoh(out)?, want);
+            // NaN is worse than anything.
+            if error.is_nan() || error / budget > worst.0 / worst.1 {
+                worst = (error, budget);
+            }
         }
+        Ok(worst)
     }
-    let mut worst = (0.0, BUDGET);
-    for ((problem, inputs), out) in problems.iter().zip(&inputs).zip(&outs) {
-        let got = stream.clone_dtoh(out)?;
-        let want = reference::rollout(problem, &inputs.layers())?;
-        let error = verify::max_error(&got, &want);
-        let is_half = kernel.variant().symbol.contains(Arithmetic::F16x2.name());
-        let budget = if is_half {
-            half_budget(problem, &want)
-        } else {
-            BUDGET
-        };
-        // NaN is worse than anything.
-        if error.is_nan() || error / budget > worst.0 / worst.1 {
-            worst = (error, budget);
-        }
-    }
-    Ok(worst)
 }
 
 /// A tensor in device memory.

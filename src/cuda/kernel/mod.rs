@@ -30,7 +30,7 @@ pub use read_floor::ReadFloor;
 pub use window::Window;
 
 /// A kernel that takes part in rollouts, with its compile-time choices made.
-pub trait Kernel {
+pub trait Kernel: Send + Sync {
     /// What it is compiled to.
     fn variant(&self) -> Variant;
 
