@@ -60,6 +60,19 @@ struct GroupParams {
   u64 address[MAX_GROUP_ADDRESSES];  // the first is 0, for words that need none
 };
 
+// run_inputs: what a run is given of each item, and all that depends on it.
+struct RunInputsParams {
+  const int *given_windows;   // [batch, 2]: start and length
+  const int *given_rows;      // [batch], counted from the window's start; null: each window's last
+  const u64 *counts_of;       // [max_window + 1]: how many entries a window of so many tokens discards
+  Window *windows;            // [batch]
+  u64 *counts;                // [batch], or null
+  float *weights;             // [batch, stride_item] of the start rows, or null
+  u32 tokens, max_window;
+  u32 mean;                   // the start row is the mean of the window
+  u32 stride_item;
+};
+
 // zero_fill: zeros.
 struct ZeroFillParams {
   float *out;                 // [len]

@@ -269,10 +269,15 @@ impl Problem {
 
     /// How many of the smallest entries of `item`'s fused map the [discard](crate::Discard) takes; 0 without it.
     pub fn discard_count(&self, item: usize) -> usize {
+        self.discard_count_of(self.windows[item].len)
+    }
+
+    /// The same of a window of `len` tokens.
+    pub(crate) fn discard_count_of(&self, len: usize) -> usize {
         let Some(discard) = self.config.discard else {
             return 0;
         };
-        let side = self.windows[item].len.saturating_sub(discard.scope.first());
+        let side = len.saturating_sub(discard.scope.first());
         (discard.ratio * (side * side) as f64).floor() as usize
     }
 
@@ -385,6 +390,13 @@ impl Problem {
             largest = largest.max(rollout).max(a * entry + b);
         }
         largest
+    }
+
+    /// The same problem over contiguous maps.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn contiguous(mut self) -> Problem {
+        self.strides.fill(Strides::contiguous(&self.shape));
+        self
     }
 
     /// The same problem with other windows, one per item, each within the tokens.

@@ -26,6 +26,12 @@ pub enum Base {
     Start,
     /// What the blocks of a launch tell each other, kept from run to run.
     Exchange,
+    /// The windows that a run is given.
+    GivenWindows,
+    /// The start rows that a run is given.
+    GivenRows,
+    /// How many entries of each map to discard, by the length of the window.
+    CountsOf,
     /// The tokens that nothing attends to, a bit each.
     Excluded,
     /// A buffer of the schedule, by number.
@@ -48,7 +54,7 @@ impl Base {
     pub const MOST_BYTES: u64 = 1 << OFFSET_BITS;
 
     /// Bases without an index, rounded up.
-    const NAMED: usize = 8;
+    const NAMED: usize = 16;
     /// Bases of one index: a buffer, and a layer's tensors.
     const PER_INDEX: usize = 1 + Base::OPERANDS;
 
@@ -62,6 +68,9 @@ impl Base {
             Base::HeadWeights => 4,
             Base::Start => 5,
             Base::Exchange => 6,
+            Base::GivenWindows => 8,
+            Base::GivenRows => 9,
+            Base::CountsOf => 10,
             Base::Excluded => 7,
             Base::Buffer(index) => Base::NAMED + Base::PER_INDEX * index,
             Base::Layer { layer, operand } => Base::NAMED + Base::PER_INDEX * layer + 1 + operand,
@@ -78,6 +87,9 @@ impl Base {
                 5 => Base::Start,
                 6 => Base::Exchange,
                 7 => Base::Excluded,
+                8 => Base::GivenWindows,
+                9 => Base::GivenRows,
+                10 => Base::CountsOf,
                 _ => Base::Null,
             };
         };
@@ -161,6 +173,7 @@ mod tests {
         let layers = |operand| move |layer| Base::Layer { layer, operand };
         let mut bases = vec![Base::Null, Base::Output, Base::Windows, Base::Counts];
         bases.extend([Base::HeadWeights, Base::Start, Base::Exchange]);
+        bases.extend([Base::GivenWindows, Base::GivenRows, Base::CountsOf]);
         bases.push(Base::Excluded);
         bases.extend((0..9).map(Base::Buffer));
         bases.extend((0..Base::OPERANDS).flat_map(|operand| (0..9).map(layers(operand))));

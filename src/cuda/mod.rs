@@ -73,8 +73,8 @@ pub use options::{Compiler, ImageKind, Options, Precision};
 #[doc(hidden)]
 pub use plan::pack;
 pub use plan::{
-    DeviceLayer, DeviceOutput, DeviceTensor, GroupItem, GroupPlan, HostPlan, Pass, Plan, PlanCache,
-    StreamingPlan, Workspace, run_host,
+    DeviceIndices, DeviceLayer, DeviceOutput, DeviceTensor, GroupItem, GroupPlan, HostPlan, Pass,
+    Plan, PlanCache, RunInputs, StreamingPlan, Workspace, run_host,
 };
 pub use runtime::Runtime;
 pub use schedule::Schedule;

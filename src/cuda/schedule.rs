@@ -86,6 +86,8 @@ pub struct Schedule {
     pub(super) events: usize,
     /// One past the last step of each pushed layer, where layers are pushed one by one.
     pub(super) pushes: Vec<usize>,
+    /// What makes tables of what a run is given, before its first step, where it is given something.
+    pub(super) inputs: Option<Launch>,
 }
 
 impl Schedule {

@@ -22,6 +22,47 @@ impl Problem {
             && fixed(self.config()) == fixed(other.config())
     }
 
+    /// Checks that runs are given windows.
+    ///
+    /// # Errors
+    /// [`Error::FixedInput`].
+    pub(crate) fn takes_windows(&self) -> Result<()> {
+        match self.max_window {
+            Some(_) => Ok(()),
+            None => Err(Error::FixedInput {
+                what: "windows",
+                missing: "windows",
+            }),
+        }
+    }
+
+    /// Checks that runs are given a start row per item.
+    ///
+    /// # Errors
+    /// [`Error::FixedInput`].
+    pub(crate) fn takes_rows(&self) -> Result<()> {
+        match &self.config.output {
+            Output::Rows(StartRows::PerItem(_)) => Ok(()),
+            _ => Err(Error::FixedInput {
+                what: "start rows",
+                missing: "a start row per item",
+            }),
+        }
+    }
+
+    /// Whether runs are given anything beside their layers.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn has_run_inputs(&self) -> bool {
+        self.takes_windows().is_ok() || self.takes_rows().is_ok()
+    }
+
+    /// Whether the start row of an item follows from its window and its row.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn has_start_of_window(&self) -> bool {
+        use StartRows::{Last, Mean, PerItem};
+        matches!(self.config.output, Output::Rows(Last | Mean | PerItem(_)))
+    }
+
     /// The start row of each item, where they differ by item; else none.
     pub(crate) fn item_rows(&self) -> &[usize] {
         match &self.config.output {
@@ -44,12 +85,7 @@ impl Problem {
     /// [`Error::FixedInput`], [`Error::Count`], [`Error::Window`], [`Error::WindowLen`]; [`Error::StartRow`] where a start
     /// row that is the same for all items lies outside one of them. After an error the windows are as they were.
     pub(crate) fn set_windows(&mut self, windows: &[Window]) -> Result<()> {
-        if self.max_window().is_none() {
-            return Err(Error::FixedInput {
-                what: "windows",
-                missing: "windows",
-            });
-        }
+        self.takes_windows()?;
         check::windows(windows, &self.shape, self.max_window)?;
         if let Output::Rows(rows @ StartRows::Rows(_)) = &self.config().output {
             check::start_rows(rows, &self.shape, windows)?;
@@ -63,21 +99,11 @@ impl Problem {
     /// # Errors
     /// [`Error::FixedInput`], [`Error::Count`]. After an error the rows are as they were.
     pub(crate) fn set_rows(&mut self, rows: &[usize]) -> Result<()> {
-        let batch = self.shape().batch;
-        let Some(per_item) = self.rows_mut() else {
-            return Err(Error::FixedInput {
-                what: "start rows",
-                missing: "a start row per item",
-            });
-        };
-        if rows.len() != batch {
-            return Err(Error::Count {
-                what: "start rows, one per item",
-                expected: batch,
-                got: rows.len(),
-            });
+        self.takes_rows()?;
+        check::count("start rows, one per item", self.shape.batch, rows.len())?;
+        if let Some(per_item) = self.rows_mut() {
+            per_item.copy_from_slice(rows);
         }
-        per_item.copy_from_slice(rows);
         Ok(())
     }
 

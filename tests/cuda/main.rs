@@ -11,6 +11,7 @@ mod given;
 mod gradients;
 mod group;
 mod host;
+mod inputs;
 mod layers;
 mod machine;
 #[cfg(feature = "measure")]

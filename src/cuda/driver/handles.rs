@@ -269,6 +269,16 @@ impl Event {
         .map_err(driver_error("cuStreamWaitEvent"))
     }
 
+    /// Waits on the host for what was marked last, if it has not come yet.
+    pub fn wait_if_under_way(&self) -> Result<()> {
+        // SAFETY: the event is alive.
+        match unsafe { result::event::query(self.raw) } {
+            Ok(()) => Ok(()),
+            Err(result::DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => self.synchronize(),
+            Err(error) => Err(driver_error("cuEventQuery")(error)),
+        }
+    }
+
     /// Waits on the host for what was marked last.
     pub fn synchronize(&self) -> Result<()> {
         bind(&self.context)?;

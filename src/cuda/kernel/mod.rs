@@ -78,6 +78,7 @@ kernels! {
     rows_stream: RowsStream, RowsStreamParams;
     rollout_chain: RolloutChain, RolloutChainParams;
     head_fusion: FuseHeads, HeadFusionParams;
+    run_inputs: TakeInputs, RunInputsParams;
     zero_fill: ZeroFill, ZeroFillParams;
     discard: FindCuts, DiscardParams;
     exclusion: Exclude, ExclusionParams;
@@ -88,6 +89,7 @@ kernels! {
 
 pub use rollout_rows::{RowsOperands, Splits};
 pub use rows_stream::{Exchange, Ring, RingOperands, RingRows, Sets};
+pub use run_inputs::{given_bytes, write_given};
 
 /// Static shared memory that a grouped kernel takes at most for its parameters.
 pub const SHARED_PARAMS: usize = {

@@ -7,7 +7,7 @@ use super::tables::tables;
 use crate::cuda::address::{Address, Base};
 use crate::cuda::kernel::{
     Columns, Exclude, FindCuts, FuseHeads, Fused, Fusion, MAX_LAYERS_PER_LAUNCH, MapSource,
-    Matrices, RolloutRows, ZeroFill, padded,
+    Matrices, RolloutRows, TakeInputs, ZeroFill, padded,
 };
 use crate::cuda::launch::Launch;
 use crate::cuda::limits::DeviceLimits;
@@ -45,7 +45,7 @@ impl Common {
         Common {
             dtype,
             tokens: problem.shape().tokens as u32,
-            window_len: windows.iter().map(|window| window.len).max().unwrap_or(0) as u32,
+            window_len: problem.longest_window() as u32,
             aligned: strides_aligned && starts_aligned,
         }
     }
@@ -178,6 +178,8 @@ impl<'a> Builder<'a> {
             spilled_bytes,
             events: self.events,
             pushes: self.pushes,
+            inputs: (problem.has_run_inputs() && problem.shape().batch > 0)
+                .then(|| TakeInputs.launch(problem, self.start_stride)),
         }
     }
 

@@ -1,4 +1,5 @@
-//! What a plan uploads once, when it is made: windows, head weights, discard counts, excluded tokens and start rows.
+//! What a plan uploads when it is made: windows, head weights, discard counts, excluded tokens and start rows, and what
+//! these are derived from where runs are given others.
 
 use crate::config::{HeadFusion, Output, StartRows};
 use crate::cuda::address::Base;
@@ -28,7 +29,23 @@ pub(super) fn tables(problem: &Problem, stride_row: usize) -> Vec<Table> {
         true => 0,
         false => size_of::<f32>() * problem.start_rows() * stride_row,
     };
+    let mut given = vec![0; kernel::given_bytes(problem)];
+    kernel::write_given(problem, &mut given);
+    let by_len = 0..=problem.longest_window();
+    let counts_of: Vec<u64> = match problem.config().discard {
+        Some(_) => by_len
+            .map(|len| problem.discard_count_of(len) as u64)
+            .collect(),
+        None => Vec::new(),
+    };
+    // What is derived for a run is derived from these.
+    let (given, counts_of) = match problem.has_run_inputs() {
+        true => (given, counts_of),
+        false => Default::default(),
+    };
     let mut tables = vec![
+        table(Base::GivenWindows, &given, 0),
+        table(Base::CountsOf, &counts_of, 0),
         table(Base::Windows, &windows, size_of::<kernel::Window>()),
         table(Base::HeadWeights, head_weights, 0),
         table(Base::Counts, &counts, size_of::<u64>()),

@@ -263,7 +263,7 @@ pub(super) fn alloc_output(
 }
 
 /// Checks that a stream or buffer belongs to `expected`, the context of the plan.
-fn check_context(
+pub(super) fn check_context(
     expected: &Arc<CudaContext>,
     got: Option<&Arc<CudaContext>>,
     what: impl FnOnce() -> String,

@@ -41,8 +41,8 @@ impl PlanCache {
         }
     }
 
-    /// The plan of `problem`: of the same shape, element type, strides, windows and configuration. Made where there is
-    /// none; a plan that goes for it waits for the work that it has submitted.
+    /// The plan of `problem`, with its windows and rows: of the same shape, element type, strides, longest window and
+    /// configuration. Made where there is none; a plan that goes for it waits for the work that it has submitted.
     ///
     /// # Errors
     /// As [`Plan::on`].
@@ -52,10 +52,12 @@ impl PlanCache {
             options,
             plans,
         } = self;
-        plans.get(
-            |plan| plan.problem() == problem,
+        let plan = plans.get(
+            |plan| plan.problem().has_plan_of(problem),
             || Plan::on(runtime, problem, options),
-        )
+        )?;
+        plan.restore(problem);
+        Ok(plan)
     }
 
     /// Plans held.

@@ -5,14 +5,16 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream, sys};
 
+use super::inputs::{Given, Inputs};
 use super::workspace::{Room, Workspace};
-use crate::cuda::address::{Base, Bases};
+use crate::cuda::address::{Address, Base, Bases};
 use crate::cuda::driver::{self, DeviceMemory, Event, Function, Stream, bind, driver_error};
 use crate::cuda::launch::MAX_WORDS;
 use crate::cuda::runtime::Runtime;
 use crate::cuda::schedule::{Lane, Schedule};
 use crate::cuda::variant::{Entry, Variant};
 use crate::error::Result;
+use crate::layout::Window;
 use crate::problem::Problem;
 
 /// Schedules of one problem that share kernels, workspace and tables.
@@ -22,6 +24,10 @@ pub(super) struct Engine {
     side: Option<Side>,
     events: Vec<Event>,
     prepared: Vec<Prepared>,
+    /// Where runs are given something beside their layers.
+    inputs: Option<Inputs>,
+    /// The windows of the run under way start at multiples of 16 bytes, as those for which the launches were chosen.
+    aligned: bool,
     problem: Problem,
     context: Arc<CudaContext>,
 }
@@ -134,7 +140,7 @@ impl Engine {
             .into_iter()
             .map(|schedule| Prepared::alone(runtime, &memory, schedule))
             .collect::<Result<_>>()?;
-        Engine::new(runtime.context(), problem, prepared, memory)
+        Engine::new(runtime, problem, prepared, memory)
     }
 
     /// As [`alone`](Engine::alone) in `memory` that it was given; only what its launches need that are shared with other
@@ -154,16 +160,21 @@ impl Engine {
                 schedule,
             },
         };
-        Engine::new(runtime.context(), problem, vec![prepared], memory)
+        Engine::new(runtime, problem, vec![prepared], memory)
     }
 
     fn new(
-        context: &Arc<CudaContext>,
+        runtime: &Runtime,
         problem: &Problem,
         prepared: Vec<Prepared>,
         memory: Memory,
     ) -> Result<Self> {
+        let context = runtime.context();
         bind(context)?;
+        let inputs = match prepared.first() {
+            Some(first) => Inputs::new(runtime, problem, &first.schedule)?,
+            None => None,
+        };
         let schedules = || prepared.iter().map(|prepared| &prepared.schedule);
         let side = if schedules().any(Schedule::has_two_lanes) {
             Some(Side {
@@ -182,6 +193,8 @@ impl Engine {
             side,
             events,
             prepared,
+            inputs,
+            aligned: true,
             problem: problem.clone(),
             context: context.clone(),
         })
@@ -214,6 +227,77 @@ impl Engine {
         self.memory.tables.bytes()
     }
 
+    /// Gives the runs to come other windows.
+    pub fn set_windows(&mut self, windows: &[Window]) -> Result<()> {
+        self.problem.set_windows(windows)?;
+        self.change();
+        Ok(())
+    }
+
+    /// Gives the runs to come other start rows.
+    pub fn set_rows(&mut self, rows: &[usize]) -> Result<()> {
+        self.problem.set_rows(rows)?;
+        self.change();
+        Ok(())
+    }
+
+    /// Gives the runs to come the windows and rows of `problem`, which has the same plan.
+    pub fn restore(&mut self, problem: &Problem) {
+        if self.problem != *problem {
+            self.problem.restore(problem.windows(), problem.item_rows());
+            self.change();
+        }
+    }
+
+    fn change(&mut self) {
+        if let Some(inputs) = &mut self.inputs {
+            inputs.change(&self.problem);
+        }
+    }
+
+    /// Whether the windows of the run under way allow launches for rows that start at multiples of 16 bytes.
+    pub fn is_aligned(&self) -> bool {
+        self.aligned
+    }
+
+    /// Makes the tables say what the run that follows is given, where they do not yet. Whether anything was submitted.
+    ///
+    /// # Safety
+    /// The context is bound to this thread and `stream` is a stream of it, behind the last run's; what is `given` is as
+    /// [`RunInputs`](super::inputs::RunInputs) says, until the work is done.
+    pub unsafe fn give(
+        &mut self,
+        stream: sys::CUstream,
+        capturing: bool,
+        given: Given,
+    ) -> Result<bool> {
+        let (Some(inputs), Some(first)) = (&mut self.inputs, self.prepared.first_mut()) else {
+            return Ok(false);
+        };
+        let Prepared {
+            schedule, bases, ..
+        } = first;
+        let Some(launch) = &schedule.inputs else {
+            return Ok(false);
+        };
+        schedule.place_tables(bases, self.memory.tables.address(), 0);
+        let windows = bases.resolve(Address::of(Base::GivenWindows));
+        self.aligned = inputs.aligned(given, capturing);
+        // SAFETY: the table has as many windows and rows as the problem; the rest is promised by the caller.
+        let derives = unsafe { inputs.bring(&self.problem, stream, capturing, given, windows) }?;
+        if derives {
+            let rows = windows + (self.problem.shape().batch * size_of::<[i32; 2]>()) as u64;
+            bases.place(Base::GivenWindows, given.windows.unwrap_or(windows));
+            bases.place(Base::GivenRows, given.rows.unwrap_or(rows));
+            let mut params = [0; MAX_WORDS];
+            launch.link(bases, &mut params);
+            // SAFETY: the tables are this engine's, and what is given is promised by the caller.
+            unsafe { driver::launch(inputs.function(), launch.geometry(), stream, &params) }?;
+            inputs.derived(given, capturing);
+        }
+        Ok(derives)
+    }
+
     /// Submits steps `steps` of a schedule.
     ///
     /// # Safety
@@ -235,7 +319,8 @@ impl Engine {
             bases,
             functions,
         } = &mut self.prepared[schedule];
-        let aligned = layers.iter().all(|address| address.is_multiple_of(16));
+        let mut layers_aligned = layers.iter().map(|address| address.is_multiple_of(16));
+        let aligned = self.aligned && layers_aligned.all(|aligned| aligned);
         for (tensor, &address) in layers.iter().enumerate() {
             bases.place(schedule.tensor(tensor), address);
         }

@@ -12,6 +12,7 @@ use cudarc::driver::{CudaContext, CudaStream};
 
 use super::buffers::{self, DeviceLayer, DeviceOutput, check_run, check_stream, track};
 use super::engine::{Engine, Handover, Memory, is_capturing};
+use super::inputs::Given;
 use super::workspace::Workspace;
 use crate::cuda::choose::{choose, choose_grouped};
 use crate::cuda::driver::bind;
@@ -21,6 +22,7 @@ use crate::cuda::options::{Compiler, Options};
 use crate::cuda::runtime::Runtime;
 use crate::cuda::schedule::{Schedule, Step};
 use crate::error::{Error, Result};
+use crate::layout::Window;
 use crate::problem::Problem;
 
 use launches::Launches;
@@ -155,6 +157,41 @@ impl GroupPlan {
         self.launches.bytes() + self.engines.iter().map(Engine::owned_bytes).sum::<usize>()
     }
 
+    /// As [`Plan::set_windows`](crate::cuda::Plan::set_windows), of the problem at place `member`.
+    ///
+    /// # Errors
+    /// [`Error::Count`] where there is no such problem; [`Error::Member`] around what is wrong with the windows.
+    pub fn set_windows(&mut self, member: usize, windows: &[Window]) -> Result<()> {
+        self.change(member, |engine| engine.set_windows(windows))
+    }
+
+    /// As [`Plan::set_rows`](crate::cuda::Plan::set_rows), of the problem at place `member`.
+    ///
+    /// # Errors
+    /// [`Error::Count`] where there is no such problem; [`Error::Member`] around what is wrong with the rows.
+    pub fn set_rows(&mut self, member: usize, rows: &[usize]) -> Result<()> {
+        self.change(member, |engine| engine.set_rows(rows))
+    }
+
+    fn change(
+        &mut self,
+        member: usize,
+        change: impl FnOnce(&mut Engine) -> Result<()>,
+    ) -> Result<()> {
+        let expected = self.engines.len();
+        let Some(engine) = self.engines.get_mut(member) else {
+            return Err(Error::Count {
+                what: "problems of the group, up to the one named",
+                expected,
+                got: member.saturating_add(1),
+            });
+        };
+        change(engine).map_err(|error| Error::Member {
+            member,
+            source: Box::new(error),
+        })
+    }
+
     /// Submits all problems, `items` holding their buffers in the order of the problems. Launches only, as
     /// [`Plan::run`](crate::cuda::Plan::run), under the same conditions.
     ///
@@ -172,6 +209,7 @@ impl GroupPlan {
         check_stream(&self.context, stream)?;
         for (engine, item) in self.engines.iter().zip(&*items) {
             check_run(engine.problem(), &self.context, item.layers, &item.out)?;
+            engine.problem().check_rows()?;
         }
         bind(&self.context)?;
         let capturing = is_capturing(stream)?;
@@ -184,13 +222,21 @@ impl GroupPlan {
             self.addresses.extend(buffers::addresses(item.layers));
             self.addresses.push(item.out.address());
         }
+        for engine in &mut self.engines {
+            // SAFETY: the context is bound.
+            unsafe { engine.give(stream.cu_stream(), capturing, Given::default()) }?;
+        }
+        let aligned = self.engines.iter().all(Engine::is_aligned);
         let mut guards = Vec::new();
         for item in items.iter_mut().filter(|_| tracked) {
             guards.extend(track(stream, item.layers, &mut item.out));
         }
         // SAFETY: the context is bound. Layers and outputs have been checked against their problems; that they stay valid
         // is promised by whoever made them, and ordered with other uses above.
-        unsafe { self.launches.submit(stream.cu_stream(), &self.addresses) }?;
+        unsafe {
+            self.launches
+                .submit(stream.cu_stream(), &self.addresses, aligned)
+        }?;
         let mut first = 0;
         for (index, engine) in self.engines.iter_mut().enumerate() {
             let tensors = launches::addresses(engine.problem()) - 1;

@@ -15,6 +15,7 @@ use std::thread::available_parallelism;
 use cudarc::driver::{CudaContext, result};
 
 use super::engine::Engine;
+use super::inputs::Given;
 use crate::chunk::{self, CHUNK_BYTES, Chunk, Progress, layers_from};
 use crate::cuda::choose::choose_for;
 use crate::cuda::driver::{self, DeviceMemory, Event, PinnedMemory, Stream, bind, driver_error};
@@ -24,9 +25,10 @@ use crate::cuda::runtime::Runtime;
 use crate::cuda::schedule::Schedule;
 use crate::error::{Error, Result};
 use crate::layer::HostLayer;
+use crate::layout::Window;
 use crate::problem::Problem;
 
-use packed::{layer_bytes, map_bytes, pack_layer, packed, tensor_bytes};
+use packed::{layer_bytes, map_bytes, pack_layer, tensor_bytes};
 
 /// Chunks of at least this many bytes are packed by several threads, which take longer to start than less is to copy.
 const PARALLEL_BYTES: usize = 1 << 20;
@@ -109,7 +111,7 @@ impl HostPlan {
         if !options.workspace.is_owned() {
             return Err(Error::BorrowedWorkspace);
         }
-        let packed = packed(problem)?;
+        let packed = problem.clone().contiguous();
         let batch = problem.shape().batch;
         let chunk = match items_per_chunk {
             Some(items) => items.get().clamp(1, batch.max(1)),
@@ -164,6 +166,26 @@ impl HostPlan {
             .sum()
     }
 
+    /// As [`Plan::set_windows`](crate::cuda::Plan::set_windows). The next run waits until they are on the devices.
+    ///
+    /// # Errors
+    /// As [`Plan::set_windows`](crate::cuda::Plan::set_windows).
+    pub fn set_windows(&mut self, windows: &[Window]) -> Result<()> {
+        self.problem.set_windows(windows)?;
+        let mut engines = self.devices.iter_mut().map(|device| &mut device.engine);
+        engines.try_for_each(|engine| engine.set_windows(windows))
+    }
+
+    /// As [`Plan::set_rows`](crate::cuda::Plan::set_rows). The next run waits until they are on the devices.
+    ///
+    /// # Errors
+    /// As [`Plan::set_rows`](crate::cuda::Plan::set_rows).
+    pub fn set_rows(&mut self, rows: &[usize]) -> Result<()> {
+        self.problem.set_rows(rows)?;
+        let mut engines = self.devices.iter_mut().map(|device| &mut device.engine);
+        engines.try_for_each(|engine| engine.set_rows(rows))
+    }
+
     /// Computes the rollout of `layers` (every layer of the problem, first to last) into `out`, shaped as
     /// [`Problem::output_shape`], and waits for it. `progress` is called after each chunk, in order.
     ///
@@ -176,6 +198,7 @@ impl HostPlan {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<()> {
         self.problem.check_layers(layers, out.len())?;
+        self.problem.check_rows()?;
         self.restart()?;
         loop {
             while let Some(items) = self.wants() {
@@ -198,6 +221,18 @@ impl HostPlan {
         for device in &mut self.devices {
             bind(device.engine.context())?;
             device.slots.iter_mut().try_for_each(Slot::abandon)?;
+            if let Some(slot) = device.slots.first() {
+                // SAFETY: the context is bound, and nothing is under way.
+                let given = unsafe {
+                    device
+                        .engine
+                        .give(slot.stream.raw(), false, Given::default())
+                };
+                // All slots' streams find the tables complete.
+                if given? {
+                    slot.stream.synchronize()?;
+                }
+            }
         }
         Ok(())
     }

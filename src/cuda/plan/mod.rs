@@ -5,6 +5,7 @@ mod cache;
 mod engine;
 mod group;
 mod host;
+mod inputs;
 mod one;
 mod streaming;
 mod workspace;
@@ -21,6 +22,7 @@ const _: () = {
     moves_and_is_shared::<HostPlan>();
     moves_and_is_shared::<DeviceLayer<'_>>();
     moves_and_is_shared::<DeviceOutput<'_>>();
+    moves_and_is_shared::<RunInputs<'_>>();
     moves_and_is_shared::<GroupItem<'_>>();
 };
 
@@ -28,6 +30,7 @@ pub use buffers::{DeviceLayer, DeviceOutput, DeviceTensor};
 pub use cache::PlanCache;
 pub use group::{GroupItem, GroupPlan, pack};
 pub use host::{HostPlan, run_host};
+pub use inputs::{DeviceIndices, RunInputs};
 pub use one::Plan;
 pub use streaming::{Pass, StreamingPlan};
 pub use workspace::Workspace;

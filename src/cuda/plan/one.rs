@@ -9,6 +9,7 @@ use super::buffers::{
     DeviceLayer, DeviceOutput, addresses, alloc_output, check_run, check_stream, track,
 };
 use super::engine::{Engine, Handover, is_capturing};
+use super::inputs::RunInputs;
 use crate::cuda::choose::choose;
 use crate::cuda::driver::bind;
 use crate::cuda::limits::DeviceLimits;
@@ -17,6 +18,7 @@ use crate::cuda::pipeline::operands;
 use crate::cuda::runtime::Runtime;
 use crate::cuda::schedule::Schedule;
 use crate::error::Result;
+use crate::layout::Window;
 use crate::problem::Problem;
 
 /// A problem made ready to run on a GPU: kernels chosen, compiled and loaded, workspace allocated.
@@ -87,7 +89,12 @@ impl Plan {
         Ok(schedule.workspace_bytes())
     }
 
-    /// The problem this plan runs.
+    /// Gives the runs to come what `problem`, of which it is a plan too, is given.
+    pub(super) fn restore(&mut self, problem: &Problem) {
+        self.engine.restore(problem);
+    }
+
+    /// The problem this plan runs, with the windows and rows that it was told last.
     pub fn problem(&self) -> &Problem {
         self.engine.problem()
     }
@@ -149,22 +156,77 @@ impl Plan {
         layers: &[DeviceLayer<'_>],
         out: impl Into<DeviceOutput<'o>>,
     ) -> Result<()> {
+        self.problem().check_rows()?;
+        self.run_with(stream, layers, out, RunInputs::default())
+    }
+
+    /// Gives the runs to come other windows, one per item, where the problem was made with windows.
+    ///
+    /// The next run copies them to the device, in one copy of 8 bytes per item (12 where start rows differ by item) from a
+    /// ring of pinned slots, on its own stream; nothing waits unless eight such runs are under way. One kernel more makes
+    /// all that depends on them. A run that is captured takes no copy: [`run_with`](Plan::run_with) reads windows from
+    /// device memory.
+    ///
+    /// # Errors
+    /// [`Error::FixedInput`] where the problem was made without windows; [`Error::Count`], [`Error::Window`],
+    /// [`Error::WindowLen`]; [`Error::StartRow`] where a start row that all items share lies outside one of them. After an
+    /// error the windows are as they were.
+    ///
+    /// [`Error::FixedInput`]: crate::Error::FixedInput
+    /// [`Error::Count`]: crate::Error::Count
+    /// [`Error::Window`]: crate::Error::Window
+    /// [`Error::WindowLen`]: crate::Error::WindowLen
+    /// [`Error::StartRow`]: crate::Error::StartRow
+    pub fn set_windows(&mut self, windows: &[Window]) -> Result<()> {
+        self.engine.set_windows(windows)
+    }
+
+    /// Gives the runs to come other start rows, one per item and counted from its window's start, where the problem was
+    /// made with [`StartRows::PerItem`](crate::StartRows::PerItem). They travel as [windows](Plan::set_windows) do;
+    /// whether they lie in the windows a run says.
+    ///
+    /// # Errors
+    /// [`Error::FixedInput`](crate::Error::FixedInput) where the problem was made otherwise;
+    /// [`Error::Count`](crate::Error::Count). After an error the rows are as they were.
+    pub fn set_rows(&mut self, rows: &[usize]) -> Result<()> {
+        self.engine.set_rows(rows)
+    }
+
+    /// As [`run`](Plan::run) with windows and rows from device memory, for this run alone. They may be computed on the
+    /// device, and a graph that captured the run reads them anew whenever it is replayed.
+    ///
+    /// # Errors
+    /// As [`run`](Plan::run), for the inputs too; [`Error::FixedInput`](crate::Error::FixedInput) where the problem was
+    /// made without windows or without a start row per item.
+    pub fn run_with<'o>(
+        &mut self,
+        stream: &Arc<CudaStream>,
+        layers: &[DeviceLayer<'_>],
+        out: impl Into<DeviceOutput<'o>>,
+        inputs: RunInputs<'_>,
+    ) -> Result<()> {
         let mut out = out.into();
         check_stream(self.context(), stream)?;
         check_run(self.problem(), self.context(), layers, &out)?;
+        inputs.check(self.problem(), self.context())?;
         bind(self.context())?;
         let capturing = is_capturing(stream)?;
         let output = out.address();
-        let _guards = if self.context().is_managing_stream_synchronization() && !capturing {
-            track(stream, layers, &mut out)
-        } else {
-            Vec::new()
-        };
+        let mut guards = Vec::new();
+        if self.context().is_managing_stream_synchronization() && !capturing {
+            guards.extend(track(stream, layers, &mut out));
+            guards.extend(inputs.track(stream));
+        }
         if !capturing {
             self.handover.follow(stream)?;
         }
         self.layer_addresses.clear();
         self.layer_addresses.extend(addresses(layers));
+        // SAFETY: the context is bound; the inputs have been checked against the problem, and are promised to stay valid.
+        unsafe {
+            self.engine
+                .give(stream.cu_stream(), capturing, inputs.addresses())
+        }?;
         let steps = 0..self.schedule().steps.len();
         // SAFETY: the context is bound. The layers and the output have been checked against the problem; that they
         // stay valid is promised by whoever made them, and ordered with other uses above.

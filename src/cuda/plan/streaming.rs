@@ -8,6 +8,7 @@ use super::buffers::{
     DeviceLayer, DeviceOutput, addresses, check_layer, check_output, check_stream, track,
 };
 use super::engine::{Engine, Handover, is_capturing};
+use super::inputs::RunInputs;
 use crate::cuda::choose::choose_streaming;
 use crate::cuda::driver::bind;
 use crate::cuda::limits::DeviceLimits;
@@ -16,6 +17,7 @@ use crate::cuda::pipeline::operands;
 use crate::cuda::runtime::Runtime;
 use crate::cuda::schedule::Schedule;
 use crate::error::{Error, Result};
+use crate::layout::Window;
 use crate::problem::Problem;
 
 /// A problem made ready to take its layers one by one.
@@ -100,14 +102,53 @@ impl StreamingPlan {
         stream: &'a Arc<CudaStream>,
         out: impl Into<DeviceOutput<'a>>,
     ) -> Result<Pass<'a>> {
+        self.problem().check_rows()?;
+        self.begin_with(stream, out, RunInputs::default())
+    }
+
+    /// As [`Plan::set_windows`](crate::cuda::Plan::set_windows), for the passes to come.
+    ///
+    /// # Errors
+    /// As [`Plan::set_windows`](crate::cuda::Plan::set_windows).
+    pub fn set_windows(&mut self, windows: &[Window]) -> Result<()> {
+        self.engine.set_windows(windows)
+    }
+
+    /// As [`Plan::set_rows`](crate::cuda::Plan::set_rows), for the passes to come.
+    ///
+    /// # Errors
+    /// As [`Plan::set_rows`](crate::cuda::Plan::set_rows).
+    pub fn set_rows(&mut self, rows: &[usize]) -> Result<()> {
+        self.engine.set_rows(rows)
+    }
+
+    /// As [`begin`](StreamingPlan::begin) with windows and rows from device memory, for this pass alone. They are read
+    /// before the first layer is.
+    ///
+    /// # Errors
+    /// As [`begin`](StreamingPlan::begin), for the inputs too; [`Error::FixedInput`].
+    pub fn begin_with<'a>(
+        &'a mut self,
+        stream: &'a Arc<CudaStream>,
+        out: impl Into<DeviceOutput<'a>>,
+        inputs: RunInputs<'_>,
+    ) -> Result<Pass<'a>> {
         let out = out.into();
         check_stream(self.engine.context(), stream)?;
         check_output(self.problem(), self.engine.context(), &out)?;
+        inputs.check(self.problem(), self.engine.context())?;
         bind(self.engine.context())?;
         let capturing = is_capturing(stream)?;
         if !capturing {
             self.handover.follow(stream)?;
         }
+        let tracked = self.engine.context().is_managing_stream_synchronization() && !capturing;
+        let _guards: Vec<_> = inputs.track(stream).filter(|_| tracked).collect();
+        // SAFETY: the context is bound; the inputs have been checked against the problem, and are promised to stay valid.
+        unsafe {
+            self.engine
+                .give(stream.cu_stream(), capturing, inputs.addresses())
+        }?;
         Ok(Pass {
             plan: self,
             stream,

@@ -92,13 +92,20 @@ impl Launches {
         self.aligned.iter().map(|loaded| &loaded.launch)
     }
 
-    /// Submits the launches of a run with the group's `addresses`.
+    /// Submits the launches of a run with the group's `addresses`; `windows_aligned`: all windows start at multiples of 16
+    /// bytes.
     ///
     /// # Safety
     /// As [`Engine::submit`], for the layers and the output of every problem.
-    pub unsafe fn submit(&mut self, stream: sys::CUstream, addresses: &[u64]) -> Result<()> {
+    pub unsafe fn submit(
+        &mut self,
+        stream: sys::CUstream,
+        addresses: &[u64],
+        windows_aligned: bool,
+    ) -> Result<()> {
         let mut sensitive = self.sensitive.iter();
-        let launches = match sensitive.all(|&index| addresses[index].is_multiple_of(16)) {
+        let aligned = |&index: &usize| windows_aligned && addresses[index].is_multiple_of(16);
+        let launches = match sensitive.all(aligned) {
             true => &mut self.aligned,
             false => &mut self.unaligned,
         };

@@ -1,19 +1,9 @@
 //! Layers in host memory as they are staged: contiguous, without what lies outside the windows.
 
 use crate::cuda::pipeline::operands;
-use crate::error::Result;
 use crate::layer::{HostLayer, HostTensor};
 use crate::layout::{Shape, Strides};
 use crate::problem::Problem;
-
-/// The problem over packed, contiguous maps.
-pub(super) fn packed(problem: &Problem) -> Result<Problem> {
-    let shape = *problem.shape();
-    Problem::builder(shape, problem.dtype())
-        .config(problem.config().clone())
-        .windows(problem.windows().to_vec())
-        .build()
-}
 
 /// Bytes of one tensor of a packed layer of `items` items.
 pub(super) fn tensor_bytes(problem: &Problem, items: usize) -> usize {

@@ -1,0 +1,101 @@
+//! `run_inputs`: the tables that depend on what a run is given.
+
+use super::window::Window;
+use super::{Kernel, example_discard, example_shape};
+use crate::config::{Output, RolloutConfig, StartRows};
+use crate::cuda::address::{Address, Base};
+use crate::cuda::launch::{Geometry, Launch};
+use crate::cuda::parameters::params;
+use crate::cuda::variant::{Variant, symbol};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::problem::Problem;
+
+const BLOCK: u32 = 128;
+
+params! {
+    /// Parameters of `run_inputs`.
+    RunInputsParams {
+        given_windows: Address,
+        given_rows: Address,
+        counts_of: Address,
+        windows: Address,
+        counts: Address,
+        weights: Address,
+        tokens: u32,
+        max_window: u32,
+        mean: u32,
+        stride_item: u32,
+    }
+}
+
+/// The kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct TakeInputs;
+
+/// All there are.
+pub(super) fn all() -> [TakeInputs; 1] {
+    [TakeInputs]
+}
+
+impl TakeInputs {
+    /// Makes the tables of all items of `problem` from what a run is given; start rows take `stride_item` elements.
+    pub fn launch(&self, problem: &Problem, stride_item: usize) -> Launch {
+        let given = |wanted: bool, base| match wanted {
+            true => Address::of(base),
+            false => Address::NULL,
+        };
+        let discards = problem.config().discard.is_some();
+        let params = RunInputsParams {
+            given_windows: Address::of(Base::GivenWindows),
+            given_rows: given(!problem.item_rows().is_empty(), Base::GivenRows),
+            counts_of: given(discards, Base::CountsOf),
+            windows: Window::from_item(0),
+            counts: given(discards, Base::Counts),
+            weights: given(problem.has_start_of_window(), Base::Start),
+            tokens: problem.shape().tokens as u32,
+            max_window: problem.longest_window() as u32,
+            mean: matches!(problem.config().output, Output::Rows(StartRows::Mean)).into(),
+            stride_item: stride_item as u32,
+        };
+        let geometry = Geometry::new([problem.shape().batch as u32, 1, 1], BLOCK);
+        Launch::new(self.variant(), geometry, &params, 0)
+    }
+}
+
+impl Kernel for TakeInputs {
+    fn variant(&self) -> Variant {
+        Variant {
+            defines: vec![("BLOCK_THREADS", BLOCK.to_string())],
+            // All the threads a multiprocessor can have.
+            ..Variant::new("run_inputs", symbol("run_inputs", &["i32"], &[]), BLOCK, 8)
+        }
+    }
+
+    fn example(&self, layers: usize, tokens: usize) -> Result<Problem> {
+        let config = RolloutConfig {
+            output: Output::Rows(StartRows::Last),
+            discard: example_discard(true),
+            ..RolloutConfig::default()
+        };
+        Problem::builder(example_shape(layers, tokens), DType::F32)
+            .config(config)
+            .max_window(tokens)
+            .build()
+    }
+}
+
+/// Bytes of the windows and rows of `problem`, as runs are given them.
+pub fn given_bytes(problem: &Problem) -> usize {
+    size_of::<i32>() * (2 * problem.shape().batch + problem.item_rows().len())
+}
+
+/// The windows, and behind them the rows, of `problem`.
+pub fn write_given(problem: &Problem, to: &mut [u8]) {
+    let windows = problem.windows().iter();
+    let windows = windows.flat_map(|window| [window.start, window.len]);
+    let values = windows.chain(problem.item_rows().iter().copied());
+    for (value, to) in values.zip(to.chunks_exact_mut(size_of::<i32>())) {
+        to.copy_from_slice(&(value as i32).to_ne_bytes());
+    }
+}
