@@ -40,7 +40,8 @@ fn ceilings((entry, variant): &Kernel) -> (u32, u32) {
 pub fn trials(nvrtcs: &[Nvrtc]) -> Vec<Trial> {
     let everything = std::env::var_os("ROLLOUT_COMPILE").is_some_and(|value| value == "all");
     let kernels = kernel::all();
-    let variants: Vec<Variant> = kernels.iter().map(|kernel| kernel.variant()).collect();
+    let mut variants: Vec<Variant> = kernels.iter().map(|kernel| kernel.variant()).collect();
+    variants.push(kernel::TakeInputs.variant());
     let mut stems: Vec<&str> = variants.iter().map(|variant| variant.stem).collect();
     stems.sort_unstable();
     stems.dedup();

@@ -9,6 +9,7 @@ mod grouped;
 mod maps;
 mod parts;
 mod read_floor;
+mod run_inputs;
 mod window;
 
 use super::launch::MAX_WORDS;
@@ -27,6 +28,7 @@ pub use grouped::{
 pub use maps::{Columns, LayerMaps, MAX_LAYERS_PER_LAUNCH, MAX_WARPS, MapSource, Maps};
 pub use parts::{Arithmetic, Form, Fusion};
 pub use read_floor::ReadFloor;
+pub use run_inputs::{RunInputsParams, TakeInputs, given_bytes, write_given};
 pub use window::Window;
 
 /// A kernel that takes part in rollouts, with its compile-time choices made.
@@ -65,6 +67,7 @@ macro_rules! kernels {
             GroupMember::LAYOUT,
             GroupWord::LAYOUT,
             GroupParams::LAYOUT,
+            RunInputsParams::LAYOUT,
             $($params::LAYOUT,)*
         ];
 
@@ -78,7 +81,6 @@ kernels! {
     rows_stream: RowsStream, RowsStreamParams;
     rollout_chain: RolloutChain, RolloutChainParams;
     head_fusion: FuseHeads, HeadFusionParams;
-    run_inputs: TakeInputs, RunInputsParams;
     zero_fill: ZeroFill, ZeroFillParams;
     discard: FindCuts, DiscardParams;
     exclusion: Exclude, ExclusionParams;
@@ -89,7 +91,6 @@ kernels! {
 
 pub use rollout_rows::{RowsOperands, Splits};
 pub use rows_stream::{Exchange, Ring, RingOperands, RingRows, Sets};
-pub use run_inputs::{given_bytes, write_given};
 
 /// Static shared memory that a grouped kernel takes at most for its parameters.
 pub const SHARED_PARAMS: usize = {

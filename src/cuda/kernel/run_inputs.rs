@@ -1,14 +1,12 @@
-//! `run_inputs`: the tables that depend on what a run is given.
+//! `run_inputs`: the tables that depend on what a run is given. No pipeline chooses it: a run begins with it where it is
+//! given anything.
 
 use super::window::Window;
-use super::{Kernel, example_discard, example_shape};
-use crate::config::{Output, RolloutConfig, StartRows};
+use crate::config::{Output, StartRows};
 use crate::cuda::address::{Address, Base};
 use crate::cuda::launch::{Geometry, Launch};
 use crate::cuda::parameters::params;
 use crate::cuda::variant::{Variant, symbol};
-use crate::dtype::DType;
-use crate::error::Result;
 use crate::problem::Problem;
 
 const BLOCK: u32 = 128;
@@ -29,14 +27,9 @@ params! {
     }
 }
 
-/// The kernel.
+/// The kernel, of which there is one variant.
 #[derive(Clone, Copy, Debug)]
 pub struct TakeInputs;
-
-/// All there are.
-pub(super) fn all() -> [TakeInputs; 1] {
-    [TakeInputs]
-}
 
 impl TakeInputs {
     /// Makes the tables of all items of `problem` from what a run is given; start rows take `stride_item` elements.
@@ -61,27 +54,14 @@ impl TakeInputs {
         let geometry = Geometry::new([problem.shape().batch as u32, 1, 1], BLOCK);
         Launch::new(self.variant(), geometry, &params, 0)
     }
-}
 
-impl Kernel for TakeInputs {
-    fn variant(&self) -> Variant {
+    /// What it is compiled to.
+    pub fn variant(&self) -> Variant {
         Variant {
             defines: vec![("BLOCK_THREADS", BLOCK.to_string())],
             // All the threads a multiprocessor can have.
             ..Variant::new("run_inputs", symbol("run_inputs", &["i32"], &[]), BLOCK, 8)
         }
-    }
-
-    fn example(&self, layers: usize, tokens: usize) -> Result<Problem> {
-        let config = RolloutConfig {
-            output: Output::Rows(StartRows::Last),
-            discard: example_discard(true),
-            ..RolloutConfig::default()
-        };
-        Problem::builder(example_shape(layers, tokens), DType::F32)
-            .config(config)
-            .max_window(tokens)
-            .build()
     }
 }
 
