@@ -1,5 +1,7 @@
 //! `--gradients`, `--exclude-attention` and the mean of the first rows through the binary.
 
+use safetensors::Dtype;
+
 use crate::support::{Bench, Tensor, assert_close, data, read};
 
 /// PyHealth in f32 is within 3.4e-7 of f64.
@@ -77,6 +79,35 @@ fn gradients_that_are_missing_or_of_another_shape_are_named() {
     let input = bench.write("other.safetensors", &other);
     let run = bench.run(&input, CHEFER);
     run.expect_failure(2, &["gradient.0", "[1, 2, 3, 3]", "[1, 1, 3, 3]"]);
+    let half = Tensor::raw(Dtype::F16, &[1, 2, 3, 3], [0x00, 0x38].repeat(18));
+    let input = bench.write(
+        "type.safetensors",
+        &[("layer.0", maps()), ("gradient.0", half)],
+    );
+    let run = bench.run(&input, CHEFER);
+    run.expect_failure(2, &["gradient.0", "F32", "F16"]);
+}
+
+#[test]
+fn plan_and_bench_weigh_by_gradients_too() {
+    let bench = Bench::new();
+    for options in [
+        "--gradients heads",
+        "--gradients fused --exclude-attention 1",
+    ] {
+        let options: Vec<&str> = options.split(' ').collect();
+        let shape = [
+            "bench", "--shape", "2,3,2,9", "--device", "cpu", "--runs", "2", "--json",
+        ];
+        let run = bench.command(shape.iter().chain(&options)).expect_status(0);
+        // Maps and gradients: the first layer's, and the first row of the last.
+        let bytes = format!("\"map_bytes\":{}", 2 * 4 * 3 * 2 * (81 + 9));
+        assert!(run.stdout.contains(&bytes), "{}", run.stdout);
+        let shape = "plan --layers 2 --batch 3 --heads 2 --tokens 9 --device cpu --sample 1 --json";
+        let run = bench.command(shape.split(' ').chain(options));
+        let run = run.expect_status(0);
+        assert!(run.stdout.contains(&bytes), "{}", run.stdout);
+    }
 }
 
 #[test]

@@ -1,10 +1,15 @@
 //! Maps weighed by gradients, and tokens excluded from attention, through the CUDA backend.
 
+use std::convert::Infallible;
 use std::num::NonZeroUsize;
 
 use attention_rollout::cuda::{
     DeviceLayer, DeviceLimits, DeviceOutput, DeviceTensor, GroupItem, GroupPlan, HostPlan, Options,
     StreamingPlan, choose, choose_streaming,
+};
+use attention_rollout::device::Device;
+use attention_rollout::model::{
+    AttentionModel, AttentionRollout, Capture, CheferRelevance, Feature, Readout,
 };
 use attention_rollout::{
     DType, Error, GradientRule, HeadFusion, HostTensor, Layer, Output, Problem, Residual,
@@ -312,4 +317,57 @@ fn values_without_a_bound_take_an_arithmetic_without_one() {
     let stems = |fusion| -> Vec<&str> { large(fusion).variants().iter().map(|v| v.stem).collect() };
     assert_eq!(stems(HeadFusion::Mean), ["rollout_rows"]);
     assert_eq!(stems(HeadFusion::Max)[0], "head_fusion");
+}
+
+/// A model whose passes were made long ago.
+struct Kept<'a>(&'a Generated);
+
+impl AttentionModel for Kept<'_> {
+    type Input = ();
+    type Error = Infallible;
+
+    fn capture(&mut self, _: Capture) {}
+
+    fn forward(&mut self, _: &()) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    fn features(&self) -> Vec<Feature<'_>> {
+        let layers = self.0.layers();
+        let layers = layers.iter().map(|layer| match *layer {
+            Layer::Gradients { maps, gradients } => Readout {
+                maps: Some(maps),
+                gradients: Some(gradients),
+            },
+            _ => panic!("the case has gradients"),
+        });
+        let shape = self.0.problem.shape();
+        let extents = [shape.batch, shape.heads, shape.tokens];
+        vec![Feature::new("text", extents, layers.collect())]
+    }
+}
+
+#[test]
+fn models_are_explained_on_a_gpu_as_on_the_cpu() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    let generated = features().swap_remove(0);
+    let gpu = Device::on(&[machine.runtime()], &Options::default()).unwrap();
+    let attributions = [Device::cpu(&Default::default()), gpu].map(|device| {
+        let mut chefer = CheferRelevance::drop_in(device.clone());
+        let weighed = chefer.attribute(&mut Kept(&generated), &(), None).unwrap();
+        let mut rollout = AttentionRollout::drop_in(HeadFusion::Mean, device).unwrap();
+        let plain = rollout.attribute(&mut Kept(&generated), &(), None).unwrap();
+        [weighed, plain].map(|attributions| attributions.get("text").unwrap().clone())
+    });
+    let [on_cpu, on_gpu] = attributions;
+    for (want, got) in on_cpu.iter().zip(&on_gpu) {
+        let values: Vec<f64> = want.values.iter().map(|&value| value.into()).collect();
+        let largest = values.iter().copied().fold(1.0, f64::max);
+        assert_close("model", &want.shape, &got.values, &values, |_| {
+            TOLERANCE * largest
+        });
+    }
+    assert_ne!(on_cpu[0], on_cpu[1]);
 }
