@@ -94,6 +94,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         ));
     }
     args.config.check_heeded(Some(args.output_kind), false)?;
+    // Before random maps are made, by the threads that it says.
+    let device = backend::open(&args.device)?;
     let members = match &args.input {
         Some(path) => file_members(args, path)?,
         None => vec![random_member(args)?],
@@ -101,7 +103,6 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if members.iter().all(|(problem, _)| problem.map_bytes() == 0) {
         return Err(Error::argument("bench", "maps to read", "none"));
     }
-    let device = backend::open(&args.device)?;
     let mut case = device.case(members).map_err(Error::rollout("bench"))?;
     if !args.no_check {
         case.check().map_err(|reason| Error::Device {
