@@ -17,7 +17,7 @@ use attention_rollout::cpu;
 use attention_rollout::cuda;
 use attention_rollout::device::Device;
 use attention_rollout::measure::{Case, Inputs, Products, gb_per_s, minimum};
-use attention_rollout::{DType, HostLayer, Output, Problem, Shape};
+use attention_rollout::{DType, HostLayer, Output, Problem, Shape, Window};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 /// Runs from which the ratio to the floor is taken.
@@ -219,6 +219,36 @@ fn minilm(criterion: &mut Criterion) {
     }
 }
 
+/// What new windows cost the host: the same small run on the CPU with windows that stay, and with others every time.
+fn windows(criterion: &mut Criterion) {
+    let shape = Shape {
+        layers: 1,
+        batch: 64,
+        heads: 1,
+        tokens: 8,
+    };
+    let problem = Problem::builder(shape, DType::F32).max_window(shape.tokens);
+    let problem = problem.build().expect("the problem is valid");
+    let threads = Some(NonZeroUsize::MIN);
+    let mut plan = cpu::Plan::new(&problem, &cpu::Options { threads }).expect("the plan is made");
+    let maps = vec![0.125f32; shape.batch * shape.tokens * shape.tokens];
+    let layers = [HostLayer::from(&maps[..])];
+    let mut out = vec![0.0; problem.output_len()];
+    let windows = vec![Window::full(shape.tokens); shape.batch];
+    let mut group = criterion.benchmark_group("windows/b64/f32");
+    for (name, told) in [("stay", false), ("new", true)] {
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                if told {
+                    plan.set_windows(&windows).expect("the windows fit");
+                }
+                plan.run(&layers, &mut out).expect("the plan runs");
+            });
+        });
+    }
+    group.finish();
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default()
@@ -226,6 +256,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_secs(1))
         .without_plots();
-    targets = models, clinical, minilm
+    targets = models, clinical, minilm, windows
 }
 criterion_main!(benches);
