@@ -6,15 +6,17 @@
 //! [`LaunchTrace::from_bytes`] keep it.
 
 mod bytes;
+mod code;
+mod event;
 mod tap;
 
 pub use bytes::TraceError;
+pub use event::{Event, Phase, Step, WarpTrace};
 pub(crate) use tap::Tap;
 
 use crate::exec;
 use crate::fault::Fault;
 use crate::memory::FIRST_ADDRESS;
-use crate::op::Op;
 use crate::{Kernel, Launch, Memory, Module, Options};
 
 /// Bytes of a sector, the unit in which global memory is read and written.
@@ -127,6 +129,8 @@ costs! {
     Exit,
     /// `st.async`.
     StoreAsync,
+    /// A load past L1, of what other blocks may write meanwhile.
+    LoadStrong,
 }
 
 /// One instruction of a kernel.
@@ -142,105 +146,6 @@ pub struct Instruction {
     pub guarded: bool,
     /// Whether something branches to it.
     pub is_target: bool,
-}
-
-/// What an executed instruction did besides arithmetic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// Adjacent sectors of global memory read.
-    Read {
-        /// The first of them.
-        first: u32,
-        /// How many.
-        sectors: u32,
-    },
-    /// Adjacent sectors of global memory written.
-    Written {
-        /// The first of them.
-        first: u32,
-        /// How many.
-        sectors: u32,
-    },
-    /// Shared memory accessed.
-    Shared {
-        /// Passes through the banks.
-        wavefronts: u32,
-        /// Whether it is that of another block of the cluster.
-        remote: bool,
-    },
-    /// A barrier of the block reached.
-    Barrier {
-        /// Which.
-        id: u32,
-        /// Threads it waits for; 0: all of the block.
-        threads: u32,
-    },
-    /// Groups of copies that may be pending after a wait.
-    CopyWait {
-        /// How many.
-        pending: u32,
-    },
-}
-
-/// What one warp executed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct WarpTrace {
-    /// A step is a word, the index of its instruction and the number of its events (from bit [`INDEX_BITS`]); an event is
-    /// two, its kind (from bit [`LEN_BITS`]) with a length, and a value.
-    words: Vec<u32>,
-}
-
-const INDEX_BITS: u32 = 20;
-const LEN_BITS: u32 = 28;
-
-/// One executed instruction.
-#[derive(Clone, Copy, Debug)]
-pub struct Step<'a> {
-    /// Index of the instruction in [`LaunchTrace::code`].
-    pub index: u32,
-    events: &'a [u32],
-}
-
-impl Step<'_> {
-    /// What it did.
-    pub fn events(&self) -> impl Iterator<Item = Event> + '_ {
-        self.events.chunks_exact(2).map(|words| {
-            let (len, value) = (words[0] & ((1 << LEN_BITS) - 1), words[1]);
-            match words[0] >> LEN_BITS {
-                0 => Event::Read {
-                    first: value,
-                    sectors: len,
-                },
-                1 => Event::Written {
-                    first: value,
-                    sectors: len,
-                },
-                2 => Event::Shared {
-                    wavefronts: len,
-                    remote: value != 0,
-                },
-                3 => Event::Barrier {
-                    id: len,
-                    threads: value,
-                },
-                _ => Event::CopyWait { pending: len },
-            }
-        })
-    }
-}
-
-impl WarpTrace {
-    /// The steps in order.
-    pub fn steps(&self) -> impl Iterator<Item = Step<'_>> {
-        let mut rest = self.words.as_slice();
-        std::iter::from_fn(move || {
-            let (&word, behind) = rest.split_first()?;
-            let (events, behind) = behind.split_at_checked(2 * (word >> INDEX_BITS) as usize)?;
-            rest = behind;
-            let index = word & ((1 << INDEX_BITS) - 1);
-            Some(Step { index, events })
-        })
-    }
 }
 
 /// A launch, and what a sample of its blocks executed.
@@ -260,8 +165,11 @@ pub struct LaunchTrace {
     pub shared_bytes: u32,
     /// The instructions of the kernel.
     pub code: Vec<Instruction>,
-    /// The sampled blocks, each by its warps. Of a cluster that is its first block.
+    /// The sampled blocks, each by its warps: sets of [`together`](LaunchTrace::together) blocks that ran together.
     pub blocks: Vec<Vec<WarpTrace>>,
+    /// Traced blocks of a set: those of a cluster that store to each other's shared memory, or a sample of a cooperative
+    /// launch. 0 where each is by itself, and where it is the first block of a cluster.
+    pub together: u32,
 }
 
 impl LaunchTrace {
@@ -273,6 +181,9 @@ impl LaunchTrace {
 
 /// Executes some blocks of a launch, or of a launch in clusters the clusters they belong to, and nothing else, and traces
 /// them. `blocks` are their linear indices.
+///
+/// Blocks of a cooperative launch are executed together. Where all of them wait for what blocks that are not there would
+/// have stored, those are taken to be like themselves: what is waited for becomes what they stored last.
 ///
 /// Races and reads of uninitialised memory are not looked for: what the other blocks would have written is missing (see
 /// [`Memory::set_plausible`]).
@@ -293,39 +204,16 @@ pub fn trace(
         threads: 1,
         ..options.clone()
     };
-    let (cluster, warps) = exec::trace(module, kernel, launch, memory, &options, blocks)?;
+    let traced = exec::trace(module, kernel, launch, memory, &options, blocks)?;
     Ok(LaunchTrace {
         kernel: kernel.name.clone(),
         stream: 0,
         grid: [launch.grid.x, launch.grid.y, launch.grid.z],
         threads: launch.block.count() as u32,
-        cluster: cluster.count() as u32,
+        cluster: traced.cluster.count() as u32,
         shared_bytes: kernel.static_shared_bytes + launch.dynamic_shared_bytes,
-        code: code(kernel),
-        blocks: warps,
+        code: code::of(kernel),
+        blocks: traced.blocks,
+        together: traced.together,
     })
-}
-
-/// The instructions of a kernel.
-fn code(kernel: &Kernel) -> Vec<Instruction> {
-    let program = &kernel.program;
-    let mut is_target = vec![false; program.code.len() + 1];
-    for instruction in &program.code {
-        match &instruction.op {
-            Op::Branch(to) => is_target[*to as usize] = true,
-            Op::BranchTable { targets, .. } => {
-                targets.iter().for_each(|&to| is_target[to as usize] = true);
-            }
-            _ => {}
-        }
-    }
-    let code = program.code.iter().zip(is_target);
-    code.map(|(instruction, is_target)| Instruction {
-        cost: instruction.cost,
-        reads: instruction.operands.reads.clone(),
-        writes: instruction.operands.writes.clone(),
-        guarded: instruction.guard.is_some(),
-        is_target,
-    })
-    .collect()
 }

@@ -43,7 +43,8 @@ const CLINICAL: &str = "3x256x4x100;2x256x4x60;3x256x4x40;2x256x4x24;1x256x4x48;
 
 /// The columns of a line of budgets.
 pub const HEAD: &str = "output,extents,dtype,predicted_us,floor_us,ratio,launches,bound_by,\
-                        l2_bytes_per_map_byte,load_waits_per_warp_and_layer,kilobytes_in_flight";
+                        l2_bytes_per_map_byte,load_waits_per_warp_and_layer,kilobytes_in_flight,\
+                        least_us,most_us,never_measured";
 
 /// What one shape is predicted to cost.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,6 +60,8 @@ pub struct Budget {
     /// Bytes of the maps, and layers, of all problems together.
     map_bytes: f64,
     layers: f64,
+    /// The predicted time with half and twice the latencies of what was never measured; none where all of it was.
+    pub range: Option<[f64; 2]>,
     /// The fastest other kernel that computes it, with its predicted time.
     pub best_other: Option<(String, f64)>,
 }
@@ -90,8 +93,15 @@ impl Budget {
             .iter()
             .map(|launch| launch.waits.loads_per_warp)
             .sum();
+        let [least, most] = self.range.unwrap_or([self.predicted_us; 2]);
+        let mut unmeasured: Vec<String> = launches
+            .iter()
+            .flat_map(|launch| &launch.unmeasured)
+            .map(ToString::to_string)
+            .collect();
+        unmeasured.dedup();
         format!(
-            "{},{:.1},{:.1},{:.2},{},{},{:.2},{:.1},{:.0}",
+            "{},{:.1},{:.1},{:.2},{},{},{:.2},{:.1},{:.0},{least:.1},{most:.1},{}",
             self.shape,
             self.predicted_us,
             self.floor_us,
@@ -101,6 +111,7 @@ impl Budget {
             l2_bytes / self.map_bytes,
             load_waits / self.layers,
             longest.map_or(0.0, |launch| launch.bytes.in_flight / 1e3),
+            unmeasured.join("; "),
         )
     }
 }
@@ -137,6 +148,7 @@ fn budget(
         .sum::<usize>();
     let line = taker.take(&problems, None)?;
     let launches = line.predict(machine);
+    let range = line.range(machine);
     let timeline = Timeline::of(&launches, machine);
     let floor = taker.take_floor(map_bytes)?.predict(machine);
     let read_us = floor
@@ -161,6 +173,7 @@ fn budget(
         predicted_us: timeline.graph_us,
         floor_us: (read_us + machine.graph_gap_us).max(map_bytes as f64 / PUBLISHED_BYTES_PER_US),
         launches,
+        range,
         map_bytes: map_bytes as f64,
         layers: problems
             .iter()

@@ -74,6 +74,7 @@ pub(crate) fn charge(cost: Cost, machine: &Machine) -> Charge {
         Cost::AtomicShared => memory(4.0, machine.atomic_latency),
         Cost::AtomicGlobal => memory(4.0, 0.0),
         Cost::LoadGlobal
+        | Cost::LoadStrong
         | Cost::StoreGlobal
         | Cost::StoreShared
         | Cost::CopyAsync

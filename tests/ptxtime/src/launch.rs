@@ -1,6 +1,7 @@
 //! The time of one launch: how many blocks a multiprocessor holds, the replay of what it gets, and what lies beyond.
 
 use crate::machine::Machine;
+use crate::mechanism::Mechanism;
 use crate::memory::Memory;
 use crate::program::Program;
 use crate::replay::Replay;
@@ -19,7 +20,8 @@ const BUSY: f64 = 0.5;
 pub struct Timing {
     /// The kernel's symbol.
     pub kernel: String,
-    /// Microseconds, without the gap to the launch before.
+    /// Microseconds, without the gap to the launch before. Infinite where warps wait for what none of the traced blocks
+    /// does.
     pub us: f64,
     /// Blocks that a multiprocessor holds.
     pub resident: u32,
@@ -33,6 +35,8 @@ pub struct Timing {
     pub waits: Waits,
     /// What it moves.
     pub bytes: Bytes,
+    /// What it uses that was never measured: its time may be wrong by any factor.
+    pub unmeasured: Vec<Mechanism>,
     /// Machine instructions that a multiprocessor issues per clock.
     pub instructions_per_clock: f64,
 }
@@ -68,17 +72,23 @@ impl Timing {
         let program = Program::new(trace, machine);
         // Two waves show how one follows another; what is left is alike.
         let replayed = total
-            .min((2 * resident).max(resident + 2).max(program.blocks.len()))
+            .min(
+                (2 * resident)
+                    .max(resident + 2)
+                    .max(program.blocks.len() / program.together),
+            )
             .max(1);
         let block_bytes = f64::from(trace.shared_bytes) + machine.shared_per_block;
         let shared_bytes = block_bytes * resident.min(total) as f64;
-        let memory = Memory::new(machine, cold, active, shared_bytes);
+        let memory = || Memory::new(machine, cold, active, shared_bytes);
         let outcome = Replay::new(machine, &program, memory).run(replayed, resident);
-        let until = |blocks: usize| {
+        let replayed_blocks = replayed * program.together;
+        let ended = outcome.ends.len() == replayed_blocks;
+        let until = |blocks_each: usize| {
             outcome
                 .ends
                 .iter()
-                .take(blocks)
+                .take(blocks_each * program.together)
                 .copied()
                 .fold(0.0, f64::max)
         };
@@ -87,7 +97,7 @@ impl Timing {
             let per_block = (clocks - until(resident)) / (replayed - resident) as f64;
             clocks += (total - replayed) as f64 * per_block;
         }
-        let of_grid = blocks as f64 / replayed as f64;
+        let of_grid = blocks as f64 / replayed_blocks as f64;
         let dram = outcome.moved.dram * of_grid;
         // What lies beyond the replay cannot be read faster than memory gives it.
         clocks = clocks.max(dram / machine.dram_bytes);
@@ -99,7 +109,11 @@ impl Timing {
             .collect();
         Timing {
             kernel: trace.kernel.clone(),
-            us: machine.us(clocks),
+            us: if ended {
+                machine.us(clocks)
+            } else {
+                f64::INFINITY
+            },
             resident: resident as u32,
             blocks,
             filled: active / machine.multiprocessors,
@@ -113,7 +127,13 @@ impl Timing {
                 l2: outcome.moved.l2 * of_grid,
                 in_flight: outcome.moved.in_flight,
             },
-            instructions_per_clock: outcome.instructions / until(replayed).max(1.0),
+            unmeasured: Mechanism::ALL
+                .into_iter()
+                .filter(|mechanism| mechanism.is_in(trace))
+                .collect(),
+            instructions_per_clock: outcome.instructions
+                / program.together as f64
+                / until(replayed).max(1.0),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A line of a table: the traced launches of one run, and what else a prediction needs. Kept as a compressed file.
 
-use crate::{Cold, Machine, Timeline, Timing};
+use crate::{Cold, Machine, Mechanism, Timeline, Timing};
 use flate2::Compression;
 use flate2::read::DeflateDecoder;
 use flate2::write::DeflateEncoder;
@@ -54,6 +54,17 @@ impl Line {
             Timing::of(trace, registers, &cold, machine)
         };
         self.launches.iter().map(timing).collect()
+    }
+
+    /// The predicted time of the run as a graph with half and twice the latencies of what was never measured, in
+    /// microseconds; none where all of it was.
+    pub fn range(&self, machine: &Machine) -> Option<[f64; 2]> {
+        let unmeasured = |trace: &LaunchTrace| Mechanism::ALL.iter().any(|it| it.is_in(trace));
+        let graph_us = |factor| self.timeline(&machine.with_unmeasured(factor)).graph_us;
+        self.launches
+            .iter()
+            .any(unmeasured)
+            .then(|| [0.5, 2.0].map(graph_us))
     }
 
     /// The predicted time of the run.

@@ -82,6 +82,16 @@ machine! {
     atomic_latency,
     /// A memory fence.
     fence_latency,
+    /// From the start of a bulk copy to its bytes' arrival, beyond what a load of them takes.
+    bulk_latency,
+    /// From one bulk copy that a warp starts to the next.
+    bulk_interval,
+    /// From the end of an mbarrier's phase until a warp that waits for it goes on.
+    mbarrier_latency,
+    /// From a store to the shared memory of another block until it is complete there.
+    store_latency,
+    /// From a store of a word until a load elsewhere that looks for it again and again is the one that finds it.
+    word_latency,
     /// From the end of a block to the first instruction of the one that takes its place.
     block_start,
     /// From the end of a kernel to the start of the next in a graph, in microseconds.

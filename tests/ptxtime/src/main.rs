@@ -1,6 +1,7 @@
 //! `ptxtime take CSV DIRECTORY [FILTER]`: takes the traces of the lines of a results file whose name contains FILTER.
 //! `ptxtime table CSV DIRECTORY [--machine NAME] [CONSTANT=VALUE ...]`: predicted beside measured, as CSV.
 //! `ptxtime launches FILE [--machine NAME] [CONSTANT=VALUE ...]`: a taken line launch by launch.
+//! `ptxtime predict OUTPUT EXTENTS DTYPE [KERNEL] [OPTIONS]`: a problem, or several, by the kernels that are chosen or by one.
 //! `ptxtime floor BYTES ...`: what reading so many bytes is predicted to take.
 //! `ptxtime budgets`: the budgets as they are now.
 
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const USAGE: &str = "ptxtime take CSV DIRECTORY [FILTER] | table CSV DIRECTORY [OPTIONS] | launches FILE [OPTIONS] | \
+                     predict OUTPUT EXTENTS DTYPE [KERNEL] [OPTIONS] | \
                      floor BYTES ... | budgets\noptions: --machine h200|h100, CONSTANT=VALUE";
 
 fn main() -> ExitCode {
@@ -24,6 +26,9 @@ fn main() -> ExitCode {
         ["take", csv, directory, filter] => take(csv, directory, filter),
         ["table", csv, directory, ref options @ ..] => table(csv, directory, options),
         ["launches", file, ref options @ ..] => launches(file, options),
+        ["predict", output, extents, dtype, ref options @ ..] => {
+            predict([output, extents, dtype], options)
+        }
         ["budgets"] => budgets(),
         ["floor", ref sizes @ ..] => floor(sizes),
         _ => Err(USAGE.into()),
@@ -131,16 +136,46 @@ fn table(csv: &str, directory: &str, options: &[&str]) -> Result<()> {
 }
 
 fn launches(file: &str, options: &[&str]) -> Result<()> {
-    let machine = machine(options)?;
-    let line = Line::from_bytes(&fs::read(file)?)?;
-    let launches = line.predict(&machine);
+    print_line(&Line::from_bytes(&fs::read(file)?)?, &machine(options)?);
+    Ok(())
+}
+
+fn predict(names: [&str; 3], options: &[&str]) -> Result<()> {
+    let [output, extents, dtype] = names.map(str::to_owned);
+    let (variant, options) = match options {
+        [variant, options @ ..] if !variant.starts_with("--") && !variant.contains('=') => {
+            (Some(*variant), options)
+        }
+        options => (None, options),
+    };
+    let row = Row {
+        output,
+        workload: String::new(),
+        extents,
+        dtype,
+        graph_us: f64::NAN,
+        stream_us: f64::NAN,
+    };
+    print_line(
+        &taker()?.take(&row.problems()?, variant)?,
+        &machine(options)?,
+    );
+    Ok(())
+}
+
+fn print_line(line: &Line, machine: &Machine) {
+    let launches = line.predict(machine);
     launches.iter().for_each(print);
-    let timeline = Timeline::of(&launches, &machine);
+    let timeline = Timeline::of(&launches, machine);
     println!(
         "{:.1} us in a graph, {:.1} us on a stream",
         timeline.graph_us, timeline.stream_us
     );
-    Ok(())
+    if let Some([half, twice]) = line.range(machine) {
+        println!(
+            "{half:.1} to {twice:.1} us in a graph with half to twice the latencies of what was never measured"
+        );
+    }
 }
 
 fn print(timing: &Timing) {
@@ -157,6 +192,13 @@ fn print(timing: &Timing) {
     let shares: Vec<String> = shares
         .map(|(wait, share)| format!("{wait} {:.0} %", 100.0 * share))
         .collect();
+    if !timing.unmeasured.is_empty() {
+        let names: Vec<String> = timing.unmeasured.iter().map(ToString::to_string).collect();
+        println!(
+            "              never measured on hardware: {}",
+            names.join(", ")
+        );
+    }
     println!(
         "              waits: {}; {:.1} for loads per warp; {:.2} instructions per clock; {:.2} MB from DRAM, {:.2} MB of L2, {:.1} KB on the way",
         shares.join(", "),

@@ -11,6 +11,8 @@ const SECTOR: f64 = SECTOR_BYTES as f64;
 /// Sectors whose tags L1 looks up in a clock, and runs of adjacent sectors.
 const TAGS_PER_CLOCK: f64 = 4.0;
 const RUNS_PER_CLOCK: f64 = 2.0;
+/// Bytes that all banks of shared memory take in a clock.
+const SHARED_BYTES_PER_CLOCK: f64 = 128.0;
 
 /// When something is there, and what it waited for.
 #[derive(Clone, Copy, Debug)]
@@ -134,6 +136,25 @@ impl<'a> Memory<'a> {
         last
     }
 
+    /// A bulk copy of adjacent sectors to shared memory, which takes its place in the queue as they come.
+    pub(crate) fn copy(&mut self, begin: f64, first: u32, sectors: u32, replica: u64) -> Arrival {
+        let mut last = Arrival {
+            at: begin,
+            wait: Wait::L2Latency,
+        };
+        let mut bytes = 0.0;
+        for sector in first..first + sectors {
+            let arrival = self.read_sector(begin, sector, replica, false, &mut bytes);
+            if arrival.at > last.at {
+                last = arrival;
+            }
+        }
+        last.at += self.machine.bulk_latency;
+        self.queue_free = self.queue_free.max(begin) + bytes / SHARED_BYTES_PER_CLOCK;
+        self.note_in_flight(begin, last.at, bytes);
+        last
+    }
+
     fn read_sector(
         &mut self,
         begin: f64,
@@ -244,6 +265,24 @@ mod tests {
         let warm = memory.read(40_000.0, &read(100, 1), 1, false);
         assert_eq!(warm.wait, Wait::L2Latency);
         assert_eq!((memory.moved.dram, memory.moved.l2), (64.0, 128.0));
+    }
+
+    #[test]
+    fn a_bulk_copy_is_cold_once_and_takes_its_place_in_the_queue() {
+        let machine = Machine::H200;
+        let cold = Cold::from_sectors(vec![(0, 100)]);
+        let mut memory = Memory::new(&machine, &cold, 1.0, 0.0);
+        let first = memory.copy(0.0, 0, 40, 0);
+        assert_eq!(first.wait, Wait::DramLatency);
+        assert!(first.at > machine.dram_latency + machine.bulk_latency);
+        let behind = memory.shared(0.0, 1.0, machine.shared_latency);
+        assert_eq!(
+            behind.at,
+            40.0 * SECTOR / SHARED_BYTES_PER_CLOCK + machine.shared_latency
+        );
+        let again = memory.copy(10_000.0, 0, 40, 0);
+        assert_eq!(again.wait, Wait::L2Latency);
+        assert_eq!(memory.moved.dram, 40.0 * SECTOR);
     }
 
     #[test]

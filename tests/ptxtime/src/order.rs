@@ -46,6 +46,7 @@ fn memory_access(cost: Cost) -> Option<(bool, bool)> {
         | Cost::CopyAsync
         | Cost::BulkCopy
         | Cost::StoreAsync => (true, true),
+        Cost::LoadStrong => (false, false),
         Cost::StoreGlobal | Cost::AtomicGlobal => (false, true),
         _ => return None,
     };
@@ -55,7 +56,7 @@ fn memory_access(cost: Cost) -> Option<(bool, bool)> {
 impl Block {
     fn new(code: &[Instruction], charges: &[Charge], machine: &Machine) -> Self {
         let expected = |index: usize| match code[index].cost {
-            Cost::LoadGlobal | Cost::AtomicGlobal => EXPECTED_LOAD,
+            Cost::LoadGlobal | Cost::LoadStrong | Cost::AtomicGlobal => EXPECTED_LOAD,
             Cost::LoadShared | Cost::AtomicShared => machine.shared_latency,
             _ => charges[index].latency,
         };

@@ -3,8 +3,8 @@
 use crate::cost::{Charge, charge, ends_block};
 use crate::machine::Machine;
 use crate::order::{ranks, reads};
-use ptxemu::trace::{Cost, Event, Instruction, LaunchTrace, WarpTrace};
-use std::collections::BTreeMap;
+use ptxemu::trace::{Cost, Event, Instruction, LaunchTrace, Phase, WarpTrace};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 /// A launch as it is replayed.
@@ -14,6 +14,10 @@ pub(crate) struct Program {
     pub(crate) registers: usize,
     /// The sampled blocks by their warps.
     pub(crate) blocks: Vec<Vec<Steps>>,
+    /// Blocks of a set that run together, each on a multiprocessor of its own.
+    pub(crate) together: usize,
+    /// By set: how many steps a phase waits for.
+    pub(crate) phases: Vec<HashMap<Phase, u32>>,
 }
 
 /// An instruction, its registers numbered from 0.
@@ -39,7 +43,10 @@ impl Steps {
         let mut last: Option<u32> = None;
         for step in trace.steps() {
             let begins = last.is_none_or(|last| {
-                step.index != last + 1
+                // Predicates skip what no lane executes without a branch.
+                let before = &code[last as usize];
+                let skips = before.cost == Cost::Free && before.guarded && step.index > last;
+                step.index != last + 1 && !skips
                     || code[step.index as usize].is_target
                     || ends_block(code[last as usize].cost)
             });
@@ -62,6 +69,28 @@ impl Steps {
     fn sort(&mut self, begin: usize, ranks: &[u32]) {
         self.steps[begin..].sort_by_key(|(index, _)| ranks[*index as usize]);
     }
+}
+
+/// What a step does about a phase that others wait for.
+pub(crate) fn completes(event: &Event) -> Option<Phase> {
+    match *event {
+        Event::Arrives(phase)
+        | Event::ArrivesCopied(phase)
+        | Event::Copies(phase)
+        | Event::Stores(phase)
+        | Event::Tells(phase) => Some(phase),
+        _ => None,
+    }
+}
+
+/// The phases of a set of blocks.
+fn phases(blocks: &[Vec<Steps>]) -> HashMap<Phase, u32> {
+    let mut phases = HashMap::new();
+    let warps = blocks.iter().flatten();
+    for phase in warps.flat_map(|warp| &warp.events).filter_map(completes) {
+        *phases.entry(phase).or_default() += 1;
+    }
+    phases
 }
 
 impl Program {
@@ -94,10 +123,14 @@ impl Program {
             let steps = |warp| Steps::new(warp, &trace.code, &ranks);
             warps.iter().map(steps).collect()
         };
+        let blocks: Vec<Vec<Steps>> = trace.blocks.iter().map(warps).collect();
+        let together = trace.together.max(1) as usize;
         Self {
             code,
             registers: numbers.len(),
-            blocks: trace.blocks.iter().map(warps).collect(),
+            phases: blocks.chunks(together).map(phases).collect(),
+            blocks,
+            together,
         }
     }
 }

@@ -1,19 +1,26 @@
-//! One multiprocessor: four schedulers issue the traced instructions of its warps in order, each when its operands, its
-//! scheduler and its pipe are there.
+//! A multiprocessor, or several whose blocks wait for each other: four schedulers of each issue the traced instructions of
+//! its warps in order, each when its operands, its scheduler and its pipe are there.
+
+mod meet;
 
 use crate::Wait;
 use crate::cost::{Charge, Pipe};
 use crate::machine::Machine;
 use crate::memory::{Arrival, Memory, Moved};
-use crate::program::{Code, Program, Steps};
-use ptxemu::trace::{Cost, Event};
+use crate::program::{Code, Program, Steps, completes};
+use meet::PhaseState;
+use ptxemu::trace::{Cost, Event, Phase};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::ops::Range;
 
 const SCHEDULERS: usize = 4;
 /// From the arrival of a copy in shared memory until a wait for it sees it.
 const COPY_LATENCY: f64 = 20.0;
+/// Machine instructions for each bulk copy that a warp starts.
+const BULK_SLOTS: f64 = 10.0;
+/// Clocks that a store to another block occupies the queue for shared memory: lanes go to different blocks.
+const STORE_CLOCKS: f64 = 2.0;
 
 /// A warp while it runs.
 struct Warp<'a> {
@@ -42,6 +49,9 @@ struct Barrier {
 
 struct Block {
     live: u64,
+    multiprocessor: usize,
+    /// The set it belongs to.
+    set: usize,
     barriers: BTreeMap<u32, Barrier>,
     /// Arrivals at the barrier of the cluster in this phase, the times at which phases ended, and who waits.
     cluster_arrived: u64,
@@ -68,14 +78,20 @@ const HERE: Arrival = Arrival {
     wait: Wait::Arithmetic,
 };
 
-/// Replays blocks on a multiprocessor.
-pub(crate) struct Replay<'a> {
-    machine: &'a Machine,
-    program: &'a Program,
+struct Multiprocessor<'a> {
     memory: Memory<'a>,
     scheduler_free: [f64; SCHEDULERS],
     pipe_free: [[f64; Pipe::COUNT]; SCHEDULERS],
+}
+
+/// Replays blocks on multiprocessors.
+pub(crate) struct Replay<'a> {
+    machine: &'a Machine,
+    program: &'a Program,
+    multiprocessors: Vec<Multiprocessor<'a>>,
     blocks: Vec<Block>,
+    /// By the set of a block.
+    phases: HashMap<(usize, Phase), PhaseState>,
     warps: Vec<Warp<'a>>,
     /// Warps by the time at which they may go on (as bits, which order like the times).
     due: BinaryHeap<Reverse<(u64, usize)>>,
@@ -83,24 +99,32 @@ pub(crate) struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    pub(crate) fn new(machine: &'a Machine, program: &'a Program, memory: Memory<'a>) -> Self {
+    pub(crate) fn new(
+        machine: &'a Machine,
+        program: &'a Program,
+        memory: impl Fn() -> Memory<'a>,
+    ) -> Self {
+        let multiprocessor = |_| Multiprocessor {
+            memory: memory(),
+            scheduler_free: [0.0; SCHEDULERS],
+            pipe_free: [[0.0; Pipe::COUNT]; SCHEDULERS],
+        };
         Self {
             machine,
             program,
-            memory,
-            scheduler_free: [0.0; SCHEDULERS],
-            pipe_free: [[0.0; Pipe::COUNT]; SCHEDULERS],
+            multiprocessors: (0..program.together).map(multiprocessor).collect(),
             blocks: Vec::new(),
+            phases: HashMap::new(),
             warps: Vec::new(),
             due: BinaryHeap::new(),
             outcome: Outcome::default(),
         }
     }
 
-    /// Runs `total` blocks, `resident` at a time.
+    /// Runs `total` blocks on each multiprocessor, `resident` at a time.
     pub(crate) fn run(mut self, total: usize, resident: usize) -> Outcome {
         for _ in 0..resident.min(total) {
-            self.start_block(0.0);
+            self.start_set(0.0);
         }
         while let Some(Reverse((bits, index))) = self.due.pop() {
             let now = f64::from_bits(bits);
@@ -113,8 +137,14 @@ impl<'a> Replay<'a> {
                 }
             }
         }
+        let mut moved = Moved::default();
+        for Multiprocessor { memory, .. } in &self.multiprocessors {
+            moved.dram += memory.moved.dram;
+            moved.l2 += memory.moved.l2;
+            moved.in_flight = moved.in_flight.max(memory.moved.in_flight);
+        }
         Outcome {
-            moved: self.memory.moved,
+            moved,
             ..self.outcome
         }
     }
@@ -129,11 +159,20 @@ impl<'a> Replay<'a> {
         self.due(at, warp);
     }
 
-    fn start_block(&mut self, now: f64) {
+    /// Starts the next set of blocks that run together.
+    fn start_set(&mut self, now: f64) {
+        for multiprocessor in 0..self.program.together {
+            self.start_block(now, multiprocessor);
+        }
+    }
+
+    fn start_block(&mut self, now: f64, multiprocessor: usize) {
         let (block, samples) = (self.blocks.len(), self.program.blocks.len());
         let traces = &self.program.blocks[block % samples];
         self.blocks.push(Block {
             live: traces.len() as u64,
+            multiprocessor,
+            set: block / self.program.together,
             barriers: BTreeMap::new(),
             cluster_arrived: 0,
             cluster_done: Vec::new(),
@@ -166,8 +205,10 @@ impl<'a> Replay<'a> {
         block.live -= 1;
         if block.live == 0 {
             self.outcome.ends.push(now);
-            if self.blocks.len() < total {
-                self.start_block(now + self.machine.block_start);
+            let ended = self.outcome.ends.len();
+            let together = self.program.together;
+            if ended.is_multiple_of(together) && self.blocks.len() < total * together {
+                self.start_set(now + self.machine.block_start);
             }
             return;
         }
@@ -203,10 +244,11 @@ impl<'a> Replay<'a> {
         if code.cost == Cost::Free {
             return ready;
         }
-        wait_for(self.scheduler_free[warp.scheduler], Wait::Issue);
+        let multiprocessor = &self.multiprocessors[self.blocks[warp.block].multiprocessor];
+        wait_for(multiprocessor.scheduler_free[warp.scheduler], Wait::Issue);
         let pipe = code.charge.pipe;
         if pipe != Pipe::None {
-            let free = self.pipe_free[warp.scheduler][pipe as usize];
+            let free = multiprocessor.pipe_free[warp.scheduler][pipe as usize];
             let wait = if pipe == Pipe::Tensor {
                 Wait::Mma
             } else {
@@ -244,22 +286,35 @@ impl<'a> Replay<'a> {
             warp.next += 1;
             return self.due(now, index);
         }
+        if ready.at <= now && !self.has_met(now, index, events) {
+            return;
+        }
         if ready.at > now {
             self.outcome.load_waits += u64::from(ready.wait.is_load());
             return self.wake(ready.at, (index, now), ready.wait);
         }
         let Charge {
             pipe,
-            slots,
+            mut slots,
             busy,
             latency,
         } = code.charge;
+        let mut next = 0.0;
+        if code.cost == Cost::BulkCopy {
+            let copies = events
+                .iter()
+                .filter(|event| matches!(event, Event::Copies(_)));
+            let copies = copies.count() as f64;
+            slots = slots.max(BULK_SLOTS * copies);
+            next = now + machine.bulk_interval * copies;
+        }
         let warp = &mut self.warps[index];
         let scheduler = warp.scheduler;
         self.outcome.instructions += slots;
-        self.scheduler_free[scheduler] = now + slots;
+        let multiprocessor = &mut self.multiprocessors[self.blocks[warp.block].multiprocessor];
+        multiprocessor.scheduler_free[scheduler] = now + slots;
         if pipe != Pipe::None {
-            self.pipe_free[scheduler][pipe as usize] = now + busy;
+            multiprocessor.pipe_free[scheduler][pipe as usize] = now + busy;
         }
         if pipe == Pipe::Tensor {
             warp.mma_free = now + machine.mma_interval * busy / machine.mma_busy;
@@ -270,7 +325,7 @@ impl<'a> Replay<'a> {
             warp.registers[register] = result;
         }
         warp.next += 1;
-        let mut next = now + slots;
+        next = next.max(now + slots);
         if code.cost == Cost::Branch {
             next += self.branch(index);
         }
@@ -292,7 +347,9 @@ impl<'a> Replay<'a> {
         events: &[Event],
     ) -> Arrival {
         let machine = self.machine;
+        self.complete(now, index, events);
         let warp = &mut self.warps[index];
+        let memory = &mut self.multiprocessors[self.blocks[warp.block].multiprocessor].memory;
         let (mut wavefronts, mut remote, mut reads) = (0.0, false, false);
         for event in events {
             match *event {
@@ -314,28 +371,29 @@ impl<'a> Replay<'a> {
                 } else {
                     latency
                 };
-                return self.memory.shared(now, wavefronts, latency);
+                return memory.shared(now, wavefronts, latency);
             }
-            Cost::LoadGlobal if reads => return self.memory.read(now, events, warp.replica, true),
+            Cost::LoadGlobal if reads => return memory.read(now, events, warp.replica, true),
+            Cost::LoadStrong if reads => return memory.read(now, events, warp.replica, false),
             // A generic address may lead to shared memory.
-            Cost::LoadGlobal if wavefronts > 0.0 => {
+            Cost::LoadGlobal | Cost::LoadStrong if wavefronts > 0.0 => {
                 let latency = if remote {
                     machine.remote_latency
                 } else {
                     machine.shared_latency
                 };
-                return self.memory.shared(now, wavefronts, latency);
+                return memory.shared(now, wavefronts, latency);
             }
             Cost::AtomicGlobal => {
-                self.memory.write(now, events);
+                memory.write(now, events);
                 return Arrival {
                     at: now + machine.l2_latency,
                     wait: Wait::L2Latency,
                 };
             }
-            Cost::StoreGlobal => self.memory.write(now, events),
+            Cost::StoreGlobal => memory.write(now, events),
             Cost::CopyAsync if reads => {
-                let arrival = self.memory.read(now, events, warp.replica, false);
+                let arrival = memory.read(now, events, warp.replica, false);
                 if arrival.at + COPY_LATENCY > warp.open_copies.at {
                     warp.open_copies = Arrival {
                         at: arrival.at + COPY_LATENCY,
@@ -371,63 +429,6 @@ impl<'a> Replay<'a> {
             self.machine.branch_latency
         } else {
             1.0
-        }
-    }
-
-    fn arrive(&mut self, now: f64, next: f64, index: usize, cost: Cost, events: &[Event]) {
-        let arrival = events.iter().find_map(|event| match *event {
-            Event::Barrier { id, threads } => Some((id, threads)),
-            _ => None,
-        });
-        let (id, threads) = arrival.unwrap_or((0, 0));
-        let block = &mut self.blocks[self.warps[index].block];
-        let expected = match threads {
-            0 => block.live,
-            threads => u64::from(threads) / 32,
-        };
-        let barrier = block.barriers.entry(id).or_default();
-        barrier.arrived += 1;
-        if barrier.arrived < expected {
-            if cost == Cost::Barrier {
-                barrier.waiting.push((index, now));
-            } else {
-                self.due(next, index);
-            }
-            return;
-        }
-        barrier.arrived = 0;
-        let mut released = std::mem::take(&mut barrier.waiting);
-        released.push((index, now));
-        for waiting in released {
-            self.wake(now + self.machine.barrier_latency, waiting, Wait::Barrier);
-        }
-    }
-
-    /// The blocks of a cluster are alike: they arrive together.
-    fn arrive_at_cluster(&mut self, now: f64, next: f64, index: usize) {
-        let block = &mut self.blocks[self.warps[index].block];
-        block.cluster_arrived += 1;
-        let mut released = Vec::new();
-        let done = now + self.machine.cluster_latency;
-        if block.cluster_arrived >= block.live {
-            block.cluster_arrived = 0;
-            block.cluster_done.push(done);
-            released = std::mem::take(&mut block.cluster_waiting);
-        }
-        for waiting in released {
-            self.wake(done, waiting, Wait::Cluster);
-        }
-        self.due(next, index);
-    }
-
-    fn wait_for_cluster(&mut self, next: f64, index: usize) {
-        let warp = &mut self.warps[index];
-        let phase = warp.cluster_phase;
-        warp.cluster_phase += 1;
-        let block = &mut self.blocks[warp.block];
-        match block.cluster_done.get(phase).copied() {
-            Some(done) => self.wake(next.max(done), (index, next), Wait::Cluster),
-            None => block.cluster_waiting.push((index, next)),
         }
     }
 }

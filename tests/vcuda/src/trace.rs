@@ -13,7 +13,8 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// Runs a sample of a launch: blocks that one multiprocessor would get if blocks were dealt out in turn.
+    /// Runs a sample of a launch: blocks that one multiprocessor would get if blocks were dealt out in turn; of a
+    /// cooperative launch blocks that run together.
     pub fn take(
         &mut self,
         stream: Handle,
@@ -23,9 +24,18 @@ impl Traces {
         options: &Options,
         multiprocessors: u32,
     ) -> Result<(), Fault> {
-        let stride = u64::from(multiprocessors);
-        let sample = run.grid.count().div_ceil(stride).min(self.sample);
-        let blocks: Vec<u64> = (0..sample).map(|turn| turn * stride).collect();
+        // Blocks that wait for each other are those of a column of the grid: some of them, at even distances.
+        let blocks: Vec<u64> = if run.cooperative {
+            let (column, width) = (u64::from(run.grid.y), u64::from(run.grid.x));
+            let sample = column.min(self.sample);
+            (0..sample)
+                .map(|turn| turn * column / sample * width)
+                .collect()
+        } else {
+            let stride = u64::from(multiprocessors);
+            let sample = run.grid.count().div_ceil(stride).min(self.sample);
+            (0..sample).map(|turn| turn * stride).collect()
+        };
         let mut trace = ptxemu::trace::trace(module, kernel, run, memory, options, &blocks)?;
         trace.stream = stream;
         trace.to_bytes(&mut self.bytes);

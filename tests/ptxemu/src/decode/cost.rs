@@ -18,6 +18,7 @@ pub(super) fn of(statement: &Statement<'_>, op: &Op, operands: &Operands) -> Cos
             }
         }
         Op::Load(load) if shared(load.space) => Cost::LoadShared,
+        Op::Load(load) if load.order.strong => Cost::LoadStrong,
         Op::Load(_) => Cost::LoadGlobal,
         Op::Store(store) if shared(store.space) => Cost::StoreShared,
         Op::Store(_) => Cost::StoreGlobal,

@@ -9,6 +9,7 @@ use crate::fault::FaultKind;
 use crate::op::{Address, Atomic, Load, Order, Store};
 use crate::parse::Space;
 use crate::registers::lanes;
+use crate::trace::Event;
 
 /// Where an address leads, after the checks of bounds and alignment.
 #[derive(Clone, Copy)]
@@ -300,7 +301,10 @@ impl Engine<'_> {
             let (needed, fewest) = wavefronts(&request.shared, request.shared_mask, bytes as u32);
             self.counts.shared_request(at, needed, fewest);
             if let Some(tap) = &mut self.tap {
-                tap.shared(needed, request.remote);
+                tap.event(Event::Shared {
+                    wavefronts: needed as u32,
+                    remote: request.remote,
+                });
             }
         }
     }
@@ -336,6 +340,12 @@ impl Engine<'_> {
             }
         }
         self.count(at, &request, bytes, true, false);
+        if let Some(tap) = &mut self.tap
+            && !found.is_empty()
+        {
+            let addresses = found.iter().map(|&(address, _)| address).collect();
+            tap.look(warp.block, at, addresses);
+        }
         if found.is_empty() {
             return Ok(false);
         }
@@ -359,6 +369,12 @@ impl Engine<'_> {
                 let value = warp.registers.wide(slot, lane);
                 let offset = u64::from(op.bytes) * index as u64;
                 self.store_element(warp, place, offset, op.bytes, value);
+                if op.order.strong
+                    && let Some(tap) = &mut self.tap
+                    && let Place::Global { .. } = place
+                {
+                    tap.tell(warp.block, address + offset, value);
+                }
             }
             if op.order.strong
                 && let Some(key) = self.key(place)

@@ -7,6 +7,7 @@ use super::stop::{Exec, stop};
 use super::warp::{State, Warp};
 use crate::fault::FaultKind;
 use crate::op::{AnyTarget, Barrier, BarrierReduction, ClusterBarrier};
+use crate::trace::Event;
 
 /// One of the sixteen barriers of a block.
 #[derive(Default)]
@@ -83,7 +84,10 @@ impl Engine<'_> {
             return stop(FaultKind::IllegalOperand, text);
         }
         if let Some(tap) = &mut self.tap {
-            tap.barrier(id, threads);
+            tap.event(Event::Barrier {
+                id: id as u32,
+                threads: threads.unwrap_or(0),
+            });
         }
         let arriving = match (op.aligned, threads) {
             // With a count, an aligned warp counts in full, whatever its live lanes.

@@ -10,6 +10,7 @@ use crate::fault::FaultKind;
 use crate::op::{BulkCopy, BulkKind, Order, StoreAsync};
 use crate::parse::Space;
 use crate::registers::lanes;
+use crate::trace::Event;
 
 /// Alignment of addresses and size of a bulk copy.
 const BULK_ALIGN: u64 = 16;
@@ -188,7 +189,18 @@ impl Engine<'_> {
             let text = "a copy whose mbarrier is in another block than its destination";
             return stop(FaultKind::IllegalOperand, text);
         }
-        self.state((at_block, at_offset))?;
+        let phase = self.state((at_block, at_offset))?.phase();
+        let mbarrier = (at_block, at_offset);
+        match from {
+            Source::Registers(_) => self.tap_phase(Event::Stores, mbarrier, phase),
+            Source::Global { index, offset } => {
+                let mut places = [(0, 0); 32];
+                places[0] = (index, offset);
+                self.tap_global(&places, 1, bytes, false);
+                self.tap_phase(Event::Copies, mbarrier, phase);
+            }
+            Source::Shared { .. } => self.tap_phase(Event::Copies, mbarrier, phase),
+        }
         let strong = Who {
             strong: true,
             ..who
@@ -199,7 +211,6 @@ impl Engine<'_> {
         let shared = &mut self.blocks[block].shared;
         shared.note_write(offset, bytes, who, &self.clocks)?;
         shared.expect_arrival(offset, bytes);
-        let mbarrier = (at_block, at_offset);
         // What the issuing thread has seen is ordered before the copy.
         let row = self.clocks.release(warp.index);
         let engine = self.clocks.engine();

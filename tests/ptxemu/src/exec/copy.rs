@@ -9,6 +9,7 @@ use super::warp::{LaneCopy, Warp};
 use crate::fault::FaultKind;
 use crate::op::{CopyAsync, Order};
 use crate::registers::lanes;
+use crate::trace::Event;
 
 impl Engine<'_> {
     pub(crate) fn copy_async(
@@ -85,7 +86,10 @@ impl Engine<'_> {
         let (needed, fewest) = wavefronts(&targets, mask, op.bytes);
         self.counts.shared_request(at, needed, fewest);
         if let Some(tap) = &mut self.tap {
-            tap.shared(needed, false);
+            tap.event(Event::Shared {
+                wavefronts: needed as u32,
+                remote: false,
+            });
         }
         Ok(())
     }

@@ -107,6 +107,9 @@ impl Engine<'_> {
                 idle_rounds = 0;
                 continue;
             }
+            if self.tap.is_some() && self.supply(warps)? {
+                continue;
+            }
             // Nobody can go on without a copy: only now does one complete.
             if self.land_one(warps).map_err(|s| self.copy_fault(*s))? {
                 continue;
@@ -117,6 +120,35 @@ impl Engine<'_> {
                 return Err(self.deadlock(warps));
             }
         }
+    }
+
+    /// Where a sample is traced and nobody can go on: completes all copies in flight, or stores what blocks that are not
+    /// there would have. `false` where there is nothing to do.
+    fn supply(&mut self, warps: &mut [Warp]) -> Result<bool, Fault> {
+        if !self.pending.is_empty() {
+            self.pending.reverse();
+            while self.land_one(warps).map_err(|s| self.copy_fault(*s))? {}
+            return Ok(true);
+        }
+        let mut supplied = false;
+        for warp in warps.iter_mut().filter(|warp| !warp.is_done()) {
+            for (_, read) in std::mem::take(&mut warp.last_reads) {
+                for (address, _) in read.found {
+                    let space = self.env.space;
+                    let place = space.locate(&mut warp.hint, address, 8, 8, "answer");
+                    let answer = self
+                        .tap
+                        .as_mut()
+                        .and_then(|tap| tap.answer(warp.block, address));
+                    if let (Ok(offset), Some(value)) = (place, answer) {
+                        let allocation = &space.trackers[warp.hint].allocation;
+                        allocation.store(offset, 8, value);
+                        supplied = true;
+                    }
+                }
+            }
+        }
+        Ok(supplied)
     }
 
     /// What must hold when all threads have exited.

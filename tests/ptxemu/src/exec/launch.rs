@@ -11,6 +11,7 @@ use crate::config::{Dim3, Launch, Options};
 use crate::fault::{Fault, FaultKind};
 use crate::memory::Memory;
 use crate::module::{Kernel, Module};
+use crate::op::{Instruction, Op};
 use crate::report::Report;
 use crate::trace::{Tap, WarpTrace};
 
@@ -105,8 +106,16 @@ fn shared_bytes(kernel: &Kernel, launch: &Launch<'_>) -> u32 {
     }
 }
 
-/// Runs the blocks of the given linear indices, or the clusters they belong to, one after another, and nothing else.
-/// Returns the cluster, and for each what the warps of its first block executed.
+/// What [`trace`] traced.
+pub(crate) struct Traced {
+    pub(crate) cluster: Dim3,
+    /// Blocks by their warps, and how many of them ran together; 0: each by itself.
+    pub(crate) blocks: Vec<Vec<WarpTrace>>,
+    pub(crate) together: u32,
+}
+
+/// Runs the blocks of the given linear indices, or the clusters they belong to, one after another, and nothing else;
+/// blocks of a cooperative launch together. Of clusters whose blocks only meet in barriers the first block is traced.
 pub(crate) fn trace(
     module: &Module,
     kernel: &Kernel,
@@ -114,7 +123,7 @@ pub(crate) fn trace(
     memory: &Memory,
     options: &Options,
     blocks: &[u64],
-) -> Result<(Dim3, Vec<Vec<WarpTrace>>), Fault> {
+) -> Result<Traced, Fault> {
     let cluster = validate(module, kernel, launch, options)?;
     let granule = kernel.program.global_granule;
     let space = GlobalSpace::new(memory, &[], granule, options, false);
@@ -127,16 +136,41 @@ pub(crate) fn trace(
         shared_bytes: shared_bytes(kernel, launch),
         warps_per_block: launch.block.count().div_ceil(32) as usize,
     };
-    let mut worker = Worker::new(&env, cluster.count());
-    let groups = launch.grid.count() / cluster.count();
-    let one = |&block: &u64| {
-        worker.engine.tap = Some(Tap::new(env.warps_per_block));
-        worker.run(block / cluster.count() % groups)?;
-        let tap = worker.engine.tap.take();
-        Ok(tap.map_or_else(Vec::new, Tap::into_warps))
+    let cooperates = launch.cooperative && cluster == Dim3::ONE;
+    let group_blocks = match cooperates {
+        true => blocks.len() as u64,
+        false => cluster.count(),
     };
-    let traces = blocks.iter().map(one).collect::<Result<_, Fault>>()?;
-    Ok((cluster, traces))
+    let stores = |code: &[Instruction]| code.iter().any(|i| matches!(i.op, Op::StoreAsync(_)));
+    let together = match cooperates || stores(&kernel.program.code) {
+        true => group_blocks,
+        false => 1,
+    };
+    let mut worker = Worker::new(&env, group_blocks);
+    let mut traced = Vec::new();
+    let sets: Vec<&[u64]> = match cooperates {
+        true => vec![blocks],
+        false => blocks.chunks(1).collect(),
+    };
+    let warps = env.warps_per_block * together as usize;
+    for set in sets {
+        worker.engine.tap = Some(Tap::new(warps, group_blocks as usize));
+        match cooperates {
+            true => worker.run_blocks(0, |index| set[index as usize])?,
+            false => worker.run(set[0] / group_blocks % (launch.grid.count() / group_blocks))?,
+        }
+        let tap = worker.engine.tap.take();
+        let warps = tap.map_or_else(Vec::new, Tap::into_warps);
+        traced.extend(warps.chunks(env.warps_per_block).map(<[WarpTrace]>::to_vec));
+    }
+    Ok(Traced {
+        cluster,
+        blocks: traced,
+        together: match together {
+            1 => 0,
+            blocks => blocks as u32,
+        },
+    })
 }
 
 /// Runs all groups on some host threads. Groups are handed out in order; after a fault no new

@@ -13,6 +13,7 @@ use crate::fault::FaultKind;
 use crate::num::{bf16_to_f32, f16_to_f32, f32_to_f16};
 use crate::op::{Matrices, Mma, MmaInput, Order};
 use crate::parse::Space;
+use crate::trace::Event;
 
 /// Rows of an 8x8 matrix, and bytes of one.
 const ROWS: usize = 8;
@@ -69,7 +70,10 @@ impl Engine<'_> {
         let (needed, fewest) = wavefronts(&offsets, mask, ROW_BYTES as u32);
         self.counts.shared_request(at, needed, fewest);
         if let Some(tap) = &mut self.tap {
-            tap.shared(needed, false);
+            tap.event(Event::Shared {
+                wavefronts: needed as u32,
+                remote: false,
+            });
         }
     }
 

@@ -10,6 +10,7 @@ use super::warp::Warp;
 use crate::fault::FaultKind;
 use crate::op::{Mbarrier, MbarrierOp, Order, Phase};
 use crate::registers::lanes;
+use crate::trace::{Event, Phase as TracedPhase};
 
 /// Largest arrival count of an mbarrier.
 const MAX_COUNT: u32 = (1 << 20) - 1;
@@ -38,6 +39,11 @@ fn join(into: &mut Vec<u32>, row: &[u32]) {
 }
 
 impl MbarrierState {
+    /// Phases that have ended.
+    pub(crate) fn phase(&self) -> u64 {
+        self.phase
+    }
+
     fn complete_if_done(&mut self) {
         if self.pending == 0 && self.transactions == 0 {
             self.phase += 1;
@@ -143,6 +149,7 @@ impl Engine<'_> {
                 let state = self.state(at)?;
                 let phase = state.phase;
                 state.transactions += bytes;
+                self.tap_phase(Event::Arrives, at, phase);
                 self.arrive(at, count, &row, *drop)?;
                 if *no_complete && self.state(at)?.phase != phase {
                     return stop(
@@ -172,8 +179,12 @@ impl Engine<'_> {
                     }
                     Phase::State(slot) => state.phase > warp.registers.get(slot)[lane],
                 };
+                let ended = state.phase;
                 if done {
-                    let released = state.released.clone();
+                    if ended > 0 {
+                        self.tap_phase(Event::Waits, at, ended - 1);
+                    }
+                    let released = self.state(at)?.released.clone();
                     self.clocks.acquire(warp.index, &released);
                 }
                 return Ok(done);
@@ -183,6 +194,8 @@ impl Engine<'_> {
                 if !no_increment {
                     state.pending += 1;
                 }
+                let phase = state.phase;
+                self.tap_phase(Event::ArrivesCopied, at, phase);
                 self.pending.push(Pending::LaneCopies {
                     warp: warp.index,
                     lane,
@@ -191,6 +204,18 @@ impl Engine<'_> {
             }
         }
         Ok(true)
+    }
+
+    /// Lanes did something about a phase of the mbarrier at `at`.
+    pub(crate) fn tap_phase(
+        &mut self,
+        event: impl Fn(TracedPhase) -> Event,
+        at: (usize, u64),
+        phase: u64,
+    ) {
+        if let Some(tap) = &mut self.tap {
+            tap.event_of_lanes(event(TracedPhase::of_barrier(at, phase)));
+        }
     }
 
     pub(crate) fn state(&mut self, (block, offset): (usize, u64)) -> Exec<&mut MbarrierState> {

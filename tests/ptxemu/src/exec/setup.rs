@@ -115,11 +115,21 @@ impl<'a> Worker<'a> {
 
     /// Runs one group from its start to its end.
     pub(crate) fn run(&mut self, group: u64) -> Result<(), crate::Fault> {
-        self.reset(group);
+        let first = group * self.group_blocks;
+        self.run_blocks(group, |index| first + index)
+    }
+
+    /// Runs a group whose blocks have these linear indices.
+    pub(crate) fn run_blocks(
+        &mut self,
+        group: u64,
+        linear: impl Fn(u64) -> u64,
+    ) -> Result<(), crate::Fault> {
+        self.reset(group, linear);
         self.engine.run(&mut self.warps)
     }
 
-    fn reset(&mut self, group: u64) {
+    fn reset(&mut self, group: u64, linear: impl Fn(u64) -> u64) {
         let env = self.engine.env;
         let engine = &mut self.engine;
         engine.group = group;
@@ -132,7 +142,7 @@ impl<'a> Worker<'a> {
             .clusters
             .resize_with((self.group_blocks / per_cluster) as usize, Default::default);
         for (index, block) in engine.blocks.iter_mut().enumerate() {
-            let linear = group * self.group_blocks + index as u64;
+            let linear = linear(index as u64);
             let cluster = unflatten(linear / per_cluster, clusters_of(env));
             let inside = unflatten(linear % per_cluster, env.cluster);
             block.index = Dim3::new(

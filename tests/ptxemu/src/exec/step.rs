@@ -6,6 +6,7 @@ use super::warp::{Group, State, Warp};
 use crate::fault::{Fault, FaultKind};
 use crate::op::Op;
 use crate::registers::lanes;
+use crate::trace::Event;
 
 /// Instructions after which another warp gets its turn.
 const QUANTUM: u64 = 1 << 16;
@@ -143,6 +144,10 @@ impl Engine<'_> {
                     }
                     Flow::Yield => {
                         self.undo_step();
+                        // A trace shows an mbarrier tested once, when its phase has ended.
+                        if self.tap.is_some() && matches!(instruction.op, Op::Mbarrier(_)) {
+                            group.pc = at as u32;
+                        }
                         warp.polled = true;
                         warp.groups.push(group);
                         return Ok(false);
@@ -238,7 +243,9 @@ impl Engine<'_> {
 
     fn tap_copy_wait(&mut self, pending: usize) {
         if let Some(tap) = &mut self.tap {
-            tap.copy_wait(pending);
+            tap.event(Event::CopyWait {
+                pending: pending as u32,
+            });
         }
     }
 

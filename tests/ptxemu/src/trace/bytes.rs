@@ -47,6 +47,8 @@ impl std::error::Error for TraceError {}
 
 const GUARDED: u32 = 1 << 8;
 const TARGET: u32 = 1 << 9;
+/// Where the blocks that ran together stand in the word of the cluster's.
+const TOGETHER_BITS: u32 = 16;
 
 impl LaunchTrace {
     /// Appends the trace to `out`.
@@ -58,7 +60,8 @@ impl LaunchTrace {
         word(self.stream as u32);
         word((self.stream >> 32) as u32);
         self.grid.into_iter().for_each(&mut word);
-        [self.threads, self.cluster, self.shared_bytes]
+        let blocks = self.cluster | self.together << TOGETHER_BITS;
+        [self.threads, blocks, self.shared_bytes]
             .into_iter()
             .for_each(&mut word);
         word(self.code.len() as u32);
@@ -96,12 +99,15 @@ impl LaunchTrace {
         let name: Vec<u8> = list(bytes, |bytes| Ok(word(bytes)? as u8))?;
         let kernel = String::from_utf8(name).map_err(|_| TraceError::Name)?;
         let stream = u64::from(word(bytes)?) | u64::from(word(bytes)?) << 32;
+        let grid = [word(bytes)?, word(bytes)?, word(bytes)?];
+        let [threads, blocks] = [word(bytes)?, word(bytes)?];
         Ok(LaunchTrace {
             kernel,
             stream,
-            grid: [word(bytes)?, word(bytes)?, word(bytes)?],
-            threads: word(bytes)?,
-            cluster: word(bytes)?,
+            grid,
+            threads,
+            cluster: blocks & ((1 << TOGETHER_BITS) - 1),
+            together: blocks >> TOGETHER_BITS,
             shared_bytes: word(bytes)?,
             code: list(bytes, |bytes| {
                 let head = word(bytes)?;
@@ -160,6 +166,7 @@ mod tests {
             threads: 64,
             cluster: 2,
             shared_bytes: 100,
+            together: 2,
             code: vec![instruction(Cost::Mma, true), instruction(Cost::Exit, false)],
             blocks: vec![vec![
                 WarpTrace { words: vec![0, 1] },

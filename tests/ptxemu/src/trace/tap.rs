@@ -1,33 +1,53 @@
 //! Collects the words of the traced warps while they run.
 
-use super::{INDEX_BITS, LEN_BITS, WarpTrace, sector_of};
+use super::event::INDEX_BITS;
+use super::{Event, Phase, WarpTrace, sector_of};
 use crate::registers::lanes;
+use std::collections::HashMap;
 
-/// The traces of the first block of a group, while the group runs.
+/// The traces of the first blocks of a group, while the group runs.
 pub(crate) struct Tap {
     /// Warps beyond these are not traced.
     warps: Vec<WarpTrace>,
     /// The warp that runs, and where its current step begins.
     warp: usize,
     step: usize,
+    /// Words that blocks store for each other, by address: the number of the exchange they were stored in.
+    words: HashMap<u64, u32>,
+    /// By block: its exchange, and whether it has looked for words since it stored the last.
+    exchanges: Vec<(u32, bool)>,
+    /// By warp: its first look in an exchange.
+    looks: HashMap<usize, Look>,
+    /// The last word stored.
+    last_word: Option<(u64, u64)>,
 }
 
-/// Kinds of events, as their words count them.
-#[derive(Clone, Copy)]
-enum Kind {
-    Read,
-    Written,
-    Shared,
-    Barrier,
-    CopyWait,
+/// A load that looks for words.
+struct Look {
+    at: usize,
+    exchange: u32,
+    /// Where its step begins.
+    begin: usize,
+    addresses: Vec<u64>,
+}
+
+impl Look {
+    fn repeats(&self, other: &Look) -> bool {
+        (self.at, self.exchange) == (other.at, other.exchange) && self.addresses == other.addresses
+    }
 }
 
 impl Tap {
-    pub(crate) fn new(warps: usize) -> Self {
+    /// Traces the first `warps` warps of a group of `blocks` blocks.
+    pub(crate) fn new(warps: usize, blocks: usize) -> Self {
         Self {
             warps: vec![WarpTrace::default(); warps],
             warp: 0,
             step: 0,
+            words: HashMap::new(),
+            looks: HashMap::new(),
+            exchanges: vec![(0, false); blocks],
+            last_word: None,
         }
     }
 
@@ -52,23 +72,23 @@ impl Tap {
         }
     }
 
-    fn event(&mut self, kind: Kind, len: u32, value: u32) {
+    pub(crate) fn event(&mut self, event: Event) {
         if let Some(WarpTrace { words }) = self.warps.get_mut(self.warp) {
             words[self.step] += 1 << INDEX_BITS;
-            words.extend([(kind as u32) << LEN_BITS | len, value]);
+            words.extend(event.to_words());
         }
     }
 
-    pub(crate) fn shared(&mut self, wavefronts: u64, remote: bool) {
-        self.event(Kind::Shared, wavefronts as u32, remote.into());
-    }
-
-    pub(crate) fn barrier(&mut self, id: usize, threads: Option<u32>) {
-        self.event(Kind::Barrier, id as u32, threads.unwrap_or(0));
-    }
-
-    pub(crate) fn copy_wait(&mut self, pending: usize) {
-        self.event(Kind::CopyWait, pending as u32, 0);
+    /// An event that lanes have in common is one, if they are neighbours.
+    pub(crate) fn event_of_lanes(&mut self, event: Event) {
+        let words = self
+            .warps
+            .get(self.warp)
+            .map(|warp| &warp.words[self.step..]);
+        let repeats = |words: &[u32]| words.len() > 1 && words.ends_with(&event.to_words());
+        if !words.is_some_and(repeats) {
+            self.event(event);
+        }
     }
 
     /// Lanes of `mask` access `bytes` at their addresses in global memory.
@@ -87,9 +107,61 @@ impl Tap {
         }
         sectors.sort_unstable();
         sectors.dedup();
-        let kind = if writes { Kind::Written } else { Kind::Read };
         for run in sectors.chunk_by(|a, b| a + 1 == *b) {
-            self.event(kind, run.len() as u32, run[0]);
+            let (first, sectors) = (run[0], run.len() as u32);
+            self.event(match writes {
+                true => Event::Written { first, sectors },
+                false => Event::Read { first, sectors },
+            });
         }
+    }
+
+    /// A block stores a word for others to find.
+    pub(crate) fn tell(&mut self, block: usize, address: u64, value: u64) {
+        let (exchange, looked) = &mut self.exchanges[block];
+        *exchange += u32::from(std::mem::take(looked));
+        let exchange = *exchange;
+        self.words.insert(address, exchange);
+        self.last_word = Some((address, value));
+        self.event_of_lanes(Event::Tells(Phase::of_words(exchange)));
+    }
+
+    /// A load at `at` looks for words. What it finds is that of the latest exchange among them. A trace shows the last
+    /// look alone.
+    pub(crate) fn look(&mut self, block: usize, at: usize, addresses: Vec<u64>) {
+        let (exchange, looked) = &mut self.exchanges[block];
+        *looked = true;
+        let look = Look {
+            at,
+            exchange: *exchange,
+            begin: self.step,
+            addresses,
+        };
+        let found = look.addresses.iter();
+        let found = found.filter_map(|address| self.words.get(address)).max();
+        let found = found.map(|&exchange| Event::Told(Phase::of_words(exchange)));
+        match self.looks.get(&self.warp) {
+            Some(first) if first.repeats(&look) => {
+                if let Some(WarpTrace { words }) = self.warps.get_mut(self.warp) {
+                    words.drain(first.begin..self.step);
+                    self.step = first.begin;
+                }
+            }
+            Some(first) if first.exchange == look.exchange && first.at != at => {}
+            _ => {
+                self.looks.insert(self.warp, look);
+            }
+        }
+        if let Some(event) = found {
+            self.event(event);
+        }
+    }
+
+    /// What blocks that are not there would have stored at `address`, which `block` looks at: the word that was stored
+    /// last. None was stored yet where there is none.
+    pub(crate) fn answer(&mut self, block: usize, address: u64) -> Option<u64> {
+        let (_, value) = self.last_word?;
+        self.words.insert(address, self.exchanges[block].0);
+        Some(value)
     }
 }

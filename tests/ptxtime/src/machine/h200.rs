@@ -58,6 +58,15 @@ impl Machine {
         atomic_latency: 60.0,
         fence_latency: 400.0,
         block_start: 500.0,
+        // Assumed, with the three that follow; no hardware has been asked.
+        bulk_latency: 170.0,
+        // A loop of 10 machine instructions, which moves the operands to uniform registers (NVRTC 13.5, sm_90).
+        bulk_interval: 30.0,
+        mbarrier_latency: 40.0,
+        // That of a load there and back, which others published (arXiv 2402.13499: 180).
+        store_latency: 190.0,
+        // Assumed: the way to L2, and half of the time from one look to the next. No hardware has been asked.
+        word_latency: 700.0,
         // Assumed.
         graph_gap_us: 1.0,
         // Fitted: rows ViT-B/16 f32 take 1.45 us more per launch on a stream than in a graph.
