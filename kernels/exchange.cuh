@@ -34,7 +34,9 @@ DEVICE u64 load_word(const u64 *from) {
 }
 
 // Words that a lane waits for at a time.
-constexpr u32 WORDS_IN_FLIGHT = 4;
+constexpr u32 WORDS_IN_FLIGHT = 5;
+constexpr u32 LOG_WARP = 5;
+static_assert(1 << LOG_WARP == WARP);
 
 struct Exchange {
   u32 blocks, block;    // of the item, and this one's number
@@ -96,13 +98,17 @@ struct Exchange {
 
   // Lanes share the senders of a row, so that one round trip serves all.
   DEVICE void add_words(u32 rows, float *next, u32 threads) const {
-    u32 share = 1;
-    while (share < WARP && share * WORDS_IN_FLIGHT < blocks) share *= 2;
-    const u32 lane = threadIdx.x % WARP, part = lane % share, at_once = WARP / share;
+    u32 log_share = 0;
+    while (log_share < LOG_WARP && WORDS_IN_FLIGHT << log_share < blocks) ++log_share;
+    const u32 share = 1 << log_share, at_once = WARP >> log_share;
+    const u32 lane = threadIdx.x % WARP, part = lane & (share - 1);
     const u64 *mine = words_to(block);
     const u64 ready = u64(number + 1) << 32;
     for (u32 base = threadIdx.x / WARP * at_once; base < rows * start_rows; base += threads / WARP * at_once) {
-      const u32 index = base + lane / share, m = index / rows, row = index % rows;
+      const u32 index = base + (lane >> log_share);
+      u32 m = 0;
+      if (start_rows > 1) m = index / rows;
+      const u32 row = index - m * rows;
       const bool wanted = index < rows * start_rows;
       float total = 0.0f;
       for (u32 first = 0; first < blocks; first += share * WORDS_IN_FLIGHT) {

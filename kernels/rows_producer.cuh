@@ -12,14 +12,34 @@ constexpr u32 OPERANDS = 1;
 // Rows of a slice at most.
 constexpr u32 MAX_SLICE_ROWS = 4096;
 
+// Division of any number by one that is looked at once: the quotient by its reciprocal is at most one too large.
+struct Divisor {
+  u32 by, reciprocal;
+  DEVICE explicit Divisor(u32 by) : by(by), reciprocal(0xffffffffu / by + 1) {}
+  DEVICE u32 divide(u32 value) const {
+    if (by == 1) return value;
+    const u32 quotient = __umulhi(value, reciprocal);
+    return quotient * by > value ? quotient - 1 : quotient;
+  }
+};
+
 // The rows of the window that a block owns in some layer.
 struct Slice {
   u32 first, rows;
-  DEVICE Slice(u32 len, u32 index, u32 blocks)
-      : first(index * len / blocks), rows((index + 1) * len / blocks - first) {}
 };
-// The slice that row `row` of the window belongs to.
-DEVICE u32 slice_of(u32 row, u32 len, u32 blocks) { return blocks == 1 ? 0 : ((row + 1) * blocks - 1) / len; }
+// The slices of a window of `len` rows, as even as can be.
+struct Slices {
+  u32 len, blocks;
+  Divisor by_len, by_blocks;
+
+  DEVICE Slices(u32 len, u32 blocks) : len(len), blocks(blocks), by_len(max_u32(len, 1)), by_blocks(blocks) {}
+  DEVICE Slice slice(u32 index) const {
+    const u32 first = by_blocks.divide(index * len);
+    return {first, by_blocks.divide((index + 1) * len) - first};
+  }
+  // The slice that row `row` belongs to.
+  DEVICE u32 of(u32 row) const { return by_len.divide((row + 1) * blocks - 1); }
+};
 DEVICE u32 most_rows(u32 tokens, u32 blocks) { return (tokens + blocks - 1) / blocks; }
 
 // One layer of one item, as the producer reads it.
@@ -51,10 +71,10 @@ struct Layout {
   u32 row_bytes, plane_bytes;
   u32 rows;  // most in a tile
 
-  DEVICE Layout(const Source &source, bool dense, u32 columns, u32 planes, u32 stage_bytes) : dense(dense) {
+  DEVICE Layout(const Source &source, bool dense, u32 columns, const Divisor &planes, u32 stage_bytes) : dense(dense) {
     const u32 bytes = columns * ELEMENT::BYTES;
     row_bytes = dense ? bytes : congruent((bytes + 2 * GRANULE_BYTES - 2) & ~(GRANULE_BYTES - 1), source.stride_row);
-    const u32 room = (stage_bytes - GRANULE_BYTES) / planes;
+    const u32 room = planes.divide(stage_bytes - GRANULE_BYTES);
     plane_bytes = congruent((room - u32(source.stride_head) % GRANULE_BYTES) & ~(GRANULE_BYTES - 1), source.stride_head);
     rows = (plane_bytes - (GRANULE_BYTES - 1) - bytes) / row_bytes + 1;
   }
@@ -90,14 +110,16 @@ struct Wanted {
 // The warp that fills the ring: all tiles of an item.
 DEVICE void produce(const RowsStreamParams &params, u32 item, u32 block, Ring &ring, u32 *weighted) {
   const Maps &maps = params.maps;
-  const u32 lane = threadIdx.x % WARP, planes = OPERANDS * maps.heads;
+  const u32 lane = threadIdx.x % WARP;
+  const Divisor planes(OPERANDS * maps.heads);
   const Window window = maps.windows[item];
   const u32 panels = max_u32((window.len + params.panel_columns - 1) / params.panel_columns, 1);
   const u32 passes = params.normalize && panels > 1 ? 2 : 1;
+  const Slices slices(window.len, params.blocks);
 
   u32 index = block;
   for (u32 layer = maps.layers; layer-- > 0; index = index + 1 == params.blocks ? 0 : index + 1) {
-    const Slice slice(window.len, index, params.blocks);
+    const Slice slice = slices.slice(index);
     Wanted wanted = {nullptr, slice.rows};
     if (layer + 1 == maps.layers) {
       const float *start = params.start + item * params.start_stride_batch + slice.first;
@@ -137,8 +159,8 @@ DEVICE void produce(const RowsStreamParams &params, u32 item, u32 block, Ring &r
           }
           const u32 parts = lanes_per_copy(columns * ELEMENT::BYTES * (dense ? rows : 1));
           const u32 copies_of_plane = dense ? min_u32(rows, 1) : rows;
-          for (u32 copy = lane / parts; copy < planes * copies_of_plane; copy += WARP / parts) {
-            const u32 plane = copy / copies_of_plane, r = copy % copies_of_plane;
+          for (u32 copy = lane / parts; copy < planes.by * copies_of_plane; copy += WARP / parts) {
+            const u32 r = planes.divide(copy), plane = copy - r * planes.by;
             const u32 operand = OPERANDS == 1 ? 0 : plane / maps.heads, head = plane - operand * maps.heads;
             const u32 within = maps.causal ? min_u32(columns, max_u32(slice.first + row + r + 1, column) - column) : columns;
             copy_to_stage<ELEMENT::BYTES>(

@@ -91,6 +91,7 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
   const u32 first_column = warp % column_warps * COLUMNS * WARP + lane;
   const u32 start_rows = params.start_rows, blocks = params.blocks, most = most_rows(maps.tokens, blocks);
   const Window window = maps.windows[item];
+  const Slices slices(window.len, blocks);
   const Workspace space(params, most, groups);
   u64 *words = params.words;
   if (words) words += u64(blockIdx.x) * 2 * blocks * blocks * start_rows * most;
@@ -99,7 +100,7 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
   u32 index = block, part_turn = 0;
   float *old = space.relevance, *next = old + start_rows * most;
   {
-    const Slice slice(window.len, index, blocks);
+    const Slice slice = slices.slice(index);
     for (u32 m = 0; m < start_rows; ++m) {
       for (u32 row = threadIdx.x; row < slice.rows; row += THREADS) {
         old[m * most + row] = params.start[item * params.start_stride_batch + m * maps.tokens + slice.first + row];
@@ -108,30 +109,22 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
   }
 
   for (u32 layer = maps.layers; layer-- > 0;) {
-    barrier_of(COMPUTING, THREADS);  // the relevance is complete
     const LayerMaps &map = maps.layer[layer];
-    const Slice slice(window.len, index, blocks);
+    const Slice slice = slices.slice(index);
+    const u32 working = min_u32(groups, slice.rows);  // groups that have a row
     Cut cut = {0, maps.discard_first, maps.discard_spares_origin, window.len};
     if (DISCARDS && maps.cuts) cut.last = maps.cuts[layer * maps.batch + item];
     float sum[START_ROWS][COLUMNS] = {};
     u32 turn = group;  // rows until this group's next one
     u32 flags;
+    bool awaits = true;  // the relevance is on its way
     do {
       const Tile tile = ring.take();
       flags = tile.flags;
-#pragma unroll 1
-      for (; group < groups && turn < tile.rows; turn += groups) {
-        const u32 row = tile.row + turn, in_window = slice.first + row;
-        float weight[START_ROWS];
-        bool weighs = false;
-#pragma unroll
-        for (u32 m = 0; m < START_ROWS; ++m) {
-          weight[m] = m < start_rows ? old[m * most + row] : 0.0f;
-          weighs |= weight[m] != 0.0f;
-        }
-        if (!weighs) continue;
+      float fused[COLUMNS];
+      const auto fuse_row = [&] {
+        const u32 in_window = slice.first + tile.row + turn;
         const u32 within = maps.causal ? min_u32(tile.columns, max_u32(in_window + 1, tile.column) - tile.column) : tile.columns;
-        float fused[COLUMNS];
         fuse(fused, maps, ring.data + tile.begin + turn * tile.row_bytes + first_column * ELEMENT::BYTES, tile.plane_bytes,
              first_column, within);
         if constexpr (DISCARDS) {
@@ -142,6 +135,29 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
             }
           }
         }
+      };
+      bool is_fused = false;
+      if (awaits) {
+        // A row can be fused before it is known what it weighs.
+        is_fused = group < groups && turn < tile.rows;
+        if (is_fused) fuse_row();
+        if (layer + 1 < maps.layers) exchange.receive(slice.rows, old, THREADS);
+        barrier_of(COMPUTING, THREADS);  // the relevance is complete
+        awaits = false;
+      }
+#pragma unroll 1
+      for (; group < groups && turn < tile.rows; turn += groups) {
+        const u32 row = tile.row + turn;
+        float weight[START_ROWS];
+        bool weighs = false;
+#pragma unroll
+        for (u32 m = 0; m < START_ROWS; ++m) {
+          weight[m] = m < start_rows ? old[m * most + row] : 0.0f;
+          weighs |= weight[m] != 0.0f;
+        }
+        if (weighs && !is_fused) fuse_row();
+        is_fused = false;
+        if (!weighs) continue;
         if (params.normalize) {
           float total = 0.0f;
           if (flags & SUMS_ONLY || tile.columns == window.len) {
@@ -186,7 +202,7 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
 #pragma unroll
             for (u32 k = 0; k < COLUMNS; ++k) {
               const u32 column = first_column + k * WARP;
-              if (mm == m && group < groups && column < tile.columns) {
+              if (mm == m && group < working && column < tile.columns) {
                 space.sums[group * params.panel_columns + column] = sum[mm][k];
               }
             }
@@ -195,7 +211,8 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
           for (u32 j = threadIdx.x; j < tile.columns; j += THREADS) {
             const u32 column = tile.column + j, own = column - slice.first;
             float total = 0.0f;
-            for (u32 g = 0; g < groups; ++g) total += space.sums[g * params.panel_columns + j];
+#pragma unroll 4
+            for (u32 g = 0; g < working; ++g) total += space.sums[g * params.panel_columns + j];
             total *= map.attention;
             if (own < slice.rows) {
               const float weight = old[m * most + own];
@@ -203,10 +220,12 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
                 total += map.identity * weight * (params.normalize ? scale_of(map, space.row_sums[own]) : 1.0f);
               }
             }
-            const u32 owned = slice_of(column, window.len, blocks);
+            const u32 owned = slices.of(column);
             const u32 after = index + 1 == blocks ? 0 : index + 1;  // this block's next slice
-            const u32 to = block + owned + blocks - after;  // the owner is as far from this block
-            exchange.send(to % blocks, m, column - Slice(window.len, owned, blocks).first, total, next);
+            u32 to = block + owned + blocks - after;  // the owner is as far from this block
+            if (to >= blocks) to -= blocks;
+            if (to >= blocks) to -= blocks;
+            exchange.send(to, m, column - slices.slice(owned).first, total, next);
           }
           barrier_of(COMPUTING, THREADS);  // the sums have been read
         }
@@ -219,14 +238,14 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
     } while (!(flags & ENDS_LAYER));
 
     index = index + 1 == blocks ? 0 : index + 1;
-    exchange.receive(Slice(window.len, index, blocks).rows, next, THREADS);
     float *const swapped = old;
     old = next;
     next = swapped;
   }
 
-  barrier_of(COMPUTING, THREADS);  // the relevance is complete
-  const Slice slice(window.len, index, blocks);
+  const Slice slice = slices.slice(index);
+  exchange.receive(slice.rows, old, THREADS);
+  barrier_of(COMPUTING, THREADS);  // the result is complete
   const u32 before = params.out_windowed ? window.start : 0;
   for (u32 m = 0; m < start_rows; ++m) {
     float *out = params.out + (u64(item) * start_rows + m) * maps.tokens;

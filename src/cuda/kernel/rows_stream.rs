@@ -39,7 +39,7 @@ const STATIC_SHARED_BYTES: u32 = 8 << 10;
 const STAGES: RangeInclusive<u32> = 3..=16;
 /// Bytes of a stage that holds more than one row: each tile costs every warp about 25 instructions, so it is worth a
 /// few rows.
-const STAGE_BYTES: u32 = 32 << 10;
+const STAGE_BYTES: u32 = 48 << 10;
 /// Bytes of a stage of a grouped launch.
 const GROUPED_STAGE_BYTES: u32 = 16 << 10;
 /// Rows of a slice (`MAX_SLICE_ROWS`).
@@ -232,7 +232,11 @@ impl RowsStream {
                     });
                 }
             } else if let Some(one) = one.filter(|one| ring / one >= *STAGES.start()) {
-                let most = STAGE_BYTES.min(ring / STAGES.start()).max(one);
+                let third = ring / STAGES.start();
+                let most = match stage(slice) {
+                    Some(whole) if whole <= third => whole,
+                    _ => STAGE_BYTES.min(third).max(one),
+                };
                 let mut rows = (most / one).min(slice).max(1);
                 while stage(rows + 1).is_some_and(|bytes| bytes <= most) && rows < slice {
                     rows += 1;
@@ -252,6 +256,13 @@ impl RowsStream {
             }
             panel_columns = (panel_columns / 2).next_multiple_of(WARP);
         }
+    }
+}
+
+impl Ring {
+    /// Groups of warps of a block that take rows in turns.
+    pub fn groups(&self, kernel: &RowsStream) -> u32 {
+        kernel.warps() / self.column_warps
     }
 }
 
