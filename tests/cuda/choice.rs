@@ -52,7 +52,7 @@ fn product_arithmetic(schedule: &Schedule) -> Option<Arithmetic> {
 fn rows_of_large_batches_are_one_launch_of_one_kernel() {
     for (batch, tokens) in [(64, 197), (1024, 197), (4096, 128)] {
         let schedule = chosen(&problem(12, batch, 12, tokens, rows()), &DeviceLimits::H200);
-        assert_eq!(stems(&schedule), ["rollout_rows"], "{schedule}");
+        assert_eq!(stems(&schedule), ["rows_stream"], "{schedule}");
         assert_eq!(
             (schedule.launches(), schedule.workspace_bytes()),
             (1, 0),
@@ -61,9 +61,29 @@ fn rows_of_large_batches_are_one_launch_of_one_kernel() {
     }
 }
 
+/// A GPU that is too old for a ring, and otherwise as large as an H200.
+fn without_ring() -> DeviceLimits {
+    DeviceLimits {
+        arch: 75,
+        clusters: false,
+        ..DeviceLimits::H200
+    }
+}
+
 #[test]
-fn few_items_are_divided_until_partial_sums_cost_what_rows_save() {
-    let schedule = chosen(&problem(12, 8, 12, 197, rows()), &DeviceLimits::H200);
+fn few_items_are_divided_among_all_multiprocessors() {
+    for (batch, tokens, grid) in [(8, 197, "8x16x1"), (1, 197, "1x132x1"), (1, 577, "1x132x1")] {
+        let schedule = chosen(&problem(12, batch, 12, tokens, rows()), &DeviceLimits::H200);
+        assert_eq!(stems(&schedule), ["rows_stream"], "{schedule}");
+        assert_eq!(schedule.launches(), 1, "{schedule}");
+        let printed = schedule.to_string();
+        assert!(printed.contains(&format!("grid {grid}")), "{schedule}");
+    }
+}
+
+#[test]
+fn without_a_ring_few_items_are_divided_until_partial_sums_cost_what_rows_save() {
+    let schedule = chosen(&problem(12, 8, 12, 197, rows()), &without_ring());
     // One launch per layer and a reduction, each layer's rows divided among many blocks.
     assert_eq!(stems(&schedule), ["rollout_rows"], "{schedule}");
     assert_eq!(schedule.launches(), 13, "{schedule}");
@@ -74,9 +94,9 @@ fn few_items_are_divided_until_partial_sums_cost_what_rows_save() {
 }
 
 #[test]
-fn rows_of_one_long_item_take_the_product() {
+fn without_a_ring_rows_of_one_long_item_take_the_product() {
     for tokens in [577, 1374] {
-        let schedule = chosen(&problem(24, 1, 16, tokens, rows()), &DeviceLimits::H200);
+        let schedule = chosen(&problem(24, 1, 16, tokens, rows()), &without_ring());
         assert_eq!(
             stems(&schedule),
             ["head_fusion", "rollout_product"],
@@ -87,28 +107,23 @@ fn rows_of_one_long_item_take_the_product() {
 
 #[test]
 fn a_batch_that_leaves_room_is_divided_among_clusters_where_there_are_any() {
-    // The second as in the self-test.
-    for problem in [
-        problem(12, 64, 12, 197, rows()),
-        problem(3, 2, 3, 125, rows()),
-    ] {
-        let schedule = chosen(&problem, &DeviceLimits::H200);
-        assert!(
-            schedule.to_string().contains(" in clusters of "),
-            "{schedule}"
-        );
-        assert_eq!(
-            (schedule.launches(), schedule.workspace_bytes()),
-            (1, 0),
-            "{schedule}"
-        );
-        let without = DeviceLimits {
-            clusters: false,
-            ..DeviceLimits::H200
-        };
-        let schedule = chosen(&problem, &without).to_string();
-        assert!(!schedule.contains("clusters"), "{schedule}");
-    }
+    let problem = problem(12, 64, 12, 197, rows());
+    let schedule = chosen(&problem, &DeviceLimits::H200);
+    assert!(
+        schedule.to_string().contains(" in clusters of "),
+        "{schedule}"
+    );
+    assert_eq!(
+        (schedule.launches(), schedule.workspace_bytes()),
+        (1, 0),
+        "{schedule}"
+    );
+    let without = DeviceLimits {
+        clusters: false,
+        ..DeviceLimits::H200
+    };
+    let schedule = chosen(&problem, &without).to_string();
+    assert!(!schedule.contains("clusters"), "{schedule}");
 }
 
 #[test]
@@ -264,7 +279,7 @@ fn discard_selects_on_fused_maps_first() {
     );
     assert_eq!(
         stems(&schedule),
-        ["head_fusion", "discard", "rollout_rows"],
+        ["head_fusion", "discard", "rows_stream"],
         "{schedule}"
     );
 }
@@ -279,14 +294,15 @@ fn many_rows_and_rows_too_long_to_normalise_take_the_product() {
         "{schedule}"
     );
     let long = problem(2, 1, 2, 3000, rows(1));
-    assert_eq!(stems(&chosen(&long, &DeviceLimits::H200)), ["rollout_rows"]);
+    assert_eq!(stems(&chosen(&long, &without_ring())), ["rollout_rows"]);
+    assert_eq!(stems(&chosen(&long, &DeviceLimits::H200)), ["rows_stream"]);
     let config = RolloutConfig {
         normalize_rows: true,
         ..long.config().clone()
     };
     let schedule = chosen(
         &Problem::new(*long.shape(), DType::F16, config).unwrap(),
-        &DeviceLimits::H200,
+        &without_ring(),
     );
     assert_eq!(
         stems(&schedule),
@@ -342,7 +358,7 @@ fn printed_schedules_name_kernels_geometry_and_bytes() {
     let output = 4096 * 4 * 197;
     for part in [
         "12 layers of [4096, 12, 197, 197] f16".to_owned(),
-        "1 x rollout_rows_f16_f32_m1_mean: grid 4096x1x1".to_owned(),
+        "1 x rows_stream_f16_f32_m1_k7_mean: grid 132x1x1".to_owned(),
         format!(
             "floor {} B ({maps} B maps, {output} B output)",
             maps + output

@@ -1,0 +1,191 @@
+//! The candidates: pipelines that can compute a problem, with their open choices made.
+
+use super::Workload;
+use crate::config::Output;
+use crate::cuda::kernel::{
+    Arithmetic, Columns, Form, Fusion, Kernel, RolloutChain, RolloutRows, Splits,
+};
+use crate::cuda::options::Precision;
+use crate::cuda::pipeline::{Pipeline, cuts_when_read};
+use crate::dtype::DType;
+
+/// Blocks of a cluster that may share an item's rows. More than 8 need not be available.
+pub(super) const ROWS_CLUSTERS: [u32; 3] = [2, 4, 8];
+/// Largest entry that the scaled f16 arithmetics take: `2^11 * 31` is below the largest f16.
+const F16_RANGE: f64 = 31.0;
+
+impl Workload<'_> {
+    /// Every sensible pipeline with its estimated time in microseconds. The product pipeline is always among them.
+    pub(super) fn candidates(&self, precision: Precision) -> Vec<(f64, Pipeline)> {
+        let arithmetic = self.arithmetic(precision);
+        let mut pipelines = vec![self.product(arithmetic)];
+        if let Some(rows) = self.rows_held() {
+            let splits = self.rows_splits();
+            pipelines.extend(splits.map(|splits| Pipeline::Rows { rows, splits }));
+        }
+        pipelines.extend(self.ring_rows());
+        if let Some(tokens) = self.chain_tokens() {
+            pipelines.push(Pipeline::Chain { arithmetic, tokens });
+        }
+        pipelines.retain(|&pipeline| self.can_launch(pipeline));
+        pipelines
+            .into_iter()
+            .map(|pipeline| (self.microseconds(pipeline), pipeline))
+            .collect()
+    }
+
+    /// The candidates with any compile-time choices that would do.
+    pub(super) fn siblings(&self) -> impl Iterator<Item = Pipeline> {
+        let in_range = |&arithmetic: &Arithmetic| {
+            !arithmetic.needs_bounded_entries() || self.growth_bound <= F16_RANGE
+        };
+        let arithmetics = move || Arithmetic::ALL.into_iter().filter(in_range);
+        let rows = RolloutRows::ROWS.into_iter().flat_map(|rows| {
+            let splits = self.rows_splits();
+            splits.map(move |splits| Pipeline::Rows { rows, splits })
+        });
+        let tokens = RolloutChain::TOKENS.into_iter();
+        let tokens =
+            tokens.filter(|&tokens| self.chain_tokens().is_some_and(|least| least <= tokens));
+        let chains = tokens.flat_map(move |tokens| {
+            arithmetics().map(move |arithmetic| Pipeline::Chain { arithmetic, tokens })
+        });
+        let products = arithmetics().map(|arithmetic| self.product(arithmetic));
+        let all = rows.chain(self.ring_rows()).chain(chains).chain(products);
+        all.filter(|&pipeline| self.can_launch(pipeline))
+    }
+
+    pub(super) fn product(&self, arithmetic: Arithmetic) -> Pipeline {
+        let form = match self.problem.config().output {
+            Output::Rows(_) => Form::Rows,
+            Output::Matrix | Output::Cumulative => Form::Matrix,
+        };
+        Pipeline::Product { arithmetic, form }
+    }
+
+    /// How products are computed unless a variant is forced.
+    fn arithmetic(&self, precision: Precision) -> Arithmetic {
+        let bounded = self.growth_bound <= F16_RANGE;
+        match (self.limits.arch >= 80, bounded, precision) {
+            (false, ..) => Arithmetic::F32,
+            (true, false, _) => Arithmetic::Tf32x3,
+            (true, true, Precision::F32) => Arithmetic::F16x3,
+            (true, true, Precision::Half) => Arithmetic::F16x2,
+        }
+    }
+
+    /// The start rows that the smallest fitting `rollout_rows` variant holds.
+    fn rows_held(&self) -> Option<u32> {
+        let rows = self.problem.start_rows();
+        let mut held = RolloutRows::ROWS.into_iter();
+        held.find(|&held| rows <= held as usize)
+    }
+
+    /// The token limit of the smallest fitting `rollout_chain` variant.
+    fn chain_tokens(&self) -> Option<u32> {
+        if self.problem.config().output != Output::Matrix {
+            return None;
+        }
+        let len = self.common.window_len;
+        let mut limits = RolloutChain::TOKENS.into_iter();
+        limits.find(|&limit| len <= limit)
+    }
+
+    /// Element type and fusion of the maps that a kernel reads, which are fused or not.
+    pub(super) fn read_as(&self, fused: bool) -> (DType, Fusion) {
+        match fused {
+            true => (DType::F32, Fusion::Mean),
+            false => {
+                let fusion = Fusion::from(&self.problem.config().head_fusion);
+                (self.common.dtype, fusion)
+            }
+        }
+    }
+
+    pub(super) fn rows(&self, rows: u32) -> RolloutRows {
+        let (dtype, fusion) = self.read_as(self.fused_first);
+        RolloutRows {
+            dtype,
+            rows,
+            fusion,
+            gradients: self.problem.config().gradients.is_some() && !self.fused_first,
+            normalize: self.problem.config().normalize_rows,
+            discard: cuts_when_read(self.problem),
+        }
+    }
+
+    pub(super) fn chain(&self, arithmetic: Arithmetic, tokens: u32) -> RolloutChain {
+        let (dtype, fusion) = self.read_as(self.chain_fused_first);
+        RolloutChain {
+            dtype,
+            arithmetic,
+            tokens,
+            fusion,
+            normalize: self.problem.config().normalize_rows,
+            discard: cuts_when_read(self.problem),
+        }
+    }
+
+    /// Whether the kernels of `pipeline` can be launched for the problem on the device at all.
+    fn can_launch(&self, pipeline: Pipeline) -> bool {
+        match pipeline {
+            Pipeline::Rows { rows, splits } => {
+                let one_tile = self.rows_columns().tiles == 1;
+                let start_rows = self.problem.start_rows();
+                (1..=rows as usize).contains(&start_rows)
+                    && (rows == 1 || !self.rows(rows).gradients)
+                    && (one_tile || !self.problem.config().normalize_rows)
+                    && (!splits.clustered || one_tile && self.limits.clusters && !self.grouped)
+                    && self.rows_shared_bytes(rows, splits) <= self.limits.shared_bytes_per_block
+            }
+            Pipeline::Chain { arithmetic, tokens } => {
+                let chain = self.chain(arithmetic, tokens);
+                arithmetic != Arithmetic::F32
+                    && chain.variant().runs_on(self.limits)
+                    && self.batch * f64::from(chain.cluster()) <= f64::from(i32::MAX)
+            }
+            Pipeline::RingRows(ring_rows) => ring_rows.kernel.variant().runs_on(self.limits),
+            Pipeline::Product { arithmetic, .. } => self.limits.arch >= arithmetic.arch(),
+        }
+    }
+
+    /// The columns of `rollout_rows`. The caller's addresses are not known yet, so the worst is assumed.
+    fn rows_columns(&self) -> Columns {
+        self.columns(false)
+    }
+
+    pub(super) fn columns(&self, bases_aligned: bool) -> Columns {
+        match self.fused_first {
+            true => self.common.fused_columns(),
+            false => self.common.layer_columns(bases_aligned),
+        }
+    }
+
+    fn rows_shared_bytes(&self, rows: u32, splits: Splits) -> usize {
+        let kernel = self.rows(rows);
+        let (start_rows, tokens) = (self.problem.start_rows() as u32, self.common.tokens);
+        // Either may be launched, by the addresses of a run.
+        let shared_bytes = [false, true].map(|bases_aligned| {
+            kernel.shared_bytes(start_rows, tokens, self.columns(bases_aligned), splits)
+        });
+        shared_bytes.into_iter().max().unwrap_or(0) as usize
+    }
+
+    /// Ways to divide an item's rows: not at all; among the fewest blocks that do with 1, 2, 3, 4, 6, 8, 12, ... steps of
+    /// their warps each; among clusters.
+    fn rows_splits(&self) -> impl Iterator<Item = Splits> + use<> {
+        let len = self.common.window_len.max(1);
+        // Addresses are multiples of 16 bytes, as those of allocations are.
+        let groups = self.columns(true).row_groups();
+        let steps = (0..).flat_map(|power: u32| [2 << power, 3 << power]);
+        let apart = std::iter::once(1)
+            .chain(steps)
+            .map(move |steps: u32| len.div_ceil(groups * steps))
+            .take_while(|&blocks| blocks > 1);
+        let apart = apart.chain([1]).map(|blocks| (blocks, false));
+        let together = ROWS_CLUSTERS.into_iter().map(|blocks| (blocks, true));
+        apart
+            .chain(together)
+            .map(|(blocks, clustered)| Splits { blocks, clustered })
+    }
+}

@@ -1,0 +1,131 @@
+//! Ways to launch `rows_stream`, and the time that each is expected to take.
+
+use super::Workload;
+use super::candidates::ROWS_CLUSTERS;
+use super::estimate::{BYTES_PER_US, LAUNCH_US};
+use crate::cuda::kernel::{Exchange, Kernel, RingRows, RowsStream, Sets};
+use crate::cuda::pipeline::Pipeline;
+
+/// Columns of a lane in a grouped launch: members that take the same kernel are launched together.
+const GROUPED_COLUMNS: u32 = 4;
+
+// Predicted, as all that follows: by the model of a multiprocessor for the shapes in the test below.
+
+/// Machine instructions that a multiprocessor issues in a microsecond: three of four schedulers at 1980 MHz.
+const SLOTS_PER_US: f64 = 5900.0;
+/// Machine instructions of one warp in a microsecond, where it has its scheduler for itself.
+const SLOTS_OF_WARP_PER_US: f64 = 1200.0;
+/// Machine instructions for an entry of each lane, and for a row of each warp besides.
+const ENTRY_SLOTS: f64 = 2.2;
+const ENTRY_16_BIT_SLOTS: f64 = 3.3;
+const ROW_SLOTS: f64 = 60.0;
+/// From the last row of a layer to the first of the next: sums, what blocks tell each other, barriers.
+const END_US: f64 = 1.2;
+const CLUSTER_END_US: f64 = 1.4;
+const WORDS_END_US: f64 = 1.5;
+/// The same for each column that a thread has beyond its first.
+const COLUMN_US: f64 = 0.4;
+/// The share of the shorter of computing and streaming that the longer does not hide.
+const UNHIDDEN: f64 = 0.1;
+
+impl Workload<'_> {
+    /// Every way of streaming rows. None weighs maps by their gradients.
+    pub(super) fn ring_rows(&self) -> Vec<Pipeline> {
+        let (dtype, fusion) = self.read_as(self.fused_first);
+        let weighs = self.problem.config().gradients.is_some() && !self.fused_first;
+        let start_rows = self.problem.start_rows();
+        let extents = [
+            self.common.tokens,
+            self.source_heads() as u32,
+            start_rows as u32,
+        ];
+        let mut all = Vec::new();
+        for kernel in RowsStream::all_of(dtype, fusion) {
+            let held = (1..=kernel.rows as usize).contains(&start_rows);
+            let together = !self.grouped || kernel.columns == GROUPED_COLUMNS;
+            if weighs || !held || !together || !kernel.variant().runs_on(self.limits) {
+                continue;
+            }
+            for sets in self.ring_sets() {
+                let shared_bytes = self.limits.shared_bytes_per_block;
+                let ring = kernel.ring(extents, sets, shared_bytes, self.grouped);
+                all.extend(ring.map(|ring| Pipeline::RingRows(RingRows { kernel, sets, ring })));
+            }
+        }
+        all
+    }
+
+    /// Ways to divide items among blocks, of which a multiprocessor has one: one for each item; clusters; as many as
+    /// there are. Grouped, every item is a block by itself.
+    fn ring_sets(&self) -> Vec<Sets> {
+        let (batch, multiprocessors) = (self.batch as u32, self.limits.multiprocessors);
+        let sets = |blocks: u32, exchange| Sets {
+            sets: batch.min(multiprocessors / blocks).max(1),
+            blocks,
+            exchange,
+        };
+        if self.grouped {
+            return vec![Sets {
+                sets: batch,
+                blocks: 1,
+                exchange: Exchange::Cluster,
+            }];
+        }
+        let mut all = vec![sets(1, Exchange::Cluster)];
+        if self.limits.clusters {
+            let clusters = ROWS_CLUSTERS.into_iter();
+            let clusters = clusters.filter(|&blocks| blocks <= multiprocessors);
+            all.extend(clusters.map(|blocks| sets(blocks, Exchange::Cluster)));
+        }
+        let blocks = multiprocessors / batch.clamp(1, multiprocessors);
+        let blocks = blocks.min(self.common.window_len);
+        if blocks > 1 {
+            all.push(sets(blocks, Exchange::Words));
+        }
+        all
+    }
+
+    /// The time of a launch of `rows_stream`: layer by layer the longer of streaming and of computing with the layer's
+    /// end.
+    pub(super) fn ring_rows_us(&self, RingRows { kernel, sets, ring }: RingRows) -> f64 {
+        let len = f64::from(self.common.window_len);
+        let element_slots = match kernel.dtype.size_bytes() {
+            4 => ENTRY_SLOTS,
+            _ => ENTRY_16_BIT_SLOTS,
+        };
+        let start_rows = self.problem.start_rows() as f64;
+        let entries = f64::from(kernel.columns);
+        let warp_slots = entries * (self.source_heads() as f64 * element_slots + start_rows);
+        let warp_slots = warp_slots + ROW_SLOTS;
+        let panels = (len / f64::from(ring.panel_columns)).ceil();
+        // Row sums of rows that are looked at in panels take a pass of their own.
+        let passes = match panels > 1.0 && self.problem.config().normalize_rows {
+            true => 2.0,
+            false => 1.0,
+        };
+        let rows = (len / f64::from(sets.blocks)).ceil() * panels * passes;
+        let issue_us = rows * f64::from(ring.column_warps) * warp_slots / SLOTS_PER_US;
+        let turns = (rows / f64::from(ring.groups(&kernel))).ceil();
+        let turns_us = turns * warp_slots / SLOTS_OF_WARP_PER_US;
+        let end_us = match (sets.exchange, sets.blocks) {
+            (Exchange::Cluster, 1) => END_US,
+            (Exchange::Cluster, _) => CLUSTER_END_US,
+            (Exchange::Words, _) => WORDS_END_US,
+        };
+        let threads = f64::from(kernel.variant().block);
+        let columns_us = ((len / threads).ceil() - 1.0) * COLUMN_US * start_rows;
+        let computing_us = issue_us.max(turns_us) + (end_us + columns_us) * start_rows.sqrt();
+        let layer_bytes = match self.fused_first {
+            true => 4.0 * len * len,
+            false => self.item_bytes / self.layers(),
+        };
+        let streaming_us = passes * layer_bytes / (BYTES_PER_US * f64::from(sets.blocks));
+        let layer_us = computing_us.max(streaming_us) + UNHIDDEN * computing_us.min(streaming_us);
+        let items = match self.grouped {
+            // Blocks take what others have not.
+            true => self.batch / f64::from(self.limits.multiprocessors),
+            false => (self.batch / f64::from(sets.sets)).ceil(),
+        };
+        LAUNCH_US + items * self.layers() * layer_us
+    }
+}
