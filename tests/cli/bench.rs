@@ -116,7 +116,7 @@ mod on_a_gpu {
                 "--shape 2,3,2,19",
                 [2, 3, 2, 19],
                 4 * 3 * 2 * (19 * 19 + 19),
-                "rollout_rows_f32_f32_",
+                "rows_stream_f32_f32_",
             ),
             (
                 "--shape 3,2,2,33 --dtype f16 --output-kind matrix",

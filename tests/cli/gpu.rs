@@ -55,7 +55,7 @@ fn real_maps_give_the_same_on_a_gpu() {
     let json: serde_json::Value = serde_json::from_str(&run.expect_status(0).stdout).unwrap();
     assert_eq!(json["device"], "cuda:0");
     let variant = json["features"][0]["variant"].as_str().unwrap();
-    assert!(variant.contains("rollout_rows_f32"), "{variant}");
+    assert!(variant.contains("rows_stream_f32"), "{variant}");
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn verify_and_selftest_cover_the_gpu() {
     let table = bench.command(arguments).expect_status(0).stdout;
     for backend in [
         "cpu, 1 thread",
-        "cuda:0: rollout_rows",
+        "cuda:0: rows_stream",
         "rollout_product_f32_f16x3",
     ] {
         assert!(table.contains(backend), "{backend:?} not in {table}");

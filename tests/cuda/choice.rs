@@ -358,7 +358,7 @@ fn printed_schedules_name_kernels_geometry_and_bytes() {
     let output = 4096 * 4 * 197;
     for part in [
         "12 layers of [4096, 12, 197, 197] f16".to_owned(),
-        "1 x rows_stream_f16_f32_m1_k7_mean: grid 132x1x1".to_owned(),
+        "1 x rows_stream_f16_f32_m1_k7_mean: grid 66x2x1 in clusters of 2".to_owned(),
         format!(
             "floor {} B ({maps} B maps, {output} B output)",
             maps + output

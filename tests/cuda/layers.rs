@@ -43,12 +43,12 @@ fn cases() -> Vec<(&'static str, Case, &'static str)> {
     let mut normalized = case(Output::Matrix);
     normalized.config.normalize_rows = true;
     vec![
-        ("one row", case(Output::default()), "rollout_rows"),
-        ("two rows", case(rows()), "rollout_rows"),
+        ("one row", case(Output::default()), "rows_stream"),
+        ("two rows", case(rows()), "rows_stream"),
         ("matrix", case(Output::Matrix), "rollout_chain"),
         ("normalised matrix", normalized, "rollout_chain"),
         ("cumulative", case(Output::Cumulative), "head_fusion"),
-        ("rows, discard", discarding(rows()), "rollout_rows"),
+        ("rows, discard", discarding(rows()), "rows_stream"),
         (
             "matrix, discard",
             discarding(Output::Matrix),

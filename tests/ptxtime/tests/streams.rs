@@ -57,9 +57,9 @@ fn check(extents: &str, kernel: &str, expected: &[Mechanism], together: u32) {
 #[test]
 fn a_block_alone_waits_for_copies() {
     use Mechanism::{BulkCopies, Mbarriers};
-    // More items than multiprocessors.
+    // An item for each multiprocessor.
     check(
-        "3x140x2x40",
+        "3x132x2x40",
         "rows_stream_f32_f32_m1_k1_mean",
         &[BulkCopies, Mbarriers],
         0,
