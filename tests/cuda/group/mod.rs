@@ -61,7 +61,7 @@ impl Features {
     }
 
     /// Every result is right. Those of problems that are computed as they are alone have the bits that they have alone;
-    /// others are divided among fewer blocks, because the group keeps the device busy.
+    /// others are divided among fewer blocks, or none, because the group keeps the device busy.
     fn assert_results(&self, machine: &Machine, stream: &Arc<CudaStream>) {
         let schedules: Vec<String> = self.plan.schedules().map(ToString::to_string).collect();
         let mut same = 0;
@@ -77,7 +77,9 @@ impl Features {
                 same += 1;
             }
         }
-        assert!(same > 0 || schedules.is_empty(), "{}", self.plan);
+        // Rows of an item are divided among blocks alone, and never in a group.
+        let divided = self.plan.to_string().contains("rows_stream");
+        assert!(same > 0 || divided || schedules.is_empty(), "{}", self.plan);
     }
 
     /// Runs the group, checks it, and returns how often it launched. A run launches and nothing else.
