@@ -19,12 +19,14 @@ const SLOTS_OF_WARP_PER_US: f64 = 1200.0;
 const ENTRY_SLOTS: f64 = 2.2;
 const ENTRY_16_BIT_SLOTS: f64 = 3.3;
 const ROW_SLOTS: f64 = 60.0;
-/// From the last row of a layer to the first of the next: sums, what blocks tell each other, barriers.
-const END_US: f64 = 1.2;
-const CLUSTER_END_US: f64 = 1.4;
-const WORDS_END_US: f64 = 1.5;
-/// The same for each column that a thread has beyond its first.
+/// For each column that a thread has beyond its first.
 const COLUMN_US: f64 = 0.4;
+/// From the last row of a layer to the first of the next: sums, what blocks tell each other, barriers.
+const END_US: f64 = 0.9;
+const CLUSTER_END_US: f64 = 1.3;
+const WORDS_END_US: f64 = 1.4;
+/// The share of it that each further start row takes. Assumed.
+const ROWS_END: f64 = 0.25;
 /// The share of the shorter of computing and streaming that the longer does not hide.
 const UNHIDDEN: f64 = 0.1;
 
@@ -114,7 +116,8 @@ impl Workload<'_> {
         };
         let threads = f64::from(kernel.variant().block);
         let columns_us = ((len / threads).ceil() - 1.0) * COLUMN_US * start_rows;
-        let computing_us = issue_us.max(turns_us) + (end_us + columns_us) * start_rows.sqrt();
+        let computing_us =
+            issue_us.max(turns_us) + end_us * (1.0 + ROWS_END * (start_rows - 1.0)) + columns_us;
         let layer_bytes = match self.fused_first {
             true => 4.0 * len * len,
             false => self.item_bytes / self.layers(),
