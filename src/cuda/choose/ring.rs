@@ -9,7 +9,7 @@ use crate::cuda::pipeline::Pipeline;
 /// Columns of a lane in a grouped launch: members that take the same kernel are launched together.
 const GROUPED_COLUMNS: u32 = 4;
 
-// Predicted, as all that follows: by the model of a multiprocessor for the shapes in the test below.
+// Predicted, as all that follows: by the model of a multiprocessor for the shapes in the tests of `estimate`.
 
 /// Machine instructions that a multiprocessor issues in a microsecond: three of four schedulers at 1980 MHz.
 const SLOTS_PER_US: f64 = 5900.0;
