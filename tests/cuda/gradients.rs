@@ -286,9 +286,14 @@ fn values_without_a_bound_take_an_arithmetic_without_one() {
             schedules.push(streamed.unwrap());
         }
     }
-    for variant in schedules.iter().flat_map(|schedule| schedule.variants()) {
-        assert!(!variant.symbol.contains("f16x"), "{}", variant.symbol);
-        assert_ne!(variant.stem, "rows_stream");
+    for schedule in &schedules {
+        let mut variants = schedule.variants().iter();
+        let fused = variants.any(|variant| variant.stem == "head_fusion");
+        for variant in schedule.variants() {
+            assert!(!variant.symbol.contains("f16x"), "{}", variant.symbol);
+            // It weighs nothing by gradients, but reads what was fused with them.
+            assert!(fused || variant.stem != "rows_stream", "{schedule}");
+        }
     }
     let forced = |name: &str| Options {
         variant: Some(name.to_owned()),
