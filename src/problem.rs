@@ -1,6 +1,7 @@
 //! A rollout problem: a configuration together with the shape, element type, strides and windows of its maps.
 //! Once built it is valid; every backend takes it as it is.
 
+mod builder;
 mod check;
 #[cfg(any(feature = "cpu", feature = "cuda"))]
 mod run_inputs;
@@ -9,9 +10,10 @@ use std::ops::Range;
 
 use crate::config::{HeadFusion, Output, Residual, ResidualWeights, RolloutConfig, StartRows};
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::layout::{Shape, Strides, Window};
-use crate::memory::filled;
+
+pub use builder::ProblemBuilder;
 
 /// A validated rollout problem.
 ///
@@ -35,134 +37,6 @@ pub struct Problem {
     layers: Range<usize>,
 }
 
-/// Collects what a [`Problem`] is made of; [`build`](ProblemBuilder::build) checks it.
-#[derive(Clone, Debug)]
-pub struct ProblemBuilder {
-    shape: Shape,
-    dtype: DType,
-    config: RolloutConfig,
-    strides: StridesOf,
-    windows: Option<Vec<Window>>,
-    max_window: Option<usize>,
-}
-
-/// Strides, before there is room for one per layer.
-#[derive(Clone, Debug)]
-enum StridesOf {
-    /// Contiguous in every layer.
-    Contiguous,
-    /// The same in every layer.
-    Every(Strides),
-    /// Layer by layer.
-    Each(Vec<Strides>),
-}
-
-impl ProblemBuilder {
-    /// What to compute; [`RolloutConfig::default`] unless called.
-    pub fn config(mut self, config: RolloutConfig) -> Self {
-        self.config = config;
-        self
-    }
-
-    /// The strides of every layer; contiguous unless called.
-    pub fn strides(mut self, strides: Strides) -> Self {
-        self.strides = StridesOf::Every(strides);
-        self
-    }
-
-    /// Strides layer by layer.
-    pub fn layer_strides(mut self, strides: Vec<Strides>) -> Self {
-        self.strides = StridesOf::Each(strides);
-        self
-    }
-
-    /// One window of valid tokens per item; all tokens unless called. See [`Window::from_mask`].
-    ///
-    /// A plan of a problem with windows takes others for every run (`set_windows`), none longer than
-    /// [`max_window`](ProblemBuilder::max_window).
-    pub fn windows(mut self, windows: Vec<Window>) -> Self {
-        self.windows = Some(windows);
-        self
-    }
-
-    /// The longest window that a run may be given, for which plans choose and allocate; unless called, the longest of the
-    /// [`windows`](ProblemBuilder::windows). Without windows, those of the first run are as long as this, from the first
-    /// token on.
-    pub fn max_window(mut self, tokens: usize) -> Self {
-        self.max_window = Some(tokens);
-        self
-    }
-
-    /// Checks everything.
-    ///
-    /// # Errors
-    /// The variant of [`Error`] that tells what does not fit, with the number expected and the number got;
-    /// [`Error::HostMemory`] for more layers or items than the machine can list.
-    pub fn build(self) -> Result<Problem> {
-        let ProblemBuilder {
-            shape,
-            dtype,
-            mut config,
-            strides,
-            windows,
-            max_window,
-        } = self;
-        shape.validate()?;
-        let every = |strides| filled("strides", shape.layers, strides);
-        let strides = match strides {
-            StridesOf::Contiguous => every(Strides::contiguous(&shape))?,
-            StridesOf::Every(strides) => every(strides)?,
-            StridesOf::Each(strides) => strides,
-        };
-        check::count("strides, one per layer", shape.layers, strides.len())?;
-        for layer in &strides {
-            layer.span(&shape)?;
-        }
-        if let Some(got) = max_window.filter(|&max| max > shape.tokens) {
-            return Err(Error::Parameter {
-                what: "the longest window",
-                expected: "at most the tokens of the problem",
-                got: got as f64,
-            });
-        }
-        let longest = |windows: &Vec<Window>| windows.iter().map(|window| window.len).max();
-        let max_window = max_window.or(windows.as_ref().map(|w| longest(w).unwrap_or(0)));
-        let windows = match windows {
-            Some(windows) => windows,
-            None => {
-                let all = Window::full(max_window.unwrap_or(shape.tokens));
-                filled("windows", shape.batch, all)?
-            }
-        };
-        check::windows(&windows, &shape, max_window)?;
-        let layers = config.layers.clone().unwrap_or(0..shape.layers);
-        if layers.is_empty() || layers.end > shape.layers {
-            return Err(Error::LayerRange {
-                start: layers.start,
-                end: layers.end,
-                layers: shape.layers,
-            });
-        }
-        check::weights(&config, &shape)?;
-        check::excluded(&mut config.exclude_from_attention, shape.tokens)?;
-        check::discard(&config, shape.tokens)?;
-        // What zeroes nothing shall not make a backend look for the smallest entries.
-        config.discard = config.discard.filter(|discard| discard.ratio != 0.0);
-        if let Output::Rows(rows) = &config.output {
-            check::start_rows(rows, &shape, &windows)?;
-        }
-        Ok(Problem {
-            shape,
-            dtype,
-            config,
-            strides,
-            windows,
-            max_window,
-            layers,
-        })
-    }
-}
-
 impl Problem {
     /// A problem over contiguous `[batch, heads, tokens, tokens]` maps whose tokens are all valid.
     ///
@@ -174,15 +48,7 @@ impl Problem {
 
     /// Starts a problem over maps of `dtype` with these extents.
     pub fn builder(shape: Shape, dtype: DType) -> ProblemBuilder {
-        let config = RolloutConfig::default();
-        ProblemBuilder {
-            shape,
-            dtype,
-            config,
-            strides: StridesOf::Contiguous,
-            windows: None,
-            max_window: None,
-        }
+        ProblemBuilder::new(shape, dtype)
     }
 
     /// Extents of the maps.

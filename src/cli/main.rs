@@ -22,6 +22,7 @@ mod run;
 mod selftest;
 mod shown;
 mod signals;
+mod sink;
 mod verify;
 
 use std::io::Write;

@@ -1,25 +1,24 @@
 //! `run`: the rollout of every feature of a file.
 
-use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use attention_rollout::device::{Device, Next};
-use attention_rollout::{DType, HostLayer, Output, Problem, post, validate};
+use attention_rollout::device::Device;
 use clap::Args;
 use serde_json::json;
 
 use crate::backend;
 use crate::error::{Error, Result, shown_path};
-use crate::heatmap::{self, Drawing, HeatmapArgs};
-use crate::input::{InputFile, Maps, Tensors};
-use crate::job::{Job, check_leading_shape, jobs};
+use crate::heatmap::{self, HeatmapArgs};
+use crate::input::{InputFile, Tensors};
+use crate::job::{Job, jobs};
 use crate::options::{ConfigArgs, DeviceArgs, OutputKind, SelectArgs};
-use crate::output::{TensorFile, TensorSpec};
-use crate::pending::{self, PendingFile, Target};
+use crate::output::TensorFile;
+use crate::pending::Target;
 use crate::progress::Progress;
 use crate::relevance::RelevanceArgs;
 use crate::report;
+use crate::sink::{Outputs, Sink};
 
 /// Compute the rollout of attention maps saved in a safetensors file.
 #[derive(Args, Debug)]
@@ -100,7 +99,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
         .iter()
         .map(|job| {
             args.relevance.check(job, special_tokens)?;
-            Outputs::new(args, &tensors, job)
+            Outputs::new(&args.relevance, args.expand, &tensors, job)
         })
         .collect::<Result<_>>()?;
     let drawing = heatmap::prepare(&args.heatmap, &args.relevance, special_tokens, &jobs)?;
@@ -175,226 +174,6 @@ fn check_paths(args: &RunArgs) -> Result<()> {
         taken.push(target);
     }
     Ok(())
-}
-
-/// The tensors a job writes.
-struct Outputs {
-    /// Relevance, or what else comes out: one, or one for each layer.
-    rollout: Vec<TensorSpec>,
-    /// The first of them, repeated to the shape of a value.
-    attribution: Option<TensorSpec>,
-    /// The pictures of its patches.
-    upsampled: Option<TensorSpec>,
-}
-
-impl Outputs {
-    fn new(args: &RunArgs, tensors: &Tensors<'_>, job: &Job<'_>) -> Result<Self> {
-        let prefix = &job.feature.prefix;
-        let shape = args.relevance.shape(&job.problem);
-        let spec = |name: &str, shape: &[usize]| TensorSpec {
-            name: format!("{prefix}{name}"),
-            shape: shape.to_vec(),
-        };
-        let rollout = match job.problem.config().output {
-            Output::Rows(_) => vec![spec("relevance", &shape)],
-            Output::Matrix => vec![spec("rollout", &shape)],
-            Output::Cumulative => job
-                .problem
-                .layers()
-                .map(|layer| spec(&format!("rollout.{layer}"), &shape[1..]))
-                .collect(),
-        };
-        let attribution = match args.expand {
-            false => None,
-            true => {
-                let value = value_shape(args, tensors, job, &shape)?;
-                Some(spec("attribution", value))
-            }
-        };
-        let upsampled = args.relevance.upsample.map(|to| {
-            let rows = &shape[..shape.len() - 1];
-            spec("upsampled", &[rows, &[to.height, to.width]].concat())
-        });
-        Ok(Outputs {
-            rollout,
-            attribution,
-            upsampled,
-        })
-    }
-
-    fn specs(&self) -> impl Iterator<Item = &TensorSpec> {
-        let derived = self.attribution.iter().chain(&self.upsampled);
-        self.rollout.iter().chain(derived)
-    }
-}
-
-/// The shape that `--expand` repeats relevance of `shape` to.
-fn value_shape<'t>(
-    args: &RunArgs,
-    tensors: &'t Tensors<'_>,
-    job: &Job<'_>,
-    shape: &[usize],
-) -> Result<&'t [usize]> {
-    let [batch, tokens] = shape[..] else {
-        return Err(Error::argument(
-            "--expand",
-            "one start row",
-            format!("{} in {}", job.problem.start_rows(), job.feature.place()),
-        ));
-    };
-    if !args.relevance.keeps_columns() {
-        return Err(Error::argument("--expand", "all columns", "--columns"));
-    }
-    let name = format!("{}value", job.feature.prefix);
-    let value = tensors.require(&name, "--expand")?;
-    check_leading_shape(&name, value, batch, tokens)?;
-    Ok(value.shape())
-}
-
-/// Where results go.
-struct Sink<'a> {
-    relevance: &'a RelevanceArgs,
-    special_tokens: usize,
-    file: Option<TensorFile>,
-    drawing: Option<Drawing>,
-    drawn: Option<PendingFile>,
-    progress: Progress,
-}
-
-impl Sink<'_> {
-    /// Computes a job chunk by chunk; returns the time spent computing, and what computed it.
-    fn run_job(
-        &mut self,
-        device: &Device,
-        job: &Job<'_>,
-        outputs: &Outputs,
-        validate: Option<Option<f64>>,
-    ) -> Result<(Duration, Option<String>)> {
-        let all = match (&self.file, &self.drawing) {
-            (None, Some(drawing)) => drawing.item..drawing.item + 1,
-            _ => 0..job.problem.shape().batch,
-        };
-        if all.is_empty() {
-            return Ok((Duration::ZERO, None));
-        }
-        let place = || Error::rollout(job.feature.place());
-        let problem = job.problem.slice_batch(all.clone());
-        let map_bytes = problem.map_bytes() as u64 / all.len() as u64;
-        let mut started = Instant::now();
-        let mut plan = device.plan(&problem).map_err(place())?;
-        let variant = plan.variant();
-        plan.restart().map_err(place())?;
-        let mut time = started.elapsed();
-        loop {
-            started = Instant::now();
-            let next = plan.step().map_err(place())?;
-            time += started.elapsed();
-            match next {
-                None => return Ok((time, Some(variant))),
-                Some(Next::Push(items)) => {
-                    let of_batch = all.start + items.start..all.start + items.end;
-                    let maps = job.feature.maps(of_batch.clone()).map_err(place())?;
-                    let layers: Vec<_> = maps.iter().map(Maps::host_layer).collect();
-                    if let Some(tolerance) = validate {
-                        let part = problem.slice_batch(items);
-                        check_maps(job, &part, &layers, of_batch.start, tolerance)?;
-                    }
-                    started = Instant::now();
-                    plan.push(&layers).map_err(place())?;
-                    time += started.elapsed();
-                }
-                Some(Next::Done(chunk)) => {
-                    let items = all.start + chunk.items().start..all.start + chunk.items().end;
-                    let out = match job.problem.config().output {
-                        Output::Rows(_) => {
-                            let left = self.relevance.apply(&job.problem, &items, chunk.out());
-                            left.map_err(place())?
-                        }
-                        Output::Matrix | Output::Cumulative => chunk.out().into(),
-                    };
-                    self.draw(&items, &out)?;
-                    self.write(job, &items, &out, outputs)?;
-                    self.progress.add(map_bytes * items.len() as u64);
-                }
-            }
-        }
-    }
-
-    /// Draws the picture where `out`, the results of `items`, holds its item.
-    fn draw(&mut self, items: &Range<usize>, out: &[f32]) -> Result<()> {
-        let is_here = |drawing: &mut Drawing| items.contains(&drawing.item);
-        if let Some(drawing) = self.drawing.take_if(is_here) {
-            let item = out.len() / items.len();
-            let first = (drawing.item - items.start) * item;
-            self.drawn = Some(drawing.draw(&out[first..first + item])?);
-        }
-        Ok(())
-    }
-
-    /// Writes the results of `items` to where they belong in each output tensor.
-    fn write(
-        &mut self,
-        job: &Job<'_>,
-        items: &Range<usize>,
-        out: &[f32],
-        outputs: &Outputs,
-    ) -> Result<()> {
-        let Some(file) = &mut self.file else {
-            return Ok(());
-        };
-        let layer = out.len() / outputs.rollout.len();
-        for (spec, layer) in outputs.rollout.iter().zip(out.chunks_exact(layer.max(1))) {
-            file.write_items(spec, items, layer)?;
-        }
-        if let Some(attribution) = &outputs.attribution {
-            // [B, N] to [B, N, ...]: each token's relevance for everything the token holds.
-            let relevance = [items.len(), out.len() / items.len()];
-            let value = [&[items.len()], &attribution.shape[1..]].concat();
-            let expanded = post::expand(out, &relevance, &value)
-                .map_err(Error::rollout(job.feature.place()))?;
-            file.write_items(attribution, items, &expanded)?;
-        }
-        if let Some(upsampled) = &outputs.upsampled {
-            // They may be much larger than what they are made of.
-            let rows = out.chunks_exact(out.len() / items.len());
-            for (item, rows) in items.clone().zip(rows) {
-                let special_tokens = self.special_tokens;
-                let pictures = self
-                    .relevance
-                    .pictures(&job.problem, item, rows, special_tokens)?;
-                file.write_items(upsampled, &(item..item + 1), &pictures)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives the finished files their names.
-    fn commit(self) -> Result<()> {
-        let files = [self.file.map(TensorFile::into_pending), self.drawn];
-        pending::commit(files.into_iter().flatten())
-    }
-}
-
-/// Checks that the maps of the items from `first_item` on are attention.
-fn check_maps(
-    job: &Job<'_>,
-    part: &Problem,
-    layers: &[HostLayer<'_>],
-    first_item: usize,
-    tolerance: Option<f64>,
-) -> Result<()> {
-    // Rounding the entries of a row to f16 or bf16 moves their sum by up to half a unit in the last place of 1.
-    let tolerance = tolerance.unwrap_or(match job.feature.dtype {
-        DType::F32 => 1e-5,
-        DType::F16 => 1e-3,
-        DType::Bf16 => 8e-3,
-    });
-    let defect = validate(part, layers, tolerance).map_err(Error::rollout("--validate"))?;
-    defect.map_or(Ok(()), |mut defect| {
-        defect.item += first_item;
-        let expected = "rows of probabilities (--validate)";
-        Err(job.feature.refuse(expected, &defect))
-    })
 }
 
 fn summarize(

@@ -1,0 +1,208 @@
+//! How row form cuts the rows of an item, and the memory that it computes them in.
+
+use std::ops::Range;
+
+use crate::cpu::discard;
+use crate::cpu::engine::Scratch;
+use crate::cpu::memory::Parts;
+use crate::cpu::team::Shared;
+use crate::error::Result;
+use crate::layout::product as checked;
+use crate::problem::Problem;
+
+/// Elements of a chunk of fused rows: half of a 32 KiB first-level cache.
+const CHUNK_ELEMENTS: usize = 4096;
+
+/// Rows of a block, over all heads, at least: many enough that adding up the parts costs little ...
+const BLOCK_HEAD_ROWS: usize = 64;
+
+/// ... and rows, where there are many heads: few enough that a team finds work for all.
+const BLOCK_ROWS: usize = 16;
+
+/// Blocks of an item at most, so that the parts of a large one take little memory.
+const MOST_BLOCKS: usize = 64;
+
+/// More start rows than this make a matrix product of the vector-matrix step ...
+pub(super) const GEMM_START_ROWS: usize = 16;
+
+/// ... which wants deeper blocks, of one chunk each.
+const GEMM_BLOCK_ROWS: usize = 128;
+
+/// Rows of a block.
+pub(super) fn block_rows(problem: &Problem, len: usize) -> usize {
+    let rows = match problem.start_rows() {
+        0..=GEMM_START_ROWS => (BLOCK_HEAD_ROWS / problem.shape().heads)
+            .max(BLOCK_ROWS)
+            .max(CHUNK_ELEMENTS / len)
+            .max(len.div_ceil(MOST_BLOCKS)),
+        _ => GEMM_BLOCK_ROWS,
+    };
+    rows.min(len)
+}
+
+/// Rows of a chunk.
+pub(crate) fn chunk_rows(start_rows: usize, len: usize) -> usize {
+    let rows = match start_rows {
+        0..=GEMM_START_ROWS => CHUNK_ELEMENTS / len,
+        _ => GEMM_BLOCK_ROWS,
+    };
+    rows.clamp(1, len)
+}
+
+/// Rows of a block at most, in windows of at most `len` tokens.
+fn most_block_rows(problem: &Problem, len: usize) -> usize {
+    let rows = match problem.start_rows() {
+        // A chunk's elements have as many rows as columns at most.
+        0..=GEMM_START_ROWS => (BLOCK_HEAD_ROWS / problem.shape().heads)
+            .max(BLOCK_ROWS)
+            .max(CHUNK_ELEMENTS.isqrt())
+            .max(len.div_ceil(MOST_BLOCKS)),
+        _ => GEMM_BLOCK_ROWS,
+    };
+    rows.min(len)
+}
+
+/// Blocks at most, in windows of at most `len` tokens.
+fn most_blocks(start_rows: usize, len: usize) -> usize {
+    match start_rows {
+        0..=GEMM_START_ROWS => len.div_ceil(BLOCK_ROWS).min(MOST_BLOCKS),
+        _ => len.div_ceil(GEMM_BLOCK_ROWS),
+    }
+}
+
+/// Elements of a chunk at most, in windows of at most `len` tokens.
+pub(crate) fn most_chunk_elements(start_rows: usize, len: usize) -> Result<usize> {
+    match start_rows {
+        0..=GEMM_START_ROWS => Ok(CHUNK_ELEMENTS.max(len)),
+        _ => checked("workspace", &[GEMM_BLOCK_ROWS.min(len), len]),
+    }
+}
+
+/// The blocks of rows of an item.
+pub(super) fn blocks(
+    problem: &Problem,
+    len: usize,
+) -> impl ExactSizeIterator<Item = Range<usize>> + use<> {
+    let rows = block_rows(problem, len);
+    (0..len.div_ceil(rows)).map(move |block| block * rows..((block + 1) * rows).min(len))
+}
+
+/// What row form computes in: lengths, for the largest item.
+pub(crate) struct RowsScratch {
+    /// Each member's own: relevance, one block's part of the new relevance, and the new relevance, `[start rows, tokens]`
+    /// each; one chunk of fused rows `[chunk rows, tokens]`; the weights of one block `[start rows, block rows]` and a sum
+    /// for each of its rows; the whole fused map `[tokens, tokens]` where something is discarded; candidates to select from.
+    own: Parts<7>,
+    /// The team's: parts of the new relevance of two layers, `[2, blocks, start rows, tokens]`, and the whole fused map.
+    shared: Parts<2>,
+}
+
+/// A member's own memory, cut up.
+pub(super) struct RowsBuffers<'a> {
+    pub(super) relevance: &'a mut [f32],
+    pub(super) part: &'a mut [f32],
+    pub(super) next: &'a mut [f32],
+    pub(super) fused: &'a mut [f32],
+    pub(super) weights: &'a mut [f32],
+    pub(super) map: &'a mut [f32],
+    pub(super) candidates: &'a mut [f32],
+}
+
+/// What the members that compute one item write together.
+#[derive(Clone, Copy)]
+pub(super) struct RowsShared<'a> {
+    pub(super) parts: Shared<'a>,
+    pub(super) map: Shared<'a>,
+}
+
+impl RowsScratch {
+    /// What the largest item of `problem` takes.
+    ///
+    /// # Errors
+    /// [`Error::SizeOverflow`](crate::Error::SizeOverflow).
+    pub fn size(problem: &Problem) -> Result<Self> {
+        let (start_rows, len) = (problem.start_rows(), problem.longest_window());
+        let sized = |extents: &[usize]| checked("workspace", extents);
+        let relevance = sized(&[start_rows, len])?;
+        let fused = most_chunk_elements(start_rows, len)?;
+        let weights = sized(&[start_rows + 1, most_block_rows(problem, len)])?;
+        let parts = sized(&[2, most_blocks(start_rows, len), start_rows, len])?;
+        let (map, candidates) = match problem.config().discard {
+            Some(_) => (sized(&[len, len])?, discard::scratch(len)),
+            None => (0, 0),
+        };
+        Ok(RowsScratch {
+            own: Parts([
+                relevance, relevance, relevance, fused, weights, map, candidates,
+            ]),
+            shared: Parts([parts, map]),
+        })
+    }
+
+    pub(super) fn carve<'a>(&self, own: &'a mut [f32]) -> RowsBuffers<'a> {
+        let [relevance, part, next, fused, weights, map, candidates] = self.own.carve(own);
+        RowsBuffers {
+            relevance,
+            part,
+            next,
+            fused,
+            weights,
+            map,
+            candidates,
+        }
+    }
+
+    pub(super) fn carve_shared<'a>(&self, team: Shared<'a>) -> RowsShared<'a> {
+        let [parts, map] = team.carve(self.shared);
+        RowsShared { parts, map }
+    }
+}
+
+impl Scratch for RowsScratch {
+    fn member_floats(&self) -> usize {
+        self.own.floats()
+    }
+
+    fn alone_floats(&self) -> usize {
+        0
+    }
+
+    fn team_floats(&self) -> usize {
+        self.shared.floats()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Output, RolloutConfig, StartRows};
+    use crate::dtype::DType;
+    use crate::layout::Shape;
+
+    #[test]
+    fn scratch_of_the_longest_window_is_enough_for_all() {
+        for (heads, start_rows) in [(1, 1), (12, 16), (80, 3), (4, 17), (1, 40)] {
+            let shape = Shape {
+                layers: 1,
+                batch: 1,
+                heads,
+                tokens: 9000,
+            };
+            let rows = StartRows::Rows((0..start_rows).collect());
+            let config = RolloutConfig {
+                output: Output::Rows(rows),
+                ..RolloutConfig::default()
+            };
+            let problem = Problem::new(shape, DType::F32, config).unwrap();
+            let mut most = [0; 3];
+            for len in 1..=shape.tokens {
+                most[0] = most[0].max(block_rows(&problem, len));
+                most[1] = most[1].max(blocks(&problem, len).len());
+                most[2] = most[2].max(chunk_rows(start_rows, len) * len);
+                assert!(most[0] <= most_block_rows(&problem, len));
+                assert!(most[1] <= most_blocks(start_rows, len));
+                assert!(most[2] <= most_chunk_elements(start_rows, len).unwrap());
+            }
+        }
+    }
+}
