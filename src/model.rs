@@ -163,7 +163,8 @@ impl AttentionRollout {
     /// [`Error::Model`] around what the model reports. [`Error::NoFeatures`] where it has none, and
     /// [`Error::Feature`], naming the feature, around: [`Error::ZeroExtent`] where it has no layers,
     /// [`Error::NotCaptured`] where a layer has no map, and what [`ProblemBuilder::build`](crate::ProblemBuilder::build),
-    /// [`Problem::check_layers`] and [`post::expand`] find. Whatever it is, the model keeps no attention any more.
+    /// [`Problem::check_layers`](crate::Problem::check_layers) and [`post::expand`](crate::post::expand) find. Whatever
+    /// it is, the model keeps no attention any more.
     pub fn attribute<M: AttentionModel>(
         &mut self,
         model: &mut M,

@@ -5,7 +5,7 @@
 pub struct Attribution {
     /// The feature's key.
     pub feature: String,
-    /// Shape of `values`: the feature's [`input_shape`](Feature::input_shape), or `[batch, tokens]`.
+    /// Shape of `values`: the feature's [`input_shape`](super::Feature::input_shape), or `[batch, tokens]`.
     pub shape: Vec<usize>,
     /// The relevance of each element, row-major.
     pub values: Vec<f32>,

@@ -70,7 +70,8 @@ impl Exclude {
         };
         let rows = window_len.div_ceil(BLOCK / WARP);
         let geometry = Geometry::new([items.len() as u32, rows, layers as u32], BLOCK);
-        Launch::new(self.variant(), geometry, &params, 0).passing(2 * items.len() * layers * fused.maps.bytes())
+        Launch::new(self.variant(), geometry, &params, 0)
+            .passing(2 * items.len() * layers * fused.maps.bytes())
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::maps::MAX_WARPS;
 use super::parts::WARP;
-use super::{Columns, Fused, Fusion, Kernel, Maps, MapSource, example_shape};
+use super::{Columns, Fused, Fusion, Kernel, MapSource, Maps, example_shape};
 use crate::config::{GradientRule, Output, RolloutConfig};
 use crate::cuda::address::Address;
 use crate::cuda::launch::{Geometry, Launch};
@@ -89,7 +89,8 @@ impl FuseHeads {
             cooperative: false,
         };
         let unused = params.maps.unused_bytes();
-        Launch::new(self.variant(), geometry, &params, unused).passing(2 * items.len() * layers.len() * fused.maps.bytes())
+        Launch::new(self.variant(), geometry, &params, unused)
+            .passing(2 * items.len() * layers.len() * fused.maps.bytes())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::parts::WARP;
-use super::{Arithmetic, Fusion, Kernel, Maps, MapSource, example_discard, example_shape};
+use super::{Arithmetic, Fusion, Kernel, MapSource, Maps, example_discard, example_shape};
 use crate::config::{Output, RolloutConfig};
 use crate::cuda::address::Address;
 use crate::cuda::launch::{Geometry, Launch};

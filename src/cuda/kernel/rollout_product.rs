@@ -59,13 +59,18 @@ impl RolloutProduct {
             rows => rows,
         };
         let geometry = Geometry {
-            grid: [items as u32, rows.div_ceil(RolloutProduct::TILE), window_len.div_ceil(RolloutProduct::TILE)],
+            grid: [
+                items as u32,
+                rows.div_ceil(RolloutProduct::TILE),
+                window_len.div_ceil(RolloutProduct::TILE),
+            ],
             block: self.block(),
             shared_bytes: 0,
             cluster: 1,
             cooperative: false,
         };
-        Launch::new(self.variant(), geometry, &params, 0).passing(2 * items * params.maps.state_bytes(rows))
+        Launch::new(self.variant(), geometry, &params, 0)
+            .passing(2 * items * params.maps.state_bytes(rows))
     }
 
     /// Threads of a block: 16 entries of the tile each, or a quarter of it per warp.

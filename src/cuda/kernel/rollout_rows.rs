@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::maps::MAX_WARPS;
 use super::parts::WARP;
-use super::{Columns, Fusion, Kernel, Maps, MapSource, example_discard, example_shape};
+use super::{Columns, Fusion, Kernel, MapSource, Maps, example_discard, example_shape};
 use crate::config::{GradientRule, Output, RolloutConfig, StartRows};
 use crate::cuda::address::Address;
 use crate::cuda::launch::{Geometry, Launch};
@@ -184,7 +184,11 @@ impl RolloutRows {
         } else {
             1
         };
-        let scales = if self.normalize { tokens + MAX_WARPS } else { 0 };
+        let scales = if self.normalize {
+            tokens + MAX_WARPS
+        } else {
+            0
+        };
         let sums = turns * columns.chunk * columns.chunks_per_block;
         4 * (start_rows * (tokens + sums) + scales)
     }

@@ -3,7 +3,7 @@
 use std::ops::{Range, RangeInclusive};
 
 use super::parts::WARP;
-use super::{Fusion, Kernel, Maps, MapSource, example_shape};
+use super::{Fusion, Kernel, MapSource, Maps, example_shape};
 use crate::config::{Output, RolloutConfig, StartRows};
 use crate::cuda::address::{Address, Base};
 use crate::cuda::launch::{Geometry, Launch};
@@ -209,7 +209,12 @@ impl RowsStream {
                 _ => 0,
             };
             let groups = self.warps() / column_warps;
-            let rest = 4 * (2 * start_rows * slice + slice + groups * panel_columns + 2 * self.warps() + inbox);
+            let rest = 4
+                * (2 * start_rows * slice
+                    + slice
+                    + groups * panel_columns
+                    + 2 * self.warps()
+                    + inbox);
             // The granules at both ends of a row, and of the planes.
             let stage = |rows: u32| {
                 let plane = (rows * panel_columns * element).checked_add(2 * 16)?;
@@ -340,9 +345,20 @@ impl RingRows {
 
 impl Kernel for RowsStream {
     fn variant(&self) -> Variant {
-        let RowsStream { dtype, rows, columns, fusion } = *self;
+        let RowsStream {
+            dtype,
+            rows,
+            columns,
+            fusion,
+        } = *self;
         let tile = format!("k{columns}");
-        let parts = [dtype.name(), "f32", &format!("m{rows}"), &tile, fusion.name()];
+        let parts = [
+            dtype.name(),
+            "f32",
+            &format!("m{rows}"),
+            &tile,
+            fusion.name(),
+        ];
         Variant {
             stem: "rows_stream",
             symbol: symbol("rows_stream", &parts, &[]),
