@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::backend;
 use crate::error::{Error, Result};
-use crate::input::{Feature, InputFile, Maps, Tensors};
+use crate::input::{FeatureMaps, FileFeature, InputFile, Tensors};
 use crate::job::{Job, jobs, problem};
 use crate::options::{ConfigArgs, DeviceArg, DeviceArgs, OutputKind, SelectArgs};
 use crate::report;
@@ -133,7 +133,7 @@ fn file_members(args: &BenchArgs, path: &Path) -> Result<Vec<(Problem, Inputs)>>
             .feature
             .maps(0..job.feature.shape.batch)
             .map_err(place())?;
-        let layers: Vec<_> = maps.iter().map(Maps::host_layer).collect();
+        let layers: Vec<_> = maps.iter().map(FeatureMaps::host_layer).collect();
         let inputs = Inputs::copied(&layers).map_err(place())?;
         Ok((job.problem, inputs))
     };
@@ -143,7 +143,7 @@ fn file_members(args: &BenchArgs, path: &Path) -> Result<Vec<(Problem, Inputs)>>
 fn random_member(args: &BenchArgs) -> Result<(Problem, Inputs)> {
     let ShapeArg(shape) = args.shape;
     args.config.check_rows_for([""].into_iter())?;
-    let feature = Feature::without_maps(shape, args.dtype);
+    let feature = FileFeature::without_maps(shape, args.dtype);
     let problem = problem(
         &Tensors::none(),
         &feature,

@@ -19,7 +19,7 @@ const MAX_AXES: usize = 64;
 
 /// What the header says of one tensor.
 #[derive(Deserialize)]
-pub struct Entry {
+pub struct TensorInfo {
     /// Element type.
     pub dtype: Dtype,
     /// Extents.
@@ -30,11 +30,11 @@ pub struct Entry {
 }
 
 /// Tensors by name.
-pub type Entries = Vec<(String, Entry)>;
+pub type TensorInfos = Vec<(String, TensorInfo)>;
 
 /// The tensors of `file` in order of their data, and the data. Every tensor lies inside it and has as many bytes as its
 /// shape and type need; together they cover it.
-pub fn read(file: &[u8]) -> Result<(Entries, &[u8]), String> {
+pub fn read(file: &[u8]) -> Result<(TensorInfos, &[u8]), String> {
     let (length, rest) = file
         .split_first_chunk::<8>()
         .ok_or("the header length is cut off")?;
@@ -66,8 +66,8 @@ pub fn read(file: &[u8]) -> Result<(Entries, &[u8]), String> {
 }
 
 /// Checks a tensor that follows `covered` bytes of others.
-fn check(entry: &Entry, covered: usize, available: usize) -> Result<(), String> {
-    let Entry {
+fn check(entry: &TensorInfo, covered: usize, available: usize) -> Result<(), String> {
+    let TensorInfo {
         dtype,
         ref shape,
         data_offsets: (start, end),
@@ -96,7 +96,7 @@ fn check(entry: &Entry, covered: usize, available: usize) -> Result<(), String> 
 }
 
 /// The entries as they are listed.
-struct Header(Entries);
+struct Header(TensorInfos);
 
 impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -105,7 +105,7 @@ pub struct Tensors<'a> {
 }
 
 /// One stack of attention layers: the tensors `<prefix>layer.<l>`.
-pub struct Feature<'a> {
+pub struct FileFeature<'a> {
     /// What stands before `layer.<l>`: empty, or a path that ends in `/`.
     pub prefix: String,
     /// Extents of the maps; `heads` is 1 where the tensors are `[batch, tokens, tokens]`.
@@ -140,7 +140,7 @@ impl<'a> Tensors<'a> {
     }
 
     /// Every feature, by prefix. Tensors with other names are ignored.
-    pub fn features(&self) -> Result<Vec<Feature<'a>>> {
+    pub fn features(&self) -> Result<Vec<FileFeature<'a>>> {
         let mut stacks: BTreeMap<&str, BTreeMap<usize, &TensorView<'a>>> = BTreeMap::new();
         for (name, view) in &self.views {
             if let Some((prefix, number)) = layer_name(name)? {
@@ -155,7 +155,7 @@ impl<'a> Tensors<'a> {
         }
         stacks
             .into_iter()
-            .map(|(prefix, layers)| Feature::new(prefix, layers))
+            .map(|(prefix, layers)| FileFeature::new(prefix, layers))
             .collect()
     }
 }
@@ -185,10 +185,10 @@ fn layer_name(name: &str) -> Result<Option<(&str, usize)>> {
     }
 }
 
-impl<'a> Feature<'a> {
+impl<'a> FileFeature<'a> {
     /// The extents of random maps.
     pub fn without_maps(shape: Shape, dtype: DType) -> Self {
-        Feature {
+        FileFeature {
             prefix: String::new(),
             shape,
             dtype,
@@ -217,7 +217,7 @@ impl<'a> Feature<'a> {
             Ok(view.clone())
         };
         let gradients = self.layers.iter().enumerate().map(gradient);
-        Ok(Feature {
+        Ok(FileFeature {
             gradients: gradients.collect::<Result<_>>()?,
             ..self
         })
@@ -256,7 +256,7 @@ impl<'a> Feature<'a> {
         }
         let ([batch, heads, tokens], dtype) =
             first.expect("a feature is found by one of its layers");
-        Ok(Feature {
+        Ok(FileFeature {
             prefix: prefix.to_owned(),
             shape: Shape {
                 layers: layers.len(),
@@ -299,7 +299,7 @@ impl<'a> Feature<'a> {
 
     /// The maps of `items` in every layer, and their gradients where these take part, straight from the file; a copy only
     /// where the file does not align them.
-    pub fn maps(&self, items: Range<usize>) -> attention_rollout::Result<Vec<Maps<'a>>> {
+    pub fn maps(&self, items: Range<usize>) -> attention_rollout::Result<Vec<FeatureMaps<'a>>> {
         let of_items = |view: &TensorView<'a>| {
             // An item's bytes divide the tensor's, because the batch is its first axis.
             let item = view.data().len().checked_div(self.shape.batch).unwrap_or(0);
@@ -311,7 +311,7 @@ impl<'a> Feature<'a> {
         };
         (self.layers.iter().enumerate())
             .map(|(layer, view)| {
-                Ok(Maps {
+                Ok(FeatureMaps {
                     maps: of_items(view)?,
                     gradients: self.gradients.get(layer).map(of_items).transpose()?,
                 })
@@ -336,12 +336,12 @@ impl Elements<'_> {
 }
 
 /// One layer's maps, and their gradients where these take part.
-pub struct Maps<'a> {
+pub struct FeatureMaps<'a> {
     maps: Elements<'a>,
     gradients: Option<Elements<'a>>,
 }
 
-impl Maps<'_> {
+impl FeatureMaps<'_> {
     /// The layer as the library takes it.
     pub fn host_layer(&self) -> HostLayer<'_> {
         let maps = self.maps.tensor();

@@ -7,12 +7,12 @@ use attention_rollout::{
 use safetensors::tensor::TensorView;
 
 use crate::error::{Error, Result};
-use crate::input::{Feature, Tensors, numbers};
+use crate::input::{FileFeature, Tensors, numbers};
 use crate::options::{ConfigArgs, FusionArg, OutputKind, RowsArg, SelectArgs, is_below};
 
 /// One feature and the problem over its maps.
 pub struct Job<'a> {
-    pub feature: Feature<'a>,
+    pub feature: FileFeature<'a>,
     pub problem: Problem,
 }
 
@@ -52,7 +52,7 @@ pub fn jobs<'a>(
 /// The problem the options state over the maps of `feature`.
 pub fn problem(
     tensors: &Tensors<'_>,
-    feature: &Feature<'_>,
+    feature: &FileFeature<'_>,
     select: &SelectArgs,
     config: &ConfigArgs,
     kind: OutputKind,
@@ -122,7 +122,7 @@ fn residual(config: &ConfigArgs, layers: usize) -> Result<ResidualWeights> {
 /// The tensors beside a feature's layers.
 struct Beside<'t, 'a> {
     tensors: &'t Tensors<'a>,
-    feature: &'t Feature<'a>,
+    feature: &'t FileFeature<'a>,
 }
 
 impl<'a> Beside<'_, 'a> {

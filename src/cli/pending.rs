@@ -15,12 +15,12 @@ const MAX_LINKS: usize = 40;
 
 /// Where a path leads: a name, in use or not, in a directory that is there.
 #[derive(Debug)]
-pub struct Target {
+pub struct Destination {
     directory: PathBuf,
     name: OsString,
 }
 
-impl Target {
+impl Destination {
     /// Follows links, to the name where they end even if nothing has that name yet.
     ///
     /// # Errors
@@ -33,7 +33,7 @@ impl Target {
                 Some(parent) if parent != Path::new("") => parent,
                 _ => Path::new("."),
             };
-            let target = Target {
+            let target = Destination {
                 directory: directory.canonicalize()?,
                 name,
             };
@@ -54,7 +54,7 @@ impl Target {
     }
 
     /// Whether both are the same name in the same directory.
-    pub fn is_same(&self, other: &Target) -> bool {
+    pub fn is_same(&self, other: &Destination) -> bool {
         let places = || Some((place(&self.directory)?, place(&other.directory)?));
         self.name == other.name
             && match places() {
@@ -94,7 +94,7 @@ fn not_regular() -> io::Error {
 /// A file that appears under its name only when it is [committed](commit), and whole.
 #[derive(Debug)]
 pub struct PendingFile {
-    target: Target,
+    target: Destination,
     temporary: NamedTempFile,
     _guard: Guard,
 }
@@ -107,7 +107,7 @@ impl PendingFile {
     /// [`Error::Output`] too where the finished file could not be given that name.
     pub fn create(path: &Path) -> Result<Self> {
         let fail = |error: io::Error| Error::output(path, "cannot create")(error);
-        let target = Target::resolve(path).map_err(fail)?;
+        let target = Destination::resolve(path).map_err(fail)?;
         let there = fs::symlink_metadata(target.path()).ok();
         if let Some(there) = &there {
             check_replaceable(&target, there).map_err(fail)?;
@@ -206,7 +206,7 @@ fn temporary(directory: &Path, there: Option<&Metadata>) -> io::Result<(NamedTem
 }
 
 /// Refuses what can never be replaced by a rename.
-fn check_replaceable(target: &Target, there: &Metadata) -> io::Result<()> {
+fn check_replaceable(target: &Destination, there: &Metadata) -> io::Result<()> {
     if !there.is_file() {
         return Err(not_regular());
     }
@@ -298,12 +298,12 @@ mod tests {
         let path = directory.path().to_str().unwrap();
         for name in ["", "/", "new/", "new//", ".", "..", "new/.", "./", "a/../"] {
             let name = format!("{path}/{name}");
-            assert!(Target::resolve(Path::new(&name)).is_err(), "{name:?}");
+            assert!(Destination::resolve(Path::new(&name)).is_err(), "{name:?}");
         }
         for name in ["new", "...", "a.", "..a", ".hidden"] {
-            let target = Target::resolve(Path::new(&format!("{path}/{name}"))).unwrap();
+            let target = Destination::resolve(Path::new(&format!("{path}/{name}"))).unwrap();
             assert_eq!(target.name, name);
         }
-        assert!(Target::resolve(&directory.path().join("n".repeat(256))).is_err());
+        assert!(Destination::resolve(&directory.path().join("n".repeat(256))).is_err());
     }
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::backend;
 use crate::error::{Error, Result};
-use crate::input::{Feature, Tensors};
+use crate::input::{FileFeature, Tensors};
 use crate::job::problem;
 use crate::options::{ConfigArgs, DeviceArgs, OutputKind, SelectArgs};
 use crate::report;
@@ -68,7 +68,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     };
     args.config.check_heeded(Some(args.output_kind), false)?;
     args.config.check_rows_for([""].into_iter())?;
-    let feature = Feature::without_maps(shape, args.dtype);
+    let feature = FileFeature::without_maps(shape, args.dtype);
     let select = SelectArgs::default();
     let problem = problem(
         &Tensors::none(),

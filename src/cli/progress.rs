@@ -9,17 +9,17 @@ use indicatif::{ProgressBar, ProgressStyle};
 const QUIET: Duration = Duration::from_millis(500);
 
 /// Counts bytes of attention maps; draws on stderr where that is a terminal.
-pub struct Progress {
+pub struct MapProgress {
     started: Instant,
     total: u64,
     done: u64,
     bar: Option<ProgressBar>,
 }
 
-impl Progress {
+impl MapProgress {
     /// Starts counting towards `total` bytes.
     pub fn start(total: u64) -> Self {
-        Progress {
+        MapProgress {
             started: Instant::now(),
             total,
             done: 0,
@@ -44,7 +44,7 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Drop for MapProgress {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

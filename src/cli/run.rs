@@ -14,11 +14,11 @@ use crate::input::{InputFile, Tensors};
 use crate::job::{Job, jobs};
 use crate::options::{ConfigArgs, DeviceArgs, OutputKind, SelectArgs};
 use crate::output::TensorFile;
-use crate::pending::Target;
-use crate::progress::Progress;
+use crate::pending::Destination;
+use crate::progress::MapProgress;
 use crate::relevance::RelevanceArgs;
 use crate::report;
-use crate::sink::{Outputs, Sink};
+use crate::sink::{Outputs, ResultSink};
 
 /// Compute the rollout of attention maps saved in a safetensors file.
 #[derive(Args, Debug)]
@@ -112,13 +112,13 @@ pub fn run(args: &RunArgs) -> Result<()> {
     };
 
     let total = jobs.iter().map(|job| job.problem.map_bytes() as u64).sum();
-    let mut sink = Sink {
+    let mut sink = ResultSink {
         relevance: &args.relevance,
         special_tokens,
         file,
         drawing,
         drawn: None,
-        progress: Progress::start(total),
+        progress: MapProgress::start(total),
     };
     let mut done = Vec::with_capacity(jobs.len());
     for (job, outputs) in jobs.iter().zip(outputs) {
@@ -155,10 +155,10 @@ fn check_paths(args: &RunArgs) -> Result<()> {
         args.heatmap.tokens.as_ref(),
     ];
     // An input that is not there is told of when it is opened.
-    let mut taken: Vec<Target> = inputs
+    let mut taken: Vec<Destination> = inputs
         .into_iter()
         .flatten()
-        .filter_map(|path| Target::resolve(path).ok())
+        .filter_map(|path| Destination::resolve(path).ok())
         .collect();
     let outputs = [
         ("--output", &args.output),
@@ -166,7 +166,7 @@ fn check_paths(args: &RunArgs) -> Result<()> {
     ];
     for (option, path) in outputs {
         let Some(path) = path else { continue };
-        let target = Target::resolve(path).map_err(Error::output(path, "cannot create"))?;
+        let target = Destination::resolve(path).map_err(Error::output(path, "cannot create"))?;
         if let Some(other) = taken.iter().find(|other| other.is_same(&target)) {
             let got = other.path().display().to_string();
             return Err(Error::argument(option, "a file of its own", got));

@@ -106,7 +106,7 @@ struct Subject<'a> {
 }
 
 /// Problems that a kernel takes part in, one by one or as a group, ready to be run.
-struct Prepared {
+struct ReadySubject {
     plans: Plans,
     inputs: Vec<Inputs>,
     /// What the reference computes of each.
@@ -127,7 +127,7 @@ impl Subject<'_> {
         self.entry.symbol(&self.kernel.variant())
     }
 
-    fn prepare(&self, runtime: &Runtime, options: &Options) -> Anything<Prepared> {
+    fn prepare(&self, runtime: &Runtime, options: &Options) -> Anything<ReadySubject> {
         let mut problems = vec![self.kernel.example(3, TOKENS)?];
         let another = match self.entry {
             Entry::Alone => self.kernel.example(3, DIVIDED_TOKENS)?,
@@ -162,7 +162,7 @@ impl Subject<'_> {
             true => half_budget(problem, want),
             false => BUDGET,
         };
-        Ok(Prepared {
+        Ok(ReadySubject {
             plans,
             inputs,
             budgets: problems.iter().zip(&want).map(budget).collect(),
@@ -171,7 +171,7 @@ impl Subject<'_> {
     }
 }
 
-impl Prepared {
+impl ReadySubject {
     /// The largest absolute error, NaN where the kernel left NaN, and the most it may be.
     fn max_error(self, runtime: &Runtime) -> Anything<(f64, f64)> {
         let stream = runtime.context().default_stream();

@@ -8,11 +8,11 @@ use attention_rollout::{DType, HostLayer, Output, Problem, post, validate};
 
 use crate::error::{Error, Result};
 use crate::heatmap::Drawing;
-use crate::input::{Maps, Tensors};
+use crate::input::{FeatureMaps, Tensors};
 use crate::job::{Job, check_leading_shape};
 use crate::output::{TensorFile, TensorSpec};
 use crate::pending::{self, PendingFile};
-use crate::progress::Progress;
+use crate::progress::MapProgress;
 use crate::relevance::RelevanceArgs;
 
 /// The tensors a job writes.
@@ -95,16 +95,16 @@ fn value_shape<'t>(
 }
 
 /// Where results go.
-pub struct Sink<'a> {
+pub struct ResultSink<'a> {
     pub relevance: &'a RelevanceArgs,
     pub special_tokens: usize,
     pub file: Option<TensorFile>,
     pub drawing: Option<Drawing>,
     pub drawn: Option<PendingFile>,
-    pub progress: Progress,
+    pub progress: MapProgress,
 }
 
-impl Sink<'_> {
+impl ResultSink<'_> {
     /// Computes a job chunk by chunk; returns the time spent computing, and what computed it.
     pub fn run_job(
         &mut self,
@@ -137,7 +137,7 @@ impl Sink<'_> {
                 Some(Next::Push(items)) => {
                     let of_batch = all.start + items.start..all.start + items.end;
                     let maps = job.feature.maps(of_batch.clone()).map_err(place())?;
-                    let layers: Vec<_> = maps.iter().map(Maps::host_layer).collect();
+                    let layers: Vec<_> = maps.iter().map(FeatureMaps::host_layer).collect();
                     if let Some(tolerance) = validate {
                         let part = problem.slice_batch(items);
                         check_maps(job, &part, &layers, of_batch.start, tolerance)?;

@@ -13,10 +13,10 @@ use serde_json::json;
 
 use crate::backend;
 use crate::error::{Error, Result};
-use crate::input::{InputFile, Maps};
+use crate::input::{FeatureMaps, InputFile};
 use crate::job::{Job, jobs};
 use crate::options::{ConfigArgs, DeviceArg, DeviceArgs, OutputKind, SelectArgs};
-use crate::progress::Progress;
+use crate::progress::MapProgress;
 use crate::report;
 use crate::shown::shown;
 
@@ -80,7 +80,7 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
 
     let devices = devices(&args.device)?;
     let total = per_kind.iter().flat_map(|(_, jobs)| jobs);
-    let mut progress = Progress::start(total.map(|job| job.problem.map_bytes() as u64).sum());
+    let mut progress = MapProgress::start(total.map(|job| job.problem.map_bytes() as u64).sum());
     let mut checks = Vec::new();
     let features = per_kind.first().map_or(0, |(_, jobs)| jobs.len());
     for feature in 0..features {
@@ -118,7 +118,7 @@ fn check(
     let place = || Error::rollout(job.feature.place());
     let problem = job.problem.slice_batch(items.clone());
     let maps = job.feature.maps(items).map_err(place())?;
-    let layers: Vec<HostLayer<'_>> = maps.iter().map(Maps::host_layer).collect();
+    let layers: Vec<HostLayer<'_>> = maps.iter().map(FeatureMaps::host_layer).collect();
     // Forms may differ where a NaN or an infinity takes part: nothing to hold them to.
     let defect = first_not_finite(&problem, &layers).map_err(place())?;
     if let Some(defect) = defect {

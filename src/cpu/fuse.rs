@@ -20,7 +20,7 @@ use std::ops::Range;
 use crate::config::{GradientRule, HeadFusion};
 pub(crate) use crate::cpu::fuse::sink::Accumulate;
 
-use crate::cpu::fuse::entries::{Attention, Entries, GradientWeighted};
+use crate::cpu::fuse::entries::{Attention, GradientWeighted, HeadEntries};
 use crate::cpu::fuse::pass::{FuseRows, Prefetch};
 use crate::cpu::fuse::sink::Store;
 use crate::cpu::simd::{InnerLoop, Lanes, Simd};
@@ -203,7 +203,7 @@ impl MapRows<'_> {
 
 /// An inner loop over the entries of rows, whatever these are.
 trait EntriesLoop {
-    fn run<L: Lanes, E: Entries>(self, lanes: L, entries: E);
+    fn run<L: Lanes, E: HeadEntries>(self, lanes: L, entries: E);
 }
 
 /// The same over entries that are known.
@@ -212,7 +212,7 @@ struct Over<E, I> {
     inner_loop: I,
 }
 
-impl<E: Entries, I: EntriesLoop> InnerLoop for Over<E, I> {
+impl<E: HeadEntries, I: EntriesLoop> InnerLoop for Over<E, I> {
     type Output = ();
 
     #[inline(always)]

@@ -6,7 +6,7 @@ use crate::config::{Output, Residual, ResidualWeights, RolloutConfig};
 use crate::cpu::Options;
 use crate::cpu::choice::{Choice, Form};
 use crate::cpu::engine::{Engine, Prepared};
-use crate::cpu::form::product::{self, Layer, ProductScratch, StepBuffers};
+use crate::cpu::form::product::{self, LayerStep, ProductScratch, StepBuffers};
 use crate::cpu::form::rows::{self, RowsScratch};
 use crate::cpu::fuse::ItemMaps;
 use crate::cpu::map::Run;
@@ -222,7 +222,7 @@ impl StreamingPlan {
                 item,
             };
             let (own, shared) = prepared.scratch.carve(task.memory);
-            let layer = Layer {
+            let layer = LayerStep {
                 simd,
                 member,
                 maps,

@@ -16,11 +16,11 @@ pub struct Products {
     tokens: usize,
     /// The left factors of each item, one after the other.
     left: Vec<Vec<f32>>,
-    panels: Vec<Panel>,
+    panels: Vec<PanelProduct>,
 }
 
 /// Some columns of an item's state, `[tokens, columns]`, and where its next value goes. Columns never need each other.
-struct Panel {
+struct PanelProduct {
     item: usize,
     columns: usize,
     state: Vec<f32>,
@@ -42,7 +42,7 @@ impl Products {
         let entry = 1.0 / tokens as f32;
         let panel = |item, part| {
             let columns = tokens * (part + 1) / parts - tokens * part / parts;
-            Panel {
+            PanelProduct {
                 item,
                 columns,
                 state: vec![entry; tokens * columns],
@@ -67,7 +67,7 @@ impl Products {
             left,
             panels,
         } = self;
-        let compute = |panel: &mut Panel| {
+        let compute = |panel: &mut PanelProduct| {
             for left in left[panel.item].chunks_exact(*tokens * *tokens) {
                 panel.multiply(left, *tokens);
             }
@@ -82,7 +82,7 @@ impl Products {
     }
 }
 
-impl Panel {
+impl PanelProduct {
     /// `state = left * state`.
     fn multiply(&mut self, left: &[f32], tokens: usize) {
         assert_eq!(left.len(), tokens * tokens);

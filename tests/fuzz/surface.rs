@@ -32,7 +32,7 @@ pub fn check(file: &[u8]) {
     }
 }
 
-fn has_twice(entries: &header::Entries) -> bool {
+fn has_twice(entries: &header::TensorInfos) -> bool {
     let mut names: Vec<&str> = entries.iter().map(|(name, _)| name.as_str()).collect();
     names.sort_unstable();
     names.windows(2).any(|pair| pair[0] == pair[1])

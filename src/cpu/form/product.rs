@@ -179,7 +179,7 @@ pub(crate) fn item(
         return;
     }
     if writes_ahat(problem) {
-        let layer = Layer {
+        let layer = LayerStep {
             simd: run.simd,
             member,
             maps: run.maps(problem.layers().start, item),
@@ -200,7 +200,7 @@ pub(crate) fn item(
             to: rollout(at),
             slab: slab.map(|index| Slab::of_matrix(out, index, tokens, window)),
         };
-        let layer = Layer {
+        let layer = LayerStep {
             simd: run.simd,
             member,
             maps: run.maps(layer, item),
@@ -223,7 +223,7 @@ pub(crate) struct StepBuffers<'a> {
 }
 
 /// One layer of one item, and what it is computed with.
-pub(crate) struct Layer<'a> {
+pub(crate) struct LayerStep<'a> {
     pub simd: Simd,
     pub member: Member<'a>,
     pub maps: ItemMaps<'a>,
@@ -231,7 +231,7 @@ pub(crate) struct Layer<'a> {
     pub shared: ProductShared<'a>,
 }
 
-impl Layer<'_> {
+impl LayerStep<'_> {
     /// `to = Ahat before`, or `to = Ahat` where nothing came before. Ends with a barrier.
     pub fn step(self, StepBuffers { before, to, slab }: StepBuffers<'_>) {
         let (member, shared, len) = (self.member, self.shared, self.maps.len());
@@ -277,7 +277,7 @@ impl Layer<'_> {
     /// Makes the rows of `Ahat` that fall to this member, a few at a time, and shows them to `take`, `[rows, len]` from
     /// row `first` on. With `keep` they stay in what is shared, `[len, len]`; else each few take the place of the last.
     fn make_rows(self, keep: bool, mut take: impl FnMut(usize, &[f32])) {
-        let Layer {
+        let LayerStep {
             simd,
             member,
             maps,

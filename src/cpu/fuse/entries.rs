@@ -5,7 +5,7 @@ use crate::cpu::simd::Lanes;
 use crate::dtype::Element;
 
 /// Entries of the heads of some rows, by their place among the elements of the maps.
-pub(super) trait Entries: Copy {
+pub(super) trait HeadEntries: Copy {
     /// Bytes of an element.
     const BYTES: usize;
     /// Arrays that an entry is read from.
@@ -31,7 +31,7 @@ pub(super) trait Entries: Copy {
 #[derive(Clone, Copy)]
 pub(super) struct Attention<'a, T>(pub &'a [T]);
 
-impl<T: Element> Entries for Attention<'_, T> {
+impl<T: Element> HeadEntries for Attention<'_, T> {
     const BYTES: usize = size_of::<T>();
     const OPERANDS: usize = 1;
 
@@ -83,7 +83,7 @@ impl<'a, T> GradientWeighted<'a, T> {
     }
 }
 
-impl<T: Element> Entries for GradientWeighted<'_, T> {
+impl<T: Element> HeadEntries for GradientWeighted<'_, T> {
     const BYTES: usize = size_of::<T>();
     const OPERANDS: usize = 2;
 

@@ -2,7 +2,7 @@
 
 use super::{EntriesLoop, MapRows};
 use crate::config::HeadFusion;
-use crate::cpu::fuse::entries::Entries;
+use crate::cpu::fuse::entries::HeadEntries;
 use crate::cpu::fuse::fold::{Above, Extreme, Fold, Mean, Weighted};
 use crate::cpu::fuse::sink::Sink;
 use crate::cpu::simd::{Lanes, Scalar};
@@ -16,7 +16,7 @@ pub(super) struct Prefetch<'a>(pub MapRows<'a>);
 
 impl EntriesLoop for Prefetch<'_> {
     #[inline(always)]
-    fn run<L: Lanes, E: Entries>(self, lanes: L, entries: E) {
+    fn run<L: Lanes, E: HeadEntries>(self, lanes: L, entries: E) {
         let rows = self.0;
         let most = PREFETCH_BYTES / (rows.heads * E::OPERANDS);
         let bytes = (rows.rows * rows.row_stride * E::BYTES).min(most);
@@ -38,7 +38,7 @@ pub(super) struct FuseRows<'a, S> {
 
 impl<S: Sink> EntriesLoop for FuseRows<'_, S> {
     #[inline(always)]
-    fn run<L: Lanes, E: Entries>(self, lanes: L, entries: E) {
+    fn run<L: Lanes, E: HeadEntries>(self, lanes: L, entries: E) {
         // As many vectors as leave registers free: of two rows, or of four where there is but one head.
         match self.from.fusion {
             HeadFusion::Weighted(weights) => {
@@ -62,7 +62,7 @@ impl<S: Sink> EntriesLoop for FuseRows<'_, S> {
 impl<S: Sink> FuseRows<'_, S> {
     /// All rows, `R` at a time in steps of `V` vectors.
     #[inline(always)]
-    fn rows<L: Lanes, E: Entries, F: Fold, const R: usize, const V: usize>(
+    fn rows<L: Lanes, E: HeadEntries, F: Fold, const R: usize, const V: usize>(
         self,
         lanes: L,
         entries: E,
@@ -121,7 +121,7 @@ struct Fuse<'a, L, E, F, S> {
     to: S,
 }
 
-impl<L: Lanes, E: Entries, F: Fold, S: Sink> Fuse<'_, L, E, F, S> {
+impl<L: Lanes, E: HeadEntries, F: Fold, S: Sink> Fuse<'_, L, E, F, S> {
     /// The first `len` columns of `R` rows, in steps of `V` vectors, 2 or 4.
     #[inline(always)]
     fn columns<const R: usize, const V: usize>(&mut self, row: usize, len: usize) {

@@ -101,7 +101,7 @@ fn relative_on_loader_path(variables: Variables<'_>, name: &str) -> Option<PathB
 }
 
 /// A place where the library may be.
-struct Place {
+struct SearchPlace {
     /// What it is, for the error.
     name: String,
     /// What it was derived from; none when there is nothing to derive it from.
@@ -112,7 +112,7 @@ struct Place {
 
 /// The places after the loader path, in order. A variable that holds a relative path counts as not set: the working
 /// directory is never searched.
-fn places(variables: Variables<'_>) -> Vec<Place> {
+fn places(variables: Variables<'_>) -> Vec<SearchPlace> {
     let variable = |name: &str| {
         set(variables, name)
             .map(PathBuf::from)
@@ -151,8 +151,12 @@ fn places(variables: Variables<'_>) -> Vec<Place> {
     places
 }
 
-fn place(name: &str, root: Option<PathBuf>, directories: impl Fn(&Path) -> Vec<PathBuf>) -> Place {
-    Place {
+fn place(
+    name: &str,
+    root: Option<PathBuf>,
+    directories: impl Fn(&Path) -> Vec<PathBuf>,
+) -> SearchPlace {
+    SearchPlace {
         name: name.to_owned(),
         directories: root.as_deref().map(directories).unwrap_or_default(),
         root,
