@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream, sys};
 
-use super::inputs::{Given, Inputs};
+use super::inputs::{Given, InputRing};
 use super::workspace::{Room, Workspace};
 use crate::cuda::address::{Address, Base, Bases};
 use crate::cuda::driver::{self, DeviceMemory, Event, Function, Stream, bind, driver_error};
@@ -25,7 +25,7 @@ pub(super) struct Engine {
     events: Vec<Event>,
     prepared: Vec<Prepared>,
     /// Where runs are given something beside their layers.
-    inputs: Option<Inputs>,
+    inputs: Option<InputRing>,
     /// The windows of the run under way start at multiples of 16 bytes, as those for which the launches were chosen.
     aligned: bool,
     problem: Problem,
@@ -172,7 +172,7 @@ impl Engine {
         let context = runtime.context();
         bind(context)?;
         let inputs = match prepared.first() {
-            Some(first) => Inputs::new(runtime, problem, &first.schedule)?,
+            Some(first) => InputRing::new(runtime, problem, &first.schedule)?,
             None => None,
         };
         let schedules = || prepared.iter().map(|prepared| &prepared.schedule);

@@ -152,7 +152,7 @@ impl Given {
 }
 
 /// The inputs of a plan that takes some.
-pub(super) struct Inputs {
+pub(super) struct InputRing {
     function: Arc<Function>,
     slots: PinnedMemory,
     /// Each marks the end of a slot's copy.
@@ -169,7 +169,7 @@ pub(super) struct Inputs {
     aligned: bool,
 }
 
-impl Inputs {
+impl InputRing {
     /// Those of `problem`, of which `schedule` is one; none where its runs are given nothing.
     pub fn new(runtime: &Runtime, problem: &Problem, schedule: &Schedule) -> Result<Option<Self>> {
         let Some(launch) = &schedule.inputs else {
@@ -177,7 +177,7 @@ impl Inputs {
         };
         let context = runtime.context();
         let bytes = SLOTS * given_bytes(problem);
-        Ok(Some(Inputs {
+        Ok(Some(InputRing {
             function: runtime.function(Entry::Alone, launch.variant(), 0)?,
             slots: PinnedMemory::new(context, bytes)?,
             copied: (0..SLOTS)
