@@ -76,7 +76,7 @@ fn cases() -> Vec<Case> {
 
 #[test]
 fn chunks_of_any_size_on_any_number_of_devices_agree() {
-    let Some(machine) = machine("sm_90,sm_80") else {
+    let Some(machine) = machine("sm_90/16,sm_80/16") else {
         return;
     };
     let mut runtimes = vec![machine.runtime()];

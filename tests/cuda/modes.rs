@@ -37,7 +37,8 @@ fn compare(machine: &Machine, case: &Case) -> Result<(), String> {
 
 #[test]
 fn rows_agree_with_the_reference() {
-    let Some(machine) = machine("sm_90") else {
+    // Rows are divided among all multiprocessors: with few of them their blocks fit a small machine's memory.
+    let Some(machine) = machine("sm_90/16") else {
         return;
     };
     for dtype in DType::ALL {

@@ -180,12 +180,24 @@ pub const MODELS: [Model; 7] = [
 ];
 
 impl Model {
-    /// The model of that architecture name.
-    pub fn find(arch: &str) -> Option<Model> {
-        MODELS.iter().copied().find(|model| model.arch == arch)
+    /// The model of that architecture name. `sm_90/16` is one with 16 multiprocessors, as a slice of a GPU has them: blocks
+    /// that run together, one on each, take memory and time.
+    pub fn find(name: &str) -> Option<Model> {
+        let (arch, slice) = match name.split_once('/') {
+            Some((arch, multiprocessors)) => (arch, Some(multiprocessors.parse().ok()?)),
+            None => (name, None),
+        };
+        let whole = MODELS.iter().copied().find(|model| model.arch == arch)?;
+        let multiprocessors = slice.unwrap_or(whole.multiprocessors);
+        (1..=whole.multiprocessors)
+            .contains(&multiprocessors)
+            .then_some(Model {
+                multiprocessors,
+                ..whole
+            })
     }
 
-    /// The models named in a list like `sm_90,sm_80`; `None` if one of them does not exist.
+    /// The models named in a list like `sm_90,sm_80/16`; `None` if one of them does not exist.
     pub fn parse(list: &str) -> Option<Vec<Model>> {
         let names = list
             .split(',')
@@ -245,6 +257,15 @@ impl Model {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slices_have_fewer_multiprocessors() {
+        let slice = Model::find("sm_90/16").unwrap();
+        assert_eq!((slice.arch, slice.multiprocessors), ("sm_90", 16));
+        for wrong in ["sm_90/0", "sm_90/133", "sm_90/", "sm_90/x", "/16"] {
+            assert!(Model::find(wrong).is_none(), "{wrong}");
+        }
+    }
 
     #[test]
     fn models_are_consistent() {
