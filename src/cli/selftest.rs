@@ -199,10 +199,7 @@ impl ReadySubject {
             Plans::Grouped(mut plan) => {
                 let items = layers.iter().zip(&mut outs);
                 let mut items: Vec<_> = items
-                    .map(|(layers, out)| GroupItem {
-                        layers,
-                        out: out.into(),
-                    })
+                    .map(|(layers, out)| GroupItem::new(layers, out))
                     .collect();
                 plan.run(&stream, &mut items)?;
             }

@@ -30,8 +30,8 @@ pub enum ImageKind {
 pub struct Options {
     /// How exactly matrices are multiplied.
     pub precision: Precision,
-    /// Symbol of a kernel variant that must take part. `None` leaves the choice to [`choose`](super::choose()), unless the environment
-    /// variable `ROLLOUT_VARIANT` names one.
+    /// Symbol of a kernel variant that must take part. `None` leaves the choice to [`choose`](super::choose()), unless the
+    /// environment variable `ROLLOUT_VARIANT` names one.
     pub variant: Option<String>,
     /// Where runs work; in memory that the plan allocates unless it borrows some.
     pub workspace: Workspace,

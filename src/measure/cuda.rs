@@ -141,7 +141,7 @@ impl CudaRunner {
                 let mut items: Vec<_> = layers
                     .iter()
                     .zip(outputs)
-                    .map(|(layers, out)| GroupItem { layers, out })
+                    .map(|(layers, out)| GroupItem::new(layers, out))
                     .collect();
                 group.run(stream, &mut items)
             }

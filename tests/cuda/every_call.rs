@@ -120,11 +120,8 @@ fn group(machine: &Machine, generated: &Generated) -> Attempt {
     let mut outs = [stream.alloc_zeros(len)?, stream.alloc_zeros(len)?];
     let problems = [generated.problem.clone(), generated.problem.clone()];
     let mut plan = GroupPlan::on(&runtime(machine)?, &problems, &Options::default())?;
-    let item = |out| GroupItem {
-        layers: &layers,
-        out,
-    };
-    let mut items: Vec<_> = outs.iter_mut().map(|out| item(out.into())).collect();
+    let items = outs.iter_mut().map(|out| GroupItem::new(&layers, out));
+    let mut items: Vec<_> = items.collect();
     plan.run(&stream, &mut items)?;
     drop(items);
     Ok(stream.clone_dtoh(&outs[1])?)

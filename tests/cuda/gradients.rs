@@ -169,10 +169,7 @@ fn groups_streams_and_chunks_give_what_a_plan_gives() {
     let mut items: Vec<_> = layers
         .iter()
         .zip(&mut outs)
-        .map(|(layers, out)| GroupItem {
-            layers,
-            out: out.into(),
-        })
+        .map(|(layers, out)| GroupItem::new(layers, out))
         .collect();
     group.run(&stream, &mut items).unwrap();
     drop(items);

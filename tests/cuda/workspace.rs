@@ -149,10 +149,7 @@ fn streams_and_groups_borrow_too() {
         lent.poison();
         let items = layers.iter().zip(&mut outs);
         let mut items: Vec<_> = items
-            .map(|(layers, out)| GroupItem {
-                layers,
-                out: out.into(),
-            })
+            .map(|(layers, out)| GroupItem::new(layers, out))
             .collect();
         group.run(&stream, &mut items).unwrap();
         drop(items);

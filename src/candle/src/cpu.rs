@@ -1,17 +1,24 @@
 //! Tensors in host memory.
 
-use attention_rollout::cpu::{Options, Plan};
+use std::num::NonZeroUsize;
+
+use attention_rollout::cpu::{Options, PlanCache};
 use attention_rollout::{Element, HostLayer, Problem};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, Device, Error, Layout, Result, Storage, Tensor};
 
-/// Runs the plan that is kept, or another that is kept from now on.
-pub fn run(kept: &mut Option<Plan>, problem: &Problem, maps: &[Tensor]) -> Result<Tensor> {
-    let plan = match kept.take().filter(|plan| plan.problem() == problem) {
-        Some(plan) => plan,
-        None => Plan::new(problem, &Options::default()).map_err(Error::wrap)?,
+/// Runs the plan of `problem`, one of at most `most` that are kept in `plans`.
+pub fn run(
+    plans: &mut Option<PlanCache>,
+    most: NonZeroUsize,
+    problem: &Problem,
+    maps: &[Tensor],
+) -> Result<Tensor> {
+    let plans = match plans {
+        Some(plans) => plans,
+        None => plans.insert(PlanCache::new(&Options::default(), most).map_err(Error::wrap)?),
     };
-    let plan = kept.insert(plan);
+    let plan = plans.get(problem).map_err(Error::wrap)?;
     let storages: Vec<_> = maps.iter().map(Tensor::storage_and_layout).collect();
     let layers: Vec<HostLayer<'_>> = storages
         .iter()

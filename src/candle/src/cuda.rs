@@ -1,8 +1,11 @@
 //! Tensors in the memory of an NVIDIA GPU.
 
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
 use attention_rollout::Problem;
-use attention_rollout::cuda::cudarc::driver::CudaView;
-use attention_rollout::cuda::{DeviceLayer, Options, Plan};
+use attention_rollout::cuda::cudarc::driver::{CudaContext, CudaView};
+use attention_rollout::cuda::{Compiler, DeviceLayer, Options, PlanCache, Runtime};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaStorageSlice;
 use candle_core::op::BackpropOp;
@@ -16,20 +19,30 @@ enum View<'a> {
     Bf16(CudaView<'a, bf16>),
 }
 
-/// Runs the plan that is kept, or another that is kept from now on, on the device's stream.
+/// Plans, and the device they are on.
+pub type DevicePlans = (Arc<CudaContext>, PlanCache);
+
+/// Runs the plan of `problem`, one of at most `most` that are kept in `plans`, on the device's stream.
 pub fn run(
-    kept: &mut Option<Plan>,
+    plans: &mut Option<DevicePlans>,
+    most: NonZeroUsize,
     device: &CudaDevice,
     problem: &Problem,
     maps: &[Tensor],
 ) -> Result<Tensor> {
     let stream = device.cuda_stream();
-    let fits = |plan: &Plan| plan.problem() == problem && plan.context() == stream.context();
-    let plan = match kept.take().filter(fits) {
-        Some(plan) => plan,
-        None => Plan::new(stream.context(), problem, &Options::default()).map_err(Error::wrap)?,
+    let context = stream.context();
+    let there = plans.take().filter(|(of, _)| of == context);
+    let there = match there {
+        Some(there) => there,
+        None => {
+            let runtime = Runtime::new(context, &Compiler::default()).map_err(Error::wrap)?;
+            let plans = PlanCache::new(&runtime, &Options::default(), most);
+            (context.clone(), plans)
+        }
     };
-    let plan = kept.insert(plan);
+    let (_, plans) = plans.insert(there);
+    let plan = plans.get(problem).map_err(Error::wrap)?;
     let storages: Vec<_> = maps.iter().map(Tensor::storage_and_layout).collect();
     let views: Vec<View<'_>> = storages
         .iter()

@@ -28,6 +28,8 @@ pub use attention_rollout::{
 };
 pub use candle_core;
 
+use std::num::NonZeroUsize;
+
 use attention_rollout::{DType, Problem, Shape, Strides};
 use candle_core::{Device, Error, Result, Tensor};
 
@@ -42,14 +44,17 @@ pub fn rollout(maps: &[Tensor], config: &RolloutConfig) -> Result<Tensor> {
     Rollout::new(config.clone()).run(maps)
 }
 
-/// Rollouts of one configuration, run again and again: the plan is kept as long as shape, type, strides and device of the
-/// maps stay the same.
+/// Plans that are kept: those of the shapes, types and strides that maps had last.
+const PLANS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+
+/// Rollouts of one configuration, run again and again: the plans of the shapes, types and strides that maps had last are
+/// kept, and serve any windows.
 pub struct Rollout {
     config: RolloutConfig,
     windows: Option<Vec<Window>>,
-    cpu: Option<attention_rollout::cpu::Plan>,
+    cpu: Option<attention_rollout::cpu::PlanCache>,
     #[cfg(feature = "cuda")]
-    cuda: Option<attention_rollout::cuda::Plan>,
+    cuda: Option<cuda::DevicePlans>,
 }
 
 impl Rollout {
@@ -64,8 +69,7 @@ impl Rollout {
         }
     }
 
-    /// The valid tokens of each item in the runs from now on; all of them where it is `None`. Other windows take another
-    /// plan.
+    /// The valid tokens of each item in the runs from now on; all of them where it is `None`.
     pub fn set_windows(&mut self, windows: Option<Vec<Window>>) {
         self.windows = windows;
     }
@@ -80,9 +84,9 @@ impl Rollout {
     pub fn run(&mut self, maps: &[Tensor]) -> Result<Tensor> {
         let problem = self.problem(maps)?;
         match maps[0].device() {
-            Device::Cpu => cpu::run(&mut self.cpu, &problem, maps),
+            Device::Cpu => cpu::run(&mut self.cpu, PLANS, &problem, maps),
             #[cfg(feature = "cuda")]
-            Device::Cuda(device) => cuda::run(&mut self.cuda, device, &problem, maps),
+            Device::Cuda(device) => cuda::run(&mut self.cuda, PLANS, device, &problem, maps),
             other => Err(Error::Msg(format!(
                 "rollout: expected tensors on the CPU or, with the feature `cuda`, on a CUDA device, got {:?}",
                 other.location()
@@ -142,7 +146,7 @@ impl Rollout {
             .config(self.config.clone())
             .layer_strides(strides);
         if let Some(windows) = &self.windows {
-            builder = builder.windows(windows.clone());
+            builder = builder.windows(windows.clone()).max_window(tokens);
         }
         builder.build().map_err(Error::wrap)
     }

@@ -117,6 +117,11 @@ fn one_rollout_runs_over_batches_of_any_shape() -> Result<()> {
         .collect::<Result<_>>()?;
     assert_near(&relevance.i((..1, ..4))?, &definition(&short)?.i((.., 3))?)?;
     assert_eq!(relevance.i((0, 4))?.to_scalar::<f32>()?, 0.0);
+    // The plan of these windows serves others.
+    last.set_windows(Some(vec![Window::full(5), Window { start: 1, len: 4 }]));
+    let relevance = last.run(&maps)?;
+    assert_near(&relevance.i(..1)?, &definition(&maps)?.i((..1, 4))?)?;
+    assert_eq!(relevance.i((1, 0))?.to_scalar::<f32>()?, 0.0);
     last.set_windows(None);
     assert_near(&last.run(&maps)?, &definition(&maps)?.i((.., 4))?)
 }

@@ -59,6 +59,16 @@ pub struct GroupItem<'a> {
     pub out: DeviceOutput<'a>,
 }
 
+impl<'a> GroupItem<'a> {
+    /// The layers of a problem, and its output.
+    pub fn new(layers: &'a [DeviceLayer<'a>], out: impl Into<DeviceOutput<'a>>) -> Self {
+        GroupItem {
+            layers,
+            out: out.into(),
+        }
+    }
+}
+
 impl GroupPlan {
     /// Makes `problems` ready on the device of `context`. Kernels that several of them use are compiled and loaded once.
     ///

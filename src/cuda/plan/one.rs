@@ -125,8 +125,10 @@ impl Plan {
     /// Launches only: nothing is allocated, compiled or waited for, so the call may be part of a stream capture. The
     /// result is there when the stream has come past; what this call returns is whether it was submitted.
     ///
-    /// The workspace belongs to one run at a time, and what lies in it when a run begins does not matter. Runs on one stream follow each other; a run on another stream than
-    /// the last one waits for that stream. Replays of a captured graph are the caller's to order with other runs.
+    /// The workspace belongs to one run at a time, and what lies in it when a run begins does not matter. Runs on one
+    /// stream follow each other; a run on another stream than the last one waits for that stream. Replays of a captured
+    /// graph are the caller's to order with other runs. A graph that captured this call takes whatever windows and rows
+    /// the plan has on the device when it is replayed; one that captured [`run_with`](Plan::run_with) reads them anew.
     ///
     /// `stream` is one of cudarc, or that of any other library: `CudaContext::wrap_borrowed_stream` (unsafe) makes the
     /// `Arc<CudaStream>` of a foreign `CUstream`, which must be of this context and outlive the plan's runs on it, because

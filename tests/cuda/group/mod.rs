@@ -136,10 +136,7 @@ fn run_after(
     let mut items: Vec<GroupItem<'_>> = layers
         .iter()
         .zip(&mut views)
-        .map(|(layers, out)| GroupItem {
-            layers,
-            out: out.into(),
-        })
+        .map(|(layers, out)| GroupItem::new(layers, out))
         .collect();
     begin();
     plan.run(stream, &mut items)
