@@ -2,28 +2,29 @@
 //!
 //! One module per subcommand; the rest is what they share.
 
-mod backend;
-mod bench;
-mod devices;
-mod error;
-mod header;
-mod heatmap;
-mod input;
-mod job;
-mod options;
-mod output;
-mod pending;
-mod plan;
-mod progress;
-mod relevance;
-mod report;
-mod run;
+// Seen by the fuzzing harness, which has this file as a module.
+pub(crate) mod backend;
+pub(crate) mod bench;
+pub(crate) mod devices;
+pub(crate) mod error;
+pub(crate) mod header;
+pub(crate) mod heatmap;
+pub(crate) mod input;
+pub(crate) mod job;
+pub(crate) mod options;
+pub(crate) mod output;
+pub(crate) mod pending;
+pub(crate) mod plan;
+pub(crate) mod progress;
+pub(crate) mod relevance;
+pub(crate) mod report;
+pub(crate) mod run;
 #[cfg(feature = "cuda")]
-mod selftest;
-mod shown;
-mod signals;
-mod sink;
-mod verify;
+pub(crate) mod selftest;
+pub(crate) mod shown;
+pub(crate) mod signals;
+pub(crate) mod sink;
+pub(crate) mod verify;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -35,13 +36,13 @@ use clap::{Parser, Subcommand};
 /// Exit status: 0 done; 2 the input or the arguments are wrong; 1 anything else.
 #[derive(Parser)]
 #[command(version)]
-struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
-    command: Command,
+    pub(crate) command: Command,
 }
 
 #[derive(Subcommand)]
-enum Command {
+pub(crate) enum Command {
     Run(run::RunArgs),
     Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),

@@ -24,43 +24,63 @@ use crate::sink::{Outputs, ResultSink};
 #[derive(Args, Debug)]
 pub struct RunArgs {
     /// File with tensors layer.<l> or <feature>/layer.<l>, [batch, heads, tokens, tokens] or [batch, tokens, tokens]
-    input: PathBuf,
+    pub input: PathBuf,
 
     /// File to write: [<feature>/]relevance, rollout or rollout.<l>, in f32
     #[arg(long, short, value_name = "FILE", required_unless_present = "heatmap")]
-    output: Option<PathBuf>,
+    pub output: Option<PathBuf>,
 
     #[command(flatten)]
-    select: SelectArgs,
+    pub select: SelectArgs,
 
     /// What comes out: relevance of start rows, the whole rollout, or the rollout after each layer
     #[arg(long, value_enum, default_value_t = OutputKind::Rows)]
-    output_kind: OutputKind,
+    pub output_kind: OutputKind,
 
     #[command(flatten)]
-    config: ConfigArgs,
+    pub config: ConfigArgs,
 
     #[command(flatten)]
-    relevance: RelevanceArgs,
+    pub relevance: RelevanceArgs,
 
     #[command(flatten)]
-    device: DeviceArgs,
+    pub device: DeviceArgs,
 
     /// Stop at the first entry that is not finite or is negative, or row whose sum is off 1 by more than TOLERANCE
     /// (1e-5 for f32, 1e-3 for f16, 8e-3 for bf16 unless given)
     #[arg(long, value_name = "TOLERANCE", num_args = 0..=1, require_equals = true)]
-    validate: Option<Option<f64>>,
+    pub validate: Option<Option<f64>>,
 
     /// Also write attribution: relevance repeated to the shape of [<feature>/]value
     #[arg(long)]
-    expand: bool,
+    pub expand: bool,
 
     /// Print a summary as JSON on stdout
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 
     #[command(flatten)]
-    heatmap: HeatmapArgs,
+    pub heatmap: HeatmapArgs,
+}
+
+impl RunArgs {
+    /// Refuses options that do not go together, whatever the file holds.
+    pub fn check(&self) -> Result<()> {
+        if self.expand && self.output_kind != OutputKind::Rows {
+            return Err(Error::argument(
+                "--expand",
+                "--output-kind rows",
+                format!("{:?}", self.output_kind).to_lowercase(),
+            ));
+        }
+        let draws_patches = self.heatmap.draws_patches() && self.output_kind == OutputKind::Rows;
+        self.relevance
+            .check_heeded(self.output_kind, draws_patches)?;
+        let patches = draws_patches || self.relevance.upsample.is_some();
+        let after_special = patches && self.relevance.keeps_columns();
+        self.config
+            .check_heeded(Some(self.output_kind), after_special)
+    }
 }
 
 /// What one feature took.
@@ -74,20 +94,7 @@ struct Done {
 /// Runs the subcommand.
 pub fn run(args: &RunArgs) -> Result<()> {
     let started = Instant::now();
-    if args.expand && args.output_kind != OutputKind::Rows {
-        return Err(Error::argument(
-            "--expand",
-            "--output-kind rows",
-            format!("{:?}", args.output_kind).to_lowercase(),
-        ));
-    }
-    let draws_patches = args.heatmap.draws_patches() && args.output_kind == OutputKind::Rows;
-    args.relevance
-        .check_heeded(args.output_kind, draws_patches)?;
-    let patches = draws_patches || args.relevance.upsample.is_some();
-    let after_special = patches && args.relevance.keeps_columns();
-    args.config
-        .check_heeded(Some(args.output_kind), after_special)?;
+    args.check()?;
     let file = InputFile::open(&args.input)?;
     check_paths(args)?;
     let tensors = file.tensors()?;

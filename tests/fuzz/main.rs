@@ -3,15 +3,12 @@
 //! Each check first sees its corpus, then made-up inputs for `ROLLOUT_FUZZ_SECONDS` (2 unless set). What is made up
 //! follows from a seed, which is printed; `ROLLOUT_FUZZ_SEED` makes up the same again.
 
+#[path = "../../src/cli/main.rs"]
+#[allow(dead_code, reason = "files and devices are left out")]
+mod cli;
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../../src/cli/header.rs"]
-mod header;
-mod library;
-#[path = "../../src/cli/shown.rs"]
-#[allow(dead_code, reason = "the header needs a part of it")]
-mod shown;
-mod surface;
+mod targets;
 
 use std::fs;
 use std::io::Write;
@@ -19,6 +16,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+// The command line's rooms, where it looks for them.
+use cli::*;
 use common::generate::Random;
 
 /// A number from the environment.
@@ -68,12 +67,27 @@ fn drive(name: &str, check: fn(&[u8]), make: fn(&mut Random, &[Vec<u8>]) -> Vec<
 
 #[test]
 fn headers_are_read_as_the_safetensors_crate_reads_them() {
-    drive("header", surface::check, surface::mutate);
+    drive("header", targets::header::check, targets::header::mutate);
+}
+
+#[test]
+fn tokens_are_those_of_a_plain_reading() {
+    drive("tokens", targets::tokens::check, targets::tokens::mutate);
+}
+
+#[test]
+fn photos_are_bounded_and_are_those_that_the_image_crate_reads() {
+    drive("photos", targets::photos::check, targets::photos::mutate);
+}
+
+#[test]
+fn command_lines_are_computed_as_the_reference_does_or_are_refused() {
+    drive("options", targets::options::check, targets::options::mutate);
 }
 
 #[test]
 fn plans_streams_and_groups_agree_with_the_reference() {
-    drive("library", library::check, |random, _| {
+    drive("library", targets::library::check, |random, _| {
         (0..512).flat_map(|_| random.bits().to_le_bytes()).collect()
     });
 }

@@ -14,7 +14,7 @@ use crate::input::open_regular;
 const MAX_BYTES: u64 = 1 << 30;
 
 /// Longest label drawn; the rest of a longer token is cut off.
-const LABEL_CHARS: usize = 32;
+pub const LABEL_CHARS: usize = 32;
 
 /// Reads the labels of item `item` from `[[...], ...]`, `{"tokens": [[...], ...]}`, or, for item 0, a single list.
 /// Returns the first `most` of them, and how many there are.
@@ -26,22 +26,26 @@ pub fn read(path: &Path, item: usize, most: usize) -> Result<(Vec<String>, usize
     }
     // What grows meanwhile, or says that it is empty and is not, ends there too.
     let reader = BufReader::new(file.take(MAX_BYTES));
-    let mut json = serde_json::Deserializer::from_reader(reader);
-    let pick = Pick { item, most };
-    let found = pick
+    pick(reader, item, most).map_err(|reason| Error::input(path, reason))
+}
+
+/// As [`read`], from the JSON itself.
+pub fn pick(json: impl Read, item: usize, most: usize) -> Result<(Vec<String>, usize), String> {
+    let mut json = serde_json::Deserializer::from_reader(json);
+    let found = Pick { item, most }
         .deserialize(&mut json)
         .and_then(|found| json.end().map(|()| found));
     let lists = found.map_err(|error| match error.is_data() {
         true => {
             let expected =
                 "expected lists of strings, one list per item, alone or under \"tokens\"";
-            Error::input(path, format!("{expected}: {error}"))
+            format!("{expected}: {error}")
         }
-        false => Error::input(path, format!("not JSON: {error}")),
+        false => format!("not JSON: {error}"),
     })?;
     let got = lists.count;
     let missing = || format!("expected tokens of item {item}, got {got} items");
-    let labels = lists.picked.ok_or_else(|| Error::input(path, missing()))?;
+    let labels = lists.picked.ok_or_else(missing)?;
     Ok((labels.first, labels.count))
 }
 

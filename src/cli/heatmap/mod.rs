@@ -3,9 +3,9 @@
 //! Everything that can be wrong with the options, the photo and the tokens is found before anything is computed.
 
 mod canvas;
-mod labels;
+pub(crate) mod labels;
 mod matrix;
-mod photo;
+pub(crate) mod photo;
 mod scale;
 mod tokens;
 

@@ -1,6 +1,6 @@
 //! Relevance of patches, over the photo or as a map of its own.
 
-use std::io::BufReader;
+use std::io::{BufRead, BufReader, Seek};
 use std::path::Path;
 
 use image::imageops::{FilterType, resize};
@@ -35,11 +35,16 @@ const MAX_PIXELS: u64 = 1 << 26;
 /// Bytes that decoding may take, besides the picture.
 const MAX_DECODER_BYTES: u64 = 512 << 20;
 
-/// Opens the photo, turned as its EXIF orientation says. How large it is, is known before anything is decoded.
+/// Opens the photo, turned as its EXIF orientation says.
 pub fn open(path: &Path) -> Result<RgbImage> {
-    let fail = |e: &dyn std::fmt::Display| Error::input(path, e);
     let (file, _) = open_regular(path)?;
-    let mut reader = ImageReader::new(BufReader::new(file))
+    decode(BufReader::new(file), MAX_PIXELS).map_err(|reason| Error::input(path, reason))
+}
+
+/// Decodes a photo of at most so many pixels. How many it has, is known before any is decoded.
+pub fn decode(file: impl BufRead + Seek, most_pixels: u64) -> Result<RgbImage, String> {
+    let fail = |e: &dyn std::fmt::Display| e.to_string();
+    let mut reader = ImageReader::new(file)
         .with_guessed_format()
         .map_err(|e| fail(&e))?;
     let mut limits = Limits::no_limits();
@@ -49,9 +54,10 @@ pub fn open(path: &Path) -> Result<RgbImage> {
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(|e| fail(&e))?;
     let (width, height) = decoder.dimensions();
-    if u64::from(width) * u64::from(height) > MAX_PIXELS {
-        let expected = format!("expected a photo of at most {MAX_PIXELS} pixels");
-        return Err(fail(&format_args!("{expected}, got {width}x{height}")));
+    if u64::from(width) * u64::from(height) > most_pixels {
+        return Err(format!(
+            "expected a photo of at most {most_pixels} pixels, got {width}x{height}"
+        ));
     }
     let orientation = decoder.orientation().map_err(|e| fail(&e))?;
     let mut photo = DynamicImage::from_decoder(decoder).map_err(|e| fail(&e))?;

@@ -1,15 +1,13 @@
-//! Headers of files.
 #![no_main]
 
+#[path = "../../../../src/cli/main.rs"]
+#[allow(dead_code, reason = "a target needs a part of it")]
+mod cli;
 #[path = "../../../common/mod.rs"]
 mod common;
-#[path = "../../../../src/cli/header.rs"]
-mod header;
-#[path = "../../../../src/cli/shown.rs"]
-#[allow(dead_code, reason = "the header needs a part of it")]
-mod shown;
-#[path = "../../surface.rs"]
-#[allow(dead_code, reason = "libFuzzer mutates by itself")]
-mod surface;
+#[path = "../../targets/mod.rs"]
+mod targets;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| surface::check(bytes));
+use cli::*;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| targets::header::check(bytes));

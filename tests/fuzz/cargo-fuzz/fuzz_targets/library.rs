@@ -1,9 +1,13 @@
-//! Problems, against the reference.
 #![no_main]
 
+#[path = "../../../../src/cli/main.rs"]
+#[allow(dead_code, reason = "a target needs a part of it")]
+mod cli;
 #[path = "../../../common/mod.rs"]
 mod common;
-#[path = "../../library.rs"]
-mod library;
+#[path = "../../targets/mod.rs"]
+mod targets;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| library::check(bytes));
+use cli::*;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| targets::library::check(bytes));

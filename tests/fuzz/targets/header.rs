@@ -2,6 +2,7 @@
 
 use safetensors::{SafeTensorError, SafeTensors};
 
+use super::change;
 use crate::common::generate::Random;
 use crate::header;
 
@@ -65,23 +66,7 @@ pub fn mutate(random: &mut Random, corpus: &[Vec<u8>]) -> Vec<u8> {
         u64::from_le_bytes(file[..8].try_into().expect("the corpus has lengths")) as usize + 8;
     let tail = file.split_off(data);
     for _ in 0..=random.below(4) {
-        let at = 8 + random.below(file.len() - 8);
-        match random.below(4) {
-            0 => file[at] = random.bits() as u8,
-            1 => file[at] ^= 1 << random.below(8),
-            2 => {
-                let end = (at + random.below(12)).min(file.len());
-                let piece = PIECES[random.below(PIECES.len())];
-                file.splice(at..end, piece.bytes());
-            }
-            _ => {
-                let piece = PIECES[random.below(PIECES.len())];
-                file.splice(at..at, piece.bytes());
-            }
-        }
-        if file.len() <= 9 {
-            break;
-        }
+        change(random, &mut file, 8, &PIECES);
     }
     if random.below(8) > 0 {
         let length = file.len() as u64 - 8;

@@ -5,14 +5,13 @@ use std::num::NonZeroUsize;
 use attention_rollout::cpu::{
     Choice, Form, GroupItem, GroupPlan, Options, Plan, Simd, StreamingPlan,
 };
-use attention_rollout::reference;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use crate::common::compare::{Budget, check_close};
-use crate::common::generate::{Case, Generated, case};
+use super::compare;
+use crate::common::generate::{Case, Generated, case, weighed_case};
 
-/// Computes two problems that `bytes` describe.
+/// Computes two problems that `bytes` describe: one weighed by gradients or without some tokens, perhaps, and one plain.
 pub fn check(bytes: &[u8]) {
     // Too few bytes to describe anything.
     if bytes.len() < 256 {
@@ -20,12 +19,13 @@ pub fn check(bytes: &[u8]) {
     }
     let rng = TestRng::from_seed(RngAlgorithm::PassThrough, bytes);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-    let mut any = || case(20).new_tree(&mut runner).map(|tree| tree.current());
-    let (Ok(one), Ok(other)) = (any(), any()) else {
+    let one = weighed_case(20).new_tree(&mut runner);
+    let other = case(20).new_tree(&mut runner);
+    let (Ok(one), Ok(other)) = (one, other) else {
         return;
     };
     let count = 1 + usize::from(bytes[0] % 3);
-    let generated = [one, other].map(|case: Case| case.generate());
+    let generated = [one.current(), other.current()].map(|case: Case| case.generate());
     for generated in &generated {
         alone(generated, count, bytes[1]);
     }
@@ -36,15 +36,6 @@ fn options(count: usize) -> Options {
     Options {
         threads: NonZeroUsize::new(count),
     }
-}
-
-fn compare(what: &str, generated: &Generated, got: &[f32]) {
-    let (problem, layers) = (&generated.problem, generated.layers());
-    let want = reference::rollout(problem, &layers).expect("the case is valid");
-    let budget = Budget::new(problem, &layers);
-    let shape = problem.output_shape();
-    let close = check_close(what, &shape, got, &want, |i| budget.tolerance(i));
-    close.unwrap_or_else(|message| panic!("{message}"));
 }
 
 /// Plans, chunks and streams, with the instruction set and form that `pick` picks.
@@ -61,12 +52,12 @@ fn alone(generated: &Generated, count: usize, pick: u8) {
     let mut plan = Plan::with_choice(problem, &options, choice).expect("the case is valid");
     let mut out = poisoned();
     plan.run(&layers, &mut out).expect("the layers fit");
-    compare("plan", generated, &out);
+    compare("plan", problem, &layers, &out);
     out.fill(f32::NAN);
     let chunk = NonZeroUsize::MIN;
     plan.run_chunked(&layers, &mut out, chunk, &mut |_| {})
         .expect("the layers fit");
-    compare("chunks", generated, &out);
+    compare("chunks", problem, &layers, &out);
     let mut stream =
         StreamingPlan::with_choice(problem, &options, choice).expect("the case is valid");
     for layer in problem.layers() {
@@ -74,7 +65,7 @@ fn alone(generated: &Generated, count: usize, pick: u8) {
     }
     let mut out = poisoned();
     stream.finish(&mut out).expect("every layer was pushed");
-    compare("stream", generated, &out);
+    compare("stream", problem, &layers, &out);
 }
 
 /// Both problems at once.
@@ -90,6 +81,6 @@ fn group(generated: &[Generated; 2], count: usize) {
         .collect();
     group.run(&mut items).expect("the layers fit");
     for (generated, out) in generated.iter().zip(&outs) {
-        compare("group", generated, out);
+        compare("group", &generated.problem, &generated.layers(), out);
     }
 }
