@@ -7,19 +7,24 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use attention_rollout::cpu::{GroupItem, GroupPlan, Options, Plan, StreamingPlan};
-use attention_rollout::{Discard, DiscardScope, Output, RolloutConfig, Shape};
+use attention_rollout::{Discard, DiscardScope, Error, Output, RolloutConfig, Shape};
 use common::generate::Case;
 
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
+/// Bytes from which on there is no memory.
+static NONE_OF: AtomicUsize = AtomicUsize::new(usize::MAX);
 
 struct Counting;
 
-// SAFETY: hands everything to the system's allocator.
+// SAFETY: hands everything to the system's allocator, or nothing out.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         COUNT.fetch_add(1, Ordering::Relaxed);
         LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
+        if layout.size() >= NONE_OF.load(Ordering::Relaxed) {
+            return std::ptr::null_mut();
+        }
         // SAFETY: as the caller promises.
         unsafe { System.alloc(layout) }
     }
@@ -77,6 +82,48 @@ const WAKE: usize = 8;
 
 /// One test, since the counters belong to the process.
 #[test]
+fn what_runs_allocate() {
+    first_products_without_memory();
+    runs_allocate_nothing_of_their_own();
+}
+
+/// `work` where nothing as large as a second-level cache can be had.
+fn without_memory<T>(work: impl FnOnce() -> T) -> T {
+    NONE_OF.store(128 << 10, Ordering::Relaxed);
+    let result = work();
+    NONE_OF.store(usize::MAX, Ordering::Relaxed);
+    result
+}
+
+/// Each thread's first product takes a buffer: where there is none, that is an error, and the next try goes on.
+fn first_products_without_memory() {
+    let generated = case(Output::Matrix, false, 33).generate();
+    let (problem, layers) = (&generated.problem, generated.layers());
+    for count in [1, 3] {
+        let made = without_memory(|| Plan::new(problem, &threads(count)).err());
+        assert!(matches!(made, Some(Error::HostMemory { .. })), "{made:?}");
+    }
+    let mut plan = Plan::new(problem, &threads(1)).unwrap();
+    let mut stream = StreamingPlan::new(problem, &threads(1)).unwrap();
+    let mut out = vec![0.0; problem.output_len()];
+    plan.run(&layers, &mut out).unwrap();
+    let elsewhere = || {
+        let mut again = vec![0.0; problem.output_len()];
+        let refused = without_memory(|| plan.run(&layers, &mut again));
+        assert!(matches!(refused, Err(Error::HostMemory { .. })));
+        let refused = without_memory(|| stream.push_layer(layers[0]));
+        assert!(matches!(refused, Err(Error::HostMemory { .. })));
+        plan.run(&layers, &mut again).unwrap();
+        assert_eq!(again, out);
+        for &layer in &layers {
+            without_memory(|| stream.push_layer(layer)).unwrap();
+        }
+        without_memory(|| stream.finish(&mut again)).unwrap();
+        assert_eq!(again, out);
+    };
+    std::thread::scope(|scope| scope.spawn(elsewhere).join().unwrap());
+}
+
 fn runs_allocate_nothing_of_their_own() {
     for discard in [false, true] {
         let generated = case(Output::default(), discard, 33).generate();

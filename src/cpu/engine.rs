@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::cpu::choice::Choice;
+use crate::cpu::gemm;
 use crate::cpu::memory::Floats;
 use crate::cpu::team::{Member, Shared, Team};
 use crate::error::Result;
@@ -24,6 +25,9 @@ pub(crate) trait Scratch: Send + Sync {
 
     /// Floats that members share who compute an item together.
     fn team_floats(&self) -> usize;
+
+    /// Whether matrices are multiplied.
+    fn multiplies(&self) -> bool;
 }
 
 /// A problem with everything decided.
@@ -79,6 +83,8 @@ pub(crate) struct Engine<S> {
     shared: Floats,
     /// The problems, those with large items first.
     order: Vec<usize>,
+    /// Whether any of them multiplies matrices.
+    multiplies: bool,
     /// Claims of the problems up to and including each, in that order; filled at the start of a run.
     claims: Vec<usize>,
 }
@@ -98,10 +104,15 @@ impl<S: Scratch> Engine<S> {
         let shared = shared.map(|p| p.scratch.team_floats()).max().unwrap_or(0);
         let mut order: Vec<usize> = (0..problems.len()).collect();
         order.sort_by_key(|&p| std::cmp::Reverse(problems[p].item_bytes()));
+        let multiplies = problems.iter().any(|p| p.scratch.multiplies());
+        if multiplies {
+            prepare_products(&team)?;
+        }
         Ok(Engine {
             order,
             shared: Floats::zeroed(shared)?,
             claims: vec![0; problems.len()],
+            multiplies,
             members,
             problems,
             team,
@@ -131,11 +142,19 @@ impl<S: Scratch> Engine<S> {
 
     /// Calls `compute` for each of the items `items(problem)` of every problem: once, or once on every member where the
     /// team shares the item. Problems with large items come first, so that no member ends on one alone.
+    ///
+    /// # Errors
+    /// [`Error::HostMemory`](crate::Error::HostMemory), before anything is computed, where this thread runs its first
+    /// products and the system has not the memory for them.
     pub fn run(
         &mut self,
         items: impl Fn(&Prepared<S>) -> Range<usize> + Sync,
         compute: impl Fn(Task<'_, S>) + Sync,
-    ) {
+    ) -> Result<()> {
+        if self.multiplies {
+            // The caller need not be the thread that made the team; the others are.
+            gemm::prepare_thread()?;
+        }
         let threads = self.threads();
         let alone = |prepared: &Prepared<S>| prepared.alone(items(prepared), threads);
         let mut claims = 0;
@@ -191,7 +210,20 @@ impl<S: Scratch> Engine<S> {
                 }
             }
         });
+        Ok(())
     }
+}
+
+/// Makes all members ready to multiply.
+fn prepare_products(team: &Team) -> Result<()> {
+    let failed = Mutex::new(None);
+    team.run(|_| {
+        if let Err(error) = gemm::prepare_thread() {
+            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        }
+    });
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    failed.map_or(Ok(()), Err)
 }
 
 /// One item to compute, and with what.

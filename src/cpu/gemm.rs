@@ -1,5 +1,13 @@
 //! Checked matrix views over the GEMM crate, single-threaded: the team is the parallelism.
 
+use std::cell::Cell;
+
+use dyn_stack::{MemBuffer, StackReq};
+use gemm_common::cache::CACHE_INFO;
+use gemm_common::gemm::{CACHELINE_ALIGN, L2_SLAB};
+
+use crate::error::{Error, Result};
+
 /// Rows of the left factor for which the GEMM crate reads the right one where it lies. Of more it packs the right one
 /// first, which pays where that lies badly.
 pub(crate) const UNPACKED_ROWS: usize = 48;
@@ -56,6 +64,29 @@ impl<'a> MatrixMut<'a> {
             columns,
         }
     }
+}
+
+/// Gives this thread the buffer, as large as a second-level cache, that the GEMM crate multiplies in. The crate would make it
+/// in the thread's first product, where nothing can be returned: it ends the process when there is no memory. What it
+/// takes beside that, where neither factor is packed, is a few bytes.
+///
+/// # Errors
+/// [`Error::HostMemory`].
+pub(crate) fn prepare_thread() -> Result<()> {
+    thread_local! {
+        static IS_PREPARED: Cell<bool> = const { Cell::new(false) };
+    }
+    if IS_PREPARED.get() {
+        return Ok(());
+    }
+    let bytes = CACHE_INFO[1].cache_bytes;
+    let buffer = MemBuffer::try_new(StackReq::new_aligned::<u8>(bytes, CACHELINE_ALIGN));
+    L2_SLAB.set(buffer.map_err(|_| Error::HostMemory {
+        what: "the buffer of a thread's matrix products",
+        required: bytes,
+    })?);
+    IS_PREPARED.set(true);
+    Ok(())
 }
 
 /// `to = left * right`, or `to += left * right` where `add`.

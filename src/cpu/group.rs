@@ -105,7 +105,7 @@ impl GroupPlan {
     ///
     /// # Errors
     /// [`Error::Count`] where there is not one item per problem; [`Error::Member`] around what
-    /// [`Problem::check_layers`] finds.
+    /// [`Problem::check_layers`] finds; [`Error::HostMemory`] as [`Plan::run`](crate::cpu::Plan::run).
     pub fn run(&mut self, items: &mut [GroupItem<'_>]) -> Result<()> {
         let expected = self.engine.problems().len();
         if items.len() != expected {
@@ -125,8 +125,7 @@ impl GroupPlan {
         self.engine.run(Prepared::items, |task| {
             let item = &items[task.index];
             task.rollout(item.layers, item.out);
-        });
-        Ok(())
+        })
     }
 }
 

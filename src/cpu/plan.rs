@@ -102,19 +102,20 @@ impl Plan {
     /// [`Problem::output_shape`]. The result is the same to the bit whenever the same plan runs; in row form also
     /// whatever the number of threads.
     ///
-    /// Allocates nothing itself; waking the other threads and each matrix product take small buffers of their own
-    /// inside the `rayon` and `gemm` crates.
+    /// Allocates nothing itself. The first product of matrices on a thread other than the one that made the plan takes a
+    /// buffer as large as its second-level cache. Waking the other threads and each product take a few bytes inside the
+    /// `rayon` and `gemm` crates (on other machines than x86-64, the `gemm` crate may take up to some hundred kilobytes in a
+    /// product): where the system has not even those, they end the process.
     ///
     /// # Errors
     /// As [`Problem::check_layers`]; [`Error::StartRow`](crate::Error::StartRow) where a start row of
-    /// [`set_rows`](Plan::set_rows) lies outside its window.
+    /// [`set_rows`](Plan::set_rows) lies outside its window; [`Error::HostMemory`](crate::Error::HostMemory).
     pub fn run(&mut self, layers: &[HostLayer<'_>], out: &mut [f32]) -> Result<()> {
         self.problem().check_layers(layers, out.len())?;
         self.problem().check_rows()?;
         let out = Shared::new(out);
         self.engine
-            .run(Prepared::items, |task| task.rollout(layers, out));
-        Ok(())
+            .run(Prepared::items, |task| task.rollout(layers, out))
     }
 
     /// Gives the runs to come other windows, one per item, where the problem was made with windows. A copy of 16 bytes per
@@ -208,8 +209,7 @@ impl Plan {
         self.engine.run(
             |_| 0..part.shape().batch,
             |task| task.rollout_of(&part, layers, out),
-        );
-        Ok(())
+        )
     }
 
     /// As [`run`](Plan::run), `items_per_chunk` items at a time, calling `progress` after each chunk.
@@ -230,7 +230,7 @@ impl Plan {
         for first in (0..total).step_by(items_per_chunk.get()) {
             let done = total.min(first.saturating_add(items_per_chunk.get()));
             self.engine
-                .run(|_| first..done, |task| task.rollout(layers, out));
+                .run(|_| first..done, |task| task.rollout(layers, out))?;
             progress(Progress { done, total });
         }
         Ok(())

@@ -183,8 +183,8 @@ impl StreamingPlan {
     /// strides are the problem's.
     ///
     /// # Errors
-    /// [`Error::StreamedLayers`] where the range has been pushed; else as [`Problem::check_layer`]. After an error
-    /// the stream is as it was.
+    /// [`Error::StreamedLayers`] where the range has been pushed; else as [`Problem::check_layer`];
+    /// [`Error::HostMemory`] as [`Plan::run`](crate::cpu::Plan::run). After an error the stream is as it was.
     pub fn push_layer(&mut self, operands: HostLayer<'_>) -> Result<()> {
         let expected = self.problem.layers().len();
         if self.pushed == expected {
@@ -241,7 +241,7 @@ impl StreamingPlan {
                     });
                 }
             }
-        });
+        })?;
         self.pushed += 1;
         Ok(())
     }
@@ -249,8 +249,8 @@ impl StreamingPlan {
     /// Writes the result of the layers pushed into `out`, shaped as [`Problem::output_shape`], and starts anew.
     ///
     /// # Errors
-    /// [`Error::StreamedLayers`] where layers are missing, [`Error::Len`] where `out` has another length. After an
-    /// error the stream is as it was.
+    /// [`Error::StreamedLayers`] where layers are missing, [`Error::Len`] where `out` has another length,
+    /// [`Error::HostMemory`] as [`Plan::run`](crate::cpu::Plan::run). After an error the stream is as it was.
     pub fn finish(&mut self, out: &mut [f32]) -> Result<()> {
         let expected = self.problem.layers().len();
         if self.pushed != expected {
@@ -279,7 +279,7 @@ impl StreamingPlan {
                     let run = Run::new(task.prepared, &layers[..expected], out);
                     let scratch = &task.prepared.scratch;
                     rows::item(run, task.member, task.item, scratch, task.memory);
-                });
+                })?;
             }
             State::Rollouts { slabs, .. } if self.problem.config().output == Output::Cumulative => {
                 out.copy_from_slice(&slabs[..len]);
@@ -300,7 +300,7 @@ impl StreamingPlan {
                         let (_, shared) = prepared.scratch.carve(task.memory);
                         product::start_rows(problem, member, item, shared, rollout, out);
                     }
-                });
+                })?;
             }
         }
         self.pushed = 0;

@@ -53,6 +53,13 @@ impl Scratch for FormScratch {
             FormScratch::Product(scratch) => scratch.team_floats(),
         }
     }
+
+    fn multiplies(&self) -> bool {
+        match self {
+            FormScratch::Rows(scratch) => scratch.multiplies(),
+            FormScratch::Product(scratch) => scratch.multiplies(),
+        }
+    }
 }
 
 impl Task<'_, FormScratch> {

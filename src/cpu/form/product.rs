@@ -106,6 +106,11 @@ impl Scratch for ProductScratch {
     fn team_floats(&self) -> usize {
         self.shared.floats()
     }
+
+    fn multiplies(&self) -> bool {
+        // Without an `Ahat` that is kept there is nothing to multiply by.
+        self.shared.0[1] > 0
+    }
 }
 
 /// What a member writes alone. All lengths are those of the largest item.

@@ -170,6 +170,10 @@ impl Scratch for RowsScratch {
     fn team_floats(&self) -> usize {
         self.shared.floats()
     }
+
+    fn multiplies(&self) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]
