@@ -8,11 +8,13 @@ use std::marker::PhantomData;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::cpu::memory::Parts;
 use crate::error::{Error, Result};
 
-/// Turns of spinning before a waiting member yields its core.
+/// Turns of spinning before a waiting member sleeps, where every member has a core: some tens of microseconds, in which
+/// most waits end.
 const SPINS: u32 = 4096;
 
 /// A persistent team of threads; the calling thread is member 0.
@@ -20,15 +22,15 @@ pub(crate) struct Team {
     /// The other members; `None` where the caller is alone.
     pool: Option<rayon::ThreadPool>,
     members: usize,
+    /// Turns of spinning before a waiting member sleeps.
+    spins: u32,
 }
 
 impl Team {
     /// Starts a team of `threads`, or of one per available core.
     pub fn new(threads: Option<NonZeroUsize>) -> Result<Self> {
-        let members = match threads {
-            Some(threads) => threads.get(),
-            None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
-        };
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let members = threads.map_or(cores, NonZeroUsize::get);
         let most = rayon::max_num_threads();
         let pool = match members {
             1 => None,
@@ -49,7 +51,13 @@ impl Team {
                     })?,
             ),
         };
-        Ok(Team { pool, members })
+        // Of more members than cores, who spins keeps from its core whom it waits for.
+        let spins = if members > cores { 0 } else { SPINS };
+        Ok(Team {
+            pool,
+            members,
+            spins,
+        })
     }
 
     /// Number of members, the caller included.
@@ -59,7 +67,7 @@ impl Team {
 
     /// Runs `work` once on every member and returns when all are done.
     pub fn run(&self, work: impl Fn(Member<'_>) + Sync) {
-        let barrier = Barrier::new(self.members);
+        let barrier = Barrier::new(self.members, self.spins);
         let work = |index| {
             let _guard = PoisonOnPanic(&barrier);
             work(Member {
@@ -113,21 +121,30 @@ impl Member<'_> {
     }
 }
 
-/// A barrier that spins before it yields: the waits are short and many.
+/// A barrier that spins before it sleeps: the waits are short and many.
 struct Barrier {
     members: usize,
+    spins: u32,
     arrived: AtomicUsize,
     generation: AtomicUsize,
     poisoned: AtomicBool,
+    /// Members that sleep or are about to.
+    sleepers: AtomicUsize,
+    bed: Mutex<()>,
+    woken: Condvar,
 }
 
 impl Barrier {
-    fn new(members: usize) -> Self {
+    fn new(members: usize, spins: u32) -> Self {
         Barrier {
             members,
+            spins,
             arrived: AtomicUsize::new(0),
             generation: AtomicUsize::new(0),
             poisoned: AtomicBool::new(false),
+            sleepers: AtomicUsize::new(0),
+            bed: Mutex::new(()),
+            woken: Condvar::new(),
         }
     }
 
@@ -135,21 +152,39 @@ impl Barrier {
         let generation = self.generation.load(Ordering::Acquire);
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.members {
             self.arrived.store(0, Ordering::Relaxed);
-            self.generation.store(generation + 1, Ordering::Release);
-            return;
+            self.generation.store(generation + 1, Ordering::SeqCst);
+            return self.wake();
         }
-        let mut spins = 0;
-        while self.generation.load(Ordering::Acquire) == generation {
-            assert!(
-                !self.poisoned.load(Ordering::Relaxed),
-                "another member of the team panicked"
-            );
-            if spins < SPINS {
-                spins += 1;
-                std::hint::spin_loop();
-            } else {
-                std::thread::yield_now();
+        for _ in 0..self.spins {
+            if !self.is_waiting(generation) {
+                return;
             }
+            std::hint::spin_loop();
+        }
+        let mut bed = self.bed.lock().unwrap_or_else(PoisonError::into_inner);
+        // Either the last member sees this sleeper, or this one sees the next generation: both orders are total.
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        while self.is_waiting(generation) {
+            bed = self.woken.wait(bed).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Whether `generation` is the last that all members have reached.
+    fn is_waiting(&self, generation: usize) -> bool {
+        assert!(
+            !self.poisoned.load(Ordering::SeqCst),
+            "another member of the team panicked"
+        );
+        self.generation.load(Ordering::SeqCst) == generation
+    }
+
+    /// Wakes who sleeps, after what it waits for has been stored.
+    fn wake(&self) {
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            // Who is about to sleep holds the lock until it does.
+            drop(self.bed.lock().unwrap_or_else(PoisonError::into_inner));
+            self.woken.notify_all();
         }
     }
 }
@@ -160,7 +195,8 @@ struct PoisonOnPanic<'a>(&'a Barrier);
 impl Drop for PoisonOnPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.poisoned.store(true, Ordering::Relaxed);
+            self.0.poisoned.store(true, Ordering::SeqCst);
+            self.0.wake();
         }
     }
 }
@@ -239,5 +275,47 @@ impl<'a> Shared<'a> {
         assert!(range.start <= range.end && range.end <= self.len);
         // SAFETY: in bounds; the caller vouches that nobody else reads or writes.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(range.start), range.len()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    fn team(members: usize, spins: u32) -> Team {
+        let team = Team::new(NonZeroUsize::new(members)).unwrap();
+        Team { spins, ..team }
+    }
+
+    #[test]
+    fn all_come_before_any_goes_on() {
+        for (members, spins) in [(2, 0), (2, SPINS), (7, 0), (7, 1)] {
+            let rounds = 500;
+            let come = AtomicUsize::new(0);
+            team(members, spins).run(|member| {
+                for round in 1..=rounds {
+                    come.fetch_add(1, Ordering::Relaxed);
+                    member.wait();
+                    assert_eq!(come.load(Ordering::Relaxed), round * members);
+                    member.wait();
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_panic_wakes_who_sleeps() {
+        let failed = catch_unwind(AssertUnwindSafe(|| {
+            team(3, 0).run(|member| {
+                if member.index == 0 {
+                    // Long enough for the others to be asleep.
+                    std::thread::sleep(std::time::Duration::from_millis(50));
+                    panic!("on purpose");
+                }
+                member.wait();
+            });
+        }));
+        assert!(failed.is_err());
     }
 }
