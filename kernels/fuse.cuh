@@ -115,7 +115,7 @@ struct FusedRows {
     float value[COLUMNS], gradient[COLUMNS];
     Element::widen(shift_down(granule, offset(segment, head)), value);
     Element::widen(shift_down(gradients, offset(gradients_of(segment), head)), gradient);
-    weigh(value, gradient);
+    weigh_entries(value, gradient);
     add_entries(fused, head, value);
   }
 
@@ -129,7 +129,7 @@ struct FusedRows {
     for (u32 c = 0; c < COLUMNS; ++c) {
       const bool inside = threadIdx.x % WARP * COLUMNS + c < segment.columns;
       fused[c] = inside ? Fusion::finish(fused[c], maps.head_scale) : 0.0f;
-      if constexpr (WEIGHS) fused[c] = maps.rectify_fused && fused[c] < 0.0f ? 0.0f : fused[c];  // NaN stays
+      if constexpr (WEIGHS) fused[c] = Weighing(maps.rectify_fused).finish(fused[c]);
     }
   }
 
@@ -174,7 +174,7 @@ struct FusedRows {
       if constexpr (WEIGHS) {
         float gradient[COLUMNS];
         Element::widen(narrow_granule(gradients_of(segment), head), gradient);
-        weigh(value, gradient);
+        weigh_entries(value, gradient);
       }
       add_entries(fused, head, value);
     }
@@ -196,13 +196,10 @@ struct FusedRows {
     return granule;
   }
 
-  // Entries times their gradients, rounded once; negative ones become 0 where heads are rectified, and NaN stays.
-  DEVICE void weigh(float (&value)[COLUMNS], const float (&gradient)[COLUMNS]) const {
+  DEVICE void weigh_entries(float (&value)[COLUMNS], const float (&gradient)[COLUMNS]) const {
+    const Weighing weighing(maps.rectify_fused);
 #pragma unroll
-    for (u32 c = 0; c < COLUMNS; ++c) {
-      const float weighed = __fmul_rn(gradient[c], value[c]);
-      value[c] = !maps.rectify_fused && weighed < 0.0f ? 0.0f : weighed;
-    }
+    for (u32 c = 0; c < COLUMNS; ++c) value[c] = weighing.weigh(value[c], gradient[c]);
   }
 
   DEVICE void add_entries(float (&fused)[COLUMNS], u32 head, const float (&value)[COLUMNS]) const {

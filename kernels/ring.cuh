@@ -14,6 +14,7 @@ constexpr u32 MAX_STAGES = 16;
 // What is read together: `rows` rows from `row` of the slice, `columns` columns from `column` of the window.
 struct __align__(16) Tile {
   u32 begin, row_bytes, plane_bytes;  // the first entry, from the begin of the ring; distances to the next row and plane
+  u32 operand_bytes;                  // distance from a plane of the first operand to the same of the second
   u32 row;
   u32 rows, column, columns;
   u32 flags;

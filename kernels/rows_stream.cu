@@ -13,7 +13,7 @@
 // Rows that are longer than the warps hold are looked at in panels of columns, the slice once for each; row sums then
 // take a pass of their own.
 //
-// Macros: ELEMENT, FUSION, START_ROWS, COLUMNS (of a lane), WARPS (besides the producer), and those of entry.cuh. sm_80.
+// Macros: ELEMENT, FUSION, GRADIENTS, START_ROWS, COLUMNS (of a lane), WARPS (besides the producer), and those of entry.cuh. sm_80.
 
 // A member of a grouped launch has no clusters: its blocks need not be neighbours.
 #if GROUPED
@@ -30,7 +30,7 @@
 
 constexpr u32 THREADS = WARPS * WARP;  // besides the producer's
 // Only fused maps are discarded from, which are f32.
-constexpr bool DISCARDS = ELEMENT::BYTES == 4;
+constexpr bool DISCARDS = ELEMENT::BYTES == 4 && !GRADIENTS;
 
 extern __shared__ __align__(128) char dynamic[];
 
@@ -56,24 +56,38 @@ struct Workspace {
 };
 
 // The fused entries of a row in this lane's columns of a tile, the first `within` of which exist; 0 in the others.
-DEVICE void fuse(float (&fused)[COLUMNS], const Maps &maps, const char *at, u32 plane_bytes, u32 first_column, u32 within) {
+DEVICE void fuse(float (&fused)[COLUMNS], const Maps &maps, const char *at, const Tile &tile, u32 first_column, u32 within) {
+  const Weighing weighing(maps.rectify_fused);
 #pragma unroll
   for (u32 k = 0; k < COLUMNS; ++k) fused[k] = FUSION::start();
 #pragma unroll 4
   for (u32 head = 0; head < maps.heads; ++head) {
     float weight = 0.0f;
     if constexpr (FUSION::WEIGHTED) weight = __uint_as_float(load_element<4>(global_address(maps.head_weights + head)));
+    // All loads come first, without branches: what a lane has no column for is thrown away in the end.
+    float entry[COLUMNS];
 #pragma unroll
     for (u32 k = 0; k < COLUMNS; ++k) {
-      if (first_column + k * WARP < within) {
-        fused[k] = FUSION::add(fused[k], ELEMENT::load(at + k * WARP * ELEMENT::BYTES), weight);
-      }
+      entry[k] = first_column + k * WARP < within ? ELEMENT::load(at + k * WARP * ELEMENT::BYTES) : 0.0f;
     }
-    at += plane_bytes;
+    if constexpr (GRADIENTS) {
+      float gradient[COLUMNS];
+#pragma unroll
+      for (u32 k = 0; k < COLUMNS; ++k) {
+        const char *const gradient_at = at + tile.operand_bytes + k * WARP * ELEMENT::BYTES;
+        gradient[k] = first_column + k * WARP < within ? ELEMENT::load(gradient_at) : 0.0f;
+      }
+#pragma unroll
+      for (u32 k = 0; k < COLUMNS; ++k) entry[k] = weighing.weigh(entry[k], gradient[k]);
+    }
+#pragma unroll
+    for (u32 k = 0; k < COLUMNS; ++k) fused[k] = FUSION::add(fused[k], entry[k], weight);
+    at += tile.plane_bytes;
   }
 #pragma unroll
   for (u32 k = 0; k < COLUMNS; ++k) {
     fused[k] = first_column + k * WARP < within ? FUSION::finish(fused[k], maps.head_scale) : 0.0f;
+    if constexpr (GRADIENTS) fused[k] = weighing.finish(fused[k]);
   }
 }
 
@@ -125,8 +139,8 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
       const auto fuse_row = [&] {
         const u32 in_window = slice.first + tile.row + turn;
         const u32 within = maps.causal ? min_u32(tile.columns, max_u32(in_window + 1, tile.column) - tile.column) : tile.columns;
-        fuse(fused, maps, ring.data + tile.begin + turn * tile.row_bytes + first_column * ELEMENT::BYTES, tile.plane_bytes,
-             first_column, within);
+        fuse(fused, maps, ring.data + tile.begin + turn * tile.row_bytes + first_column * ELEMENT::BYTES, tile, first_column,
+             within);
         if constexpr (DISCARDS) {
           if (cut.last) {
 #pragma unroll

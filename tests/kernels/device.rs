@@ -5,15 +5,15 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use attention_rollout::Problem;
 use attention_rollout::cuda::address::{Base, Bases};
 use attention_rollout::cuda::kernel::{
-    Fusion, RingRows, RolloutChain, RolloutRows, RowsStream, Sets, Splits,
+    Fusion, Reading, RingRows, RolloutChain, RolloutRows, RowsStream, Sets, Splits,
 };
 use attention_rollout::cuda::launch::MAX_WORDS;
 use attention_rollout::cuda::pipeline::Pipeline;
 use attention_rollout::cuda::variant::{Entry, Variant};
 use attention_rollout::cuda::{DeviceLimits, Schedule};
-use attention_rollout::{DType, Problem};
 use ptxemu::{Memory, Report};
 
 use crate::cases::{Path, StreamWay};
@@ -187,17 +187,24 @@ fn pipeline(problem: &Problem, path: Path) -> Pipeline {
 fn stream(problem: &Problem, way: StreamWay) -> Pipeline {
     let config = problem.config();
     let fused = config.discard.is_some() || !config.exclude_from_attention.is_empty();
-    let (dtype, fusion, heads) = match fused {
-        true => (DType::F32, Fusion::Mean, 1),
+    let fusion = Fusion::from(&config.head_fusion);
+    let gradients = config.gradients.is_some();
+    let (reading, heads) = match fused || gradients && !RowsStream::weighs(fusion) {
+        true => (Reading::FUSED, 1),
         false => {
-            let fusion = Fusion::from(&problem.config().head_fusion);
-            (problem.dtype(), fusion, problem.shape().heads)
+            let dtype = problem.dtype();
+            let reading = Reading {
+                dtype,
+                fusion,
+                gradients,
+            };
+            (reading, problem.shape().heads)
         }
     };
     let start_rows = problem.start_rows();
     let rows = if start_rows == 1 { 1 } else { 8 };
     let tokens = problem.shape().tokens as u32;
-    let mut kernel = RowsStream::for_rows(dtype, rows, fusion, tokens);
+    let mut kernel = RowsStream::for_rows(reading, rows, tokens);
     kernel.columns = way.columns.unwrap_or(kernel.columns);
     let StreamWay { sets, .. } = way;
     let sets = Sets {

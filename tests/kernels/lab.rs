@@ -89,6 +89,31 @@ impl Lab {
         Module::parse(&ptx).map_err(|error| error.to_string())
     }
 
+    /// Runs one thread of the kernel `probe` of `text`, which writes `count` words to where its parameter says.
+    pub fn probe(
+        &self,
+        text: &str,
+        defines: &[(&str, String)],
+        count: usize,
+    ) -> Result<Vec<u32>, String> {
+        let module = self.compile("probe.cu", text, defines, 75)?;
+        let kernel = module.kernel("probe").ok_or("probe is missing")?;
+        let memory = Memory::new();
+        let out = memory.alloc(4 * count);
+        let globals = module.allocate_globals(&memory);
+        let params = out.to_le_bytes();
+        let mut launch = Launch::new(1, 1, &params);
+        launch.globals = &globals;
+        let options = ptxemu::Options::default();
+        ptxemu::launch(&module, kernel, &launch, &memory, &options)
+            .map_err(|fault| fault.to_string())?;
+        let mut words = vec![0u32; count];
+        memory
+            .read(out, bytemuck::cast_slice_mut(&mut words))
+            .map_err(|error| error.to_string())?;
+        Ok(words)
+    }
+
     /// What NVRTC first said against a kernel of this lab.
     pub fn compile_error(&self) -> Option<String> {
         self.compile_error.lock().unwrap().clone()

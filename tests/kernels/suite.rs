@@ -4,7 +4,7 @@ use attention_rollout::cuda::nvrtc::{Cache, Nvrtc, embedded_sources};
 use libtest_mimic::Trial;
 
 use crate::lab::Lab;
-use crate::{abi, entries, traffic};
+use crate::{abi, entries};
 
 /// One test per entry, layout and count; the long ones with the first library alone.
 pub fn trials(nvrtcs: &[Nvrtc]) -> Vec<Trial> {
@@ -21,12 +21,6 @@ pub fn trials(nvrtcs: &[Nvrtc]) -> Vec<Trial> {
             format!("suite::abi (NVRTC {version})"),
             move || abi::check(lab).map_err(Into::into),
         ));
-        if number == 0 {
-            trials.push(Trial::test(
-                format!("suite::traffic (NVRTC {version})"),
-                move || traffic::check(lab).map_err(Into::into),
-            ));
-        }
         let entries = entries::entries().filter(|entry| number == 0 || entry.short);
         trials.extend(entries.map(|entry| {
             let name = format!("suite::{} (NVRTC {version})", entry.name);

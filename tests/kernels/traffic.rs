@@ -2,11 +2,12 @@
 
 use std::collections::HashSet;
 
-use attention_rollout::cuda::kernel::Arithmetic;
+use attention_rollout::cuda::kernel::{Arithmetic, Exchange};
 use attention_rollout::cuda::variant::Variant;
 use attention_rollout::{DType, GradientRule, Output, Problem, StartRows};
 
-use crate::cases::{Case, Path};
+use crate::cases::{Case, Path, StreamWay};
+use crate::entries::Entry;
 use crate::lab::Lab;
 
 /// Bytes of a sector of DRAM, of which L2 fetches whole ones.
@@ -65,6 +66,27 @@ fn rows(tokens: usize, dtype: DType, asked: f64) -> Limit {
     }
 }
 
+fn stream(way: StreamWay, tokens: usize, dtype: DType, asked: f64) -> Limit {
+    Limit {
+        case: Case::new([2, 1, 2, tokens]).dtype(dtype),
+        path: Path::Stream(way),
+        stem: "rows_stream",
+        asked,
+        conflicts: 0.0,
+    }
+}
+
+/// Rows of the last layer without weight, alone and in runs: two of three are not read.
+fn sparse(mut limit: Limit) -> Limit {
+    let tokens = limit.case.shape[3];
+    let weight = |i: usize| if i % 5 < 2 || i % 7 == 0 { 0.25 } else { 0.0 };
+    limit.case.config.output = Output::Rows(StartRows::Weights {
+        rows: 1,
+        weights: (0..tokens).map(weight).collect(),
+    });
+    limit
+}
+
 fn chain(tokens: usize, arithmetic: Arithmetic, asked: f64, conflicts: f64) -> Limit {
     Limit {
         case: Case::new([2, 1, 2, tokens]).matrix(),
@@ -86,7 +108,7 @@ fn weighed(mut limit: Limit) -> Limit {
 /// Of a causal map only the triangle.
 fn causal(mut limit: Limit) -> Limit {
     limit.case.config.causal = true;
-    if limit.stem == "rollout_rows" {
+    if limit.stem != "rollout_chain" {
         limit.case.config.output = Output::Rows(StartRows::Mean);
     }
     limit
@@ -132,27 +154,87 @@ fn needed_sectors(problem: &Problem) -> u64 {
 /// at most a twentieth more asked for: the granules in which one row ends and the next begins. Of causal maps the triangle
 /// is the floor; there `rollout_rows` asks for more where rows are short, but no sector is read in vain. Nothing but the
 /// output is written.
-pub fn check(lab: &Lab) -> Result<(), String> {
-    for limit in [
-        rows(64, DType::F16, 1.0),
-        rows(128, DType::F32, 1.0),
-        rows(197, DType::F16, 1.05),
-        rows(331, DType::F16, 1.05),
-        weighed(rows(64, DType::F16, 1.0)),
-        weighed(rows(197, DType::F16, 1.05)),
-        weighed(rows(331, DType::F16, 1.05)),
-        weighed(causal(rows(331, DType::F16, 1.07))),
-        causal(rows(128, DType::F16, 1.06)),
-        causal(rows(197, DType::F16, 1.08)),
-        causal(rows(331, DType::F16, 1.07)),
-        causal(rows(512, DType::F16, 1.02)),
-        chain(64, Arithmetic::F16x3, 1.0, 0.0),
-        chain(127, Arithmetic::F16x3, 1.05, 0.0),
-        chain(197, Arithmetic::F16x3, 1.05, 0.005),
-        chain(256, Arithmetic::F16x3, 1.0, 0.005),
-        chain(197, Arithmetic::Tf32x3, 1.05, 0.005),
-        causal(chain(197, Arithmetic::F16x3, 1.05, 0.005)),
-    ] {
+pub const ENTRIES: &[Entry] = &[
+    Entry {
+        name: "traffic_rows",
+        kernels: &["gradients", "rollout_rows"],
+        short: false,
+        run: of_rows,
+    },
+    Entry {
+        name: "traffic_stream",
+        kernels: &["gradients", "rows_stream"],
+        short: false,
+        run: of_stream,
+    },
+    Entry {
+        name: "traffic_chain",
+        kernels: &["rollout_chain"],
+        short: false,
+        run: of_chain,
+    },
+];
+
+fn of_stream(lab: &Lab) -> Result<(), String> {
+    const ONE: StreamWay = StreamWay::ONE;
+    const OLD: StreamWay = StreamWay { arch: 80, ..ONE };
+    let three = ONE.blocks(3, Exchange::Cluster);
+    check(
+        lab,
+        &[
+            stream(ONE, 64, DType::F16, 1.0),
+            stream(OLD, 128, DType::F32, 1.0),
+            stream(ONE, 197, DType::F16, 1.05),
+            stream(OLD, 197, DType::F16, 1.05),
+            stream(three, 197, DType::F16, 1.05),
+            sparse(stream(ONE, 197, DType::F16, 1.05)),
+            sparse(stream(OLD, 131, DType::F32, 1.05)),
+            sparse(stream(three, 197, DType::F16, 1.05)),
+            weighed(stream(ONE, 64, DType::F16, 1.0)),
+            weighed(stream(OLD, 131, DType::F16, 1.05)),
+            weighed(stream(three, 150, DType::F16, 1.05)),
+            causal(stream(ONE, 197, DType::F16, 1.08)),
+            causal(stream(OLD, 131, DType::F32, 1.07)),
+        ],
+    )
+}
+
+fn of_rows(lab: &Lab) -> Result<(), String> {
+    check(
+        lab,
+        &[
+            rows(64, DType::F16, 1.0),
+            rows(128, DType::F32, 1.0),
+            rows(197, DType::F16, 1.05),
+            rows(331, DType::F16, 1.05),
+            weighed(rows(64, DType::F16, 1.0)),
+            weighed(rows(197, DType::F16, 1.05)),
+            weighed(rows(331, DType::F16, 1.05)),
+            weighed(causal(rows(331, DType::F16, 1.07))),
+            causal(rows(128, DType::F16, 1.06)),
+            causal(rows(197, DType::F16, 1.08)),
+            causal(rows(331, DType::F16, 1.07)),
+            causal(rows(512, DType::F16, 1.02)),
+        ],
+    )
+}
+
+fn of_chain(lab: &Lab) -> Result<(), String> {
+    check(
+        lab,
+        &[
+            chain(64, Arithmetic::F16x3, 1.0, 0.0),
+            chain(127, Arithmetic::F16x3, 1.05, 0.0),
+            chain(197, Arithmetic::F16x3, 1.05, 0.005),
+            chain(256, Arithmetic::F16x3, 1.0, 0.005),
+            chain(197, Arithmetic::Tf32x3, 1.05, 0.005),
+            causal(chain(197, Arithmetic::F16x3, 1.05, 0.005)),
+        ],
+    )
+}
+
+fn check(lab: &Lab, limits: &[Limit]) -> Result<(), String> {
+    for limit in limits {
         let problem = limit.case.problem();
         let floor = problem.map_bytes() as f64;
         let counts = count(lab, &limit.case, limit.path, limit.stem)?;

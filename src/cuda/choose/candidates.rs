@@ -3,11 +3,10 @@
 use super::Workload;
 use crate::config::Output;
 use crate::cuda::kernel::{
-    Arithmetic, Columns, Form, Fusion, Kernel, RolloutChain, RolloutRows, Splits,
+    Arithmetic, Columns, Form, Fusion, Kernel, Reading, RolloutChain, RolloutRows, Splits,
 };
 use crate::cuda::options::Precision;
 use crate::cuda::pipeline::{Pipeline, cuts_when_read};
-use crate::dtype::DType;
 
 /// Blocks of a cluster that may share an item's rows. More than 8 need not be available.
 pub(super) const ROWS_CLUSTERS: [u32; 3] = [2, 4, 8];
@@ -91,31 +90,36 @@ impl Workload<'_> {
         limits.find(|&limit| len <= limit)
     }
 
-    /// Element type and fusion of the maps that a kernel reads, which are fused or not.
-    pub(super) fn read_as(&self, fused: bool) -> (DType, Fusion) {
+    /// How a kernel reads the maps, which are fused or not.
+    pub(super) fn reading(&self, fused: bool) -> Reading {
         match fused {
-            true => (DType::F32, Fusion::Mean),
-            false => {
-                let fusion = Fusion::from(&self.problem.config().head_fusion);
-                (self.common.dtype, fusion)
-            }
+            true => Reading::FUSED,
+            false => Reading {
+                dtype: self.common.dtype,
+                fusion: Fusion::from(&self.problem.config().head_fusion),
+                gradients: self.problem.config().gradients.is_some(),
+            },
         }
     }
 
     pub(super) fn rows(&self, rows: u32) -> RolloutRows {
-        let (dtype, fusion) = self.read_as(self.fused_first);
+        let Reading {
+            dtype,
+            fusion,
+            gradients,
+        } = self.reading(self.fused_first);
         RolloutRows {
             dtype,
             rows,
             fusion,
-            gradients: self.problem.config().gradients.is_some() && !self.fused_first,
+            gradients,
             normalize: self.problem.config().normalize_rows,
             discard: cuts_when_read(self.problem),
         }
     }
 
     pub(super) fn chain(&self, arithmetic: Arithmetic, tokens: u32) -> RolloutChain {
-        let (dtype, fusion) = self.read_as(self.chain_fused_first);
+        let Reading { dtype, fusion, .. } = self.reading(self.chain_fused_first);
         RolloutChain {
             dtype,
             arithmetic,

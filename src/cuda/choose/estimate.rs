@@ -158,7 +158,12 @@ impl Workload<'_> {
             true => layer_bytes / blocks / GROUPED_BYTES_PER_US,
             false => {
                 turns as f64
-                    * self.turn_us(self.read_as(self.fused_first).0, blocks, resident, warps)
+                    * self.turn_us(
+                        self.reading(self.fused_first).dtype,
+                        blocks,
+                        resident,
+                        warps,
+                    )
             }
         };
         let reading_us = reading_us(turns_us, layer_bytes / (active * BYTES_PER_US));

@@ -31,21 +31,19 @@ const ROWS_END: f64 = 0.25;
 const UNHIDDEN: f64 = 0.1;
 
 impl Workload<'_> {
-    /// Every way of streaming rows. None weighs maps by their gradients.
+    /// Every way of streaming rows.
     pub(super) fn ring_rows(&self) -> Vec<Pipeline> {
-        let (dtype, fusion) = self.read_as(self.fused_first);
-        let weighs = self.problem.config().gradients.is_some() && !self.fused_first;
         let start_rows = self.problem.start_rows();
-        let extents = [
-            self.common.tokens,
-            self.source_heads() as u32,
-            start_rows as u32,
-        ];
+        let heads = match self.fused_first {
+            true => 1,
+            false => self.problem.shape().heads,
+        };
+        let extents = [self.common.tokens, heads as u32, start_rows as u32];
         let mut all = Vec::new();
-        for kernel in RowsStream::all_of(dtype, fusion) {
+        for kernel in RowsStream::all_of(self.reading(self.fused_first)) {
             let held = (1..=kernel.rows as usize).contains(&start_rows);
             let together = !self.grouped || kernel.columns == GROUPED_COLUMNS;
-            if weighs || !held || !together || !kernel.variant().runs_on(self.limits) {
+            if !held || !together || !kernel.variant().runs_on(self.limits) {
                 continue;
             }
             for sets in self.ring_sets() {
@@ -91,7 +89,7 @@ impl Workload<'_> {
     /// end.
     pub(super) fn ring_rows_us(&self, RingRows { kernel, sets, ring }: RingRows) -> f64 {
         let len = f64::from(self.common.window_len);
-        let element_slots = match kernel.dtype.size_bytes() {
+        let element_slots = match kernel.reading.dtype.size_bytes() {
             4 => ENTRY_SLOTS,
             _ => ENTRY_16_BIT_SLOTS,
         };

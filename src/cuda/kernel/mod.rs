@@ -26,7 +26,7 @@ pub use grouped::{
     GroupMember, GroupParams, GroupWord, MAX_BLOCKS, MAX_GROUP_ADDRESSES, MemberLaunch, MemberTable,
 };
 pub use maps::{Columns, LayerMaps, MAX_LAYERS_PER_LAUNCH, MAX_WARPS, MapSource, Maps};
-pub use parts::{Arithmetic, Form, Fusion};
+pub use parts::{Arithmetic, Form, Fusion, Reading};
 pub use read_floor::ReadFloor;
 pub use run_inputs::{RunInputsParams, TakeInputs, given_bytes, write_given};
 pub use window::Window;

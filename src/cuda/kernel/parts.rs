@@ -1,6 +1,7 @@
 //! What kernels are made of: compile-time choices that several share, by the names they have in kernel symbols.
 
 use crate::config::HeadFusion;
+use crate::dtype::DType;
 
 /// Threads of a warp.
 pub(super) const WARP: u32 = 32;
@@ -46,6 +47,26 @@ impl Fusion {
             Fusion::Weighted => HeadFusion::Weighted(vec![0.5, 0.3, 0.2]),
         }
     }
+}
+
+/// How a kernel reads maps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reading {
+    /// Element type.
+    pub dtype: DType,
+    /// How heads become one map.
+    pub fusion: Fusion,
+    /// Entries are weighed by their gradients.
+    pub gradients: bool,
+}
+
+impl Reading {
+    /// Fused maps: the mean over their one head.
+    pub const FUSED: Reading = Reading {
+        dtype: DType::F32,
+        fusion: Fusion::Mean,
+        gradients: false,
+    };
 }
 
 impl From<&HeadFusion> for Fusion {

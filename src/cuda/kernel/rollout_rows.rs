@@ -122,12 +122,6 @@ impl RolloutRows {
     /// Start rows that a variant holds.
     pub const ROWS: [u32; 2] = [1, 8];
 
-    /// Whether there are variants that weigh by gradients the maps that they fuse so, for so many start rows. The others read
-    /// fused maps then.
-    pub fn weighs(fusion: Fusion, start_rows: usize) -> bool {
-        fusion == Fusion::Mean && start_rows == 1
-    }
-
     /// The relevance of `problem`'s start rows, or the next step towards it. `columns` says how rows are divided, and
     /// `splits` how those of an item are.
     pub fn launch(

@@ -3,12 +3,12 @@
 use std::ops::{Range, RangeInclusive};
 
 use super::parts::WARP;
-use super::{Fusion, Kernel, MapSource, Maps, example_shape};
-use crate::config::{Output, RolloutConfig, StartRows};
+use super::{Fusion, Kernel, MapSource, Maps, Reading, example_shape};
+use crate::config::{GradientRule, Output, RolloutConfig, StartRows};
 use crate::cuda::address::{Address, Base};
 use crate::cuda::launch::{Geometry, Launch};
 use crate::cuda::parameters::params;
-use crate::cuda::variant::{Variant, symbol};
+use crate::cuda::variant::{Variant, flag, symbol};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::problem::Problem;
@@ -48,14 +48,12 @@ const MAX_SLICE_ROWS: u32 = 4096;
 /// The kernel.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RowsStream {
-    /// Element type of the maps.
-    pub dtype: DType,
+    /// What it reads; of maps weighed by gradients only the mean ([`RowsStream::weighs`]).
+    pub reading: Reading,
     /// Start rows it holds: 1 or 8 ([`RowsStream::ROWS`]).
     pub rows: u32,
     /// Columns of a lane ([`RowsStream::COLUMNS`]).
     pub columns: u32,
-    /// How heads become one map.
-    pub fusion: Fusion,
 }
 
 /// How the blocks of an item tell each other their sums.
@@ -125,9 +123,18 @@ pub struct RingOperands {
 
 /// All there are.
 pub(super) fn all() -> impl IntoIterator<Item = RowsStream> {
-    let fusions = |dtype| Fusion::ALL.map(|fusion| (dtype, fusion));
-    let readers = DType::ALL.into_iter().flat_map(fusions);
-    readers.flat_map(|(dtype, fusion)| RowsStream::all_of(dtype, fusion))
+    let readings = DType::ALL.into_iter().flat_map(|dtype| {
+        Fusion::ALL.into_iter().flat_map(move |fusion| {
+            [false, true].map(|gradients| Reading {
+                dtype,
+                fusion,
+                gradients,
+            })
+        })
+    });
+    readings
+        .filter(|reading| !reading.gradients || RowsStream::weighs(reading.fusion))
+        .flat_map(RowsStream::all_of)
 }
 
 impl RowsStream {
@@ -136,14 +143,18 @@ impl RowsStream {
     /// Columns that a lane of a variant holds.
     pub const COLUMNS: [u32; 4] = [1, 2, 4, 7];
 
-    /// Those that read maps of `dtype` and fuse their heads by `fusion`.
-    pub fn all_of(dtype: DType, fusion: Fusion) -> impl Iterator<Item = RowsStream> {
+    /// Whether there are variants that weigh by gradients the maps that they fuse so. The others read fused maps then.
+    pub fn weighs(fusion: Fusion) -> bool {
+        fusion == Fusion::Mean
+    }
+
+    /// Those that read maps so.
+    pub fn all_of(reading: Reading) -> impl Iterator<Item = RowsStream> {
         RowsStream::ROWS.into_iter().flat_map(move |rows| {
             let kernel = move |columns| RowsStream {
-                dtype,
+                reading,
                 rows,
                 columns,
-                fusion,
             };
             RowsStream::columns_of(rows).map(kernel)
         })
@@ -157,8 +168,8 @@ impl RowsStream {
 
     /// The kernel whose lanes hold rows of `tokens` columns with the fewest columns to spare, and of those the one with
     /// the fewest warps to a row.
-    pub fn for_rows(dtype: DType, rows: u32, fusion: Fusion, tokens: u32) -> Self {
-        let kernels = RowsStream::all_of(dtype, fusion).filter(|kernel| kernel.rows == rows);
+    pub fn for_rows(reading: Reading, rows: u32, tokens: u32) -> Self {
+        let kernels = RowsStream::all_of(reading).filter(|kernel| kernel.rows == rows);
         let spare = |kernel: &RowsStream| {
             let panel = tokens.clamp(1, kernel.most_columns());
             let warp = WARP * kernel.columns;
@@ -169,10 +180,9 @@ impl RowsStream {
             (held, u32::MAX - warp)
         });
         least.unwrap_or(RowsStream {
-            dtype,
+            reading,
             rows,
             columns: 1,
-            fusion,
         })
     }
 
@@ -200,7 +210,8 @@ impl RowsStream {
             return None;
         }
         let room = (shared_bytes as u32).checked_sub(STATIC_SHARED_BYTES)?;
-        let element = self.dtype.size_bytes() as u32;
+        let element = self.reading.dtype.size_bytes() as u32;
+        let operands = if self.reading.gradients { 2 } else { 1 };
         let mut panel_columns = tokens.clamp(1, self.most_columns());
         loop {
             let column_warps = panel_columns.div_ceil(WARP * self.columns);
@@ -215,10 +226,11 @@ impl RowsStream {
                     + groups * panel_columns
                     + 2 * self.warps()
                     + inbox);
-            // The granules at both ends of a row, and of the planes.
+            // The granules at both ends of a row, and of the planes of each operand.
             let stage = |rows: u32| {
                 let plane = (rows * panel_columns * element).checked_add(2 * 16)?;
-                let bytes = heads.checked_mul(plane)?.checked_add(16)?;
+                let planes = heads.checked_mul(operands)?;
+                let bytes = planes.checked_mul(plane)?.checked_add(operands * 16)?;
                 Some(bytes.next_multiple_of(16))
             };
             let ring = room.saturating_sub(rest);
@@ -346,11 +358,15 @@ impl RingRows {
 impl Kernel for RowsStream {
     fn variant(&self) -> Variant {
         let RowsStream {
-            dtype,
+            reading,
             rows,
             columns,
-            fusion,
         } = *self;
+        let Reading {
+            dtype,
+            fusion,
+            gradients,
+        } = reading;
         let tile = format!("k{columns}");
         let parts = [
             dtype.name(),
@@ -361,10 +377,11 @@ impl Kernel for RowsStream {
         ];
         Variant {
             stem: "rows_stream",
-            symbol: symbol("rows_stream", &parts, &[]),
+            symbol: symbol("rows_stream", &parts, &[(gradients, "gradients")]),
             defines: vec![
                 ("ELEMENT", dtype.name().to_owned()),
                 fusion.define(),
+                ("GRADIENTS", flag(gradients)),
                 ("START_ROWS", rows.to_string()),
                 ("COLUMNS", columns.to_string()),
                 ("WARPS", self.warps().to_string()),
@@ -383,10 +400,11 @@ impl Kernel for RowsStream {
 
     fn example(&self, layers: usize, tokens: usize) -> Result<Problem> {
         let config = RolloutConfig {
-            head_fusion: self.fusion.of_three_heads(),
+            head_fusion: self.reading.fusion.of_three_heads(),
+            gradients: self.reading.gradients.then_some(GradientRule::Heads),
             output: Output::Rows(StartRows::Rows((0..self.rows as usize).collect())),
             ..RolloutConfig::default()
         };
-        Problem::new(example_shape(layers, tokens), self.dtype, config)
+        Problem::new(example_shape(layers, tokens), self.reading.dtype, config)
     }
 }

@@ -7,7 +7,7 @@ use super::tables::tables;
 use crate::cuda::address::{Address, Base};
 use crate::cuda::kernel::{
     Columns, Exclude, FindCuts, FuseHeads, Fused, Fusion, MAX_LAYERS_PER_LAUNCH, MapSource,
-    Matrices, RolloutRows, TakeInputs, ZeroFill, padded,
+    Matrices, RowsStream, TakeInputs, ZeroFill, padded,
 };
 use crate::cuda::launch::Launch;
 use crate::cuda::limits::DeviceLimits;
@@ -89,14 +89,14 @@ pub(in crate::cuda) fn cuts_when_read(problem: &Problem) -> bool {
     config.discard.is_some() && config.exclude_from_attention.is_empty()
 }
 
-/// Whether `rollout_rows` reads fused maps of `problem` instead of the caller's layers: where something is to be done to
-/// a fused map before the residual, and where no variant weighs maps that are fused so.
+/// Whether `rollout_rows` and `rows_stream` read fused maps of `problem` instead of the caller's layers: where something is
+/// to be done to a fused map before the residual, and where no variant weighs maps that are fused so.
 pub(in crate::cuda) fn rows_read_fused(problem: &Problem) -> bool {
     let config = problem.config();
     let fusion = Fusion::from(&config.head_fusion);
     config.discard.is_some()
         || !config.exclude_from_attention.is_empty()
-        || config.gradients.is_some() && !RolloutRows::weighs(fusion, problem.start_rows())
+        || config.gradients.is_some() && !RowsStream::weighs(fusion)
 }
 
 /// The same of `rollout_chain`, of which no variant weighs maps.

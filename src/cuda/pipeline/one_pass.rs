@@ -5,9 +5,8 @@ use std::ops::Range;
 use super::builder::{Builder, chain_reads_fused, chunks, launch_groups, output, rows_read_fused};
 use crate::cuda::address::Address;
 use crate::cuda::kernel::{
-    Arithmetic, Fusion, MapSource, RolloutChain, RolloutRows, RowsOperands, Splits,
+    Arithmetic, MapSource, Reading, RolloutChain, RolloutRows, RowsOperands, Splits,
 };
-use crate::dtype::DType;
 
 /// How `rollout_rows` goes through the layers.
 pub(super) struct RowsLaunches {
@@ -96,12 +95,16 @@ impl Builder<'_> {
         launches: &RowsLaunches,
     ) {
         let problem = self.problem;
-        let (dtype, fusion) = self.read_as(source);
+        let Reading {
+            dtype,
+            fusion,
+            gradients,
+        } = self.reading(source);
         let kernel = RolloutRows {
             dtype,
             rows,
             fusion,
-            gradients: source == MapSource::Layers && problem.config().gradients.is_some(),
+            gradients,
             normalize: self.normalize,
             discard: self.discard,
         };
@@ -144,7 +147,7 @@ impl Builder<'_> {
         tokens: u32,
     ) {
         let problem = self.problem;
-        let (dtype, fusion) = self.read_as(source);
+        let Reading { dtype, fusion, .. } = self.reading(source);
         let kernel = RolloutChain {
             dtype,
             arithmetic,
@@ -161,11 +164,15 @@ impl Builder<'_> {
         }
     }
 
-    /// Element type and fusion of the maps of a source. Fused maps are the mean over their one head.
-    fn read_as(&self, source: MapSource) -> (DType, Fusion) {
+    /// How a kernel reads the maps of a source.
+    fn reading(&self, source: MapSource) -> Reading {
         match source {
-            MapSource::Layers => (self.common.dtype, self.fusion),
-            MapSource::Fused(_) => (DType::F32, Fusion::Mean),
+            MapSource::Layers => Reading {
+                dtype: self.common.dtype,
+                fusion: self.fusion,
+                gradients: self.problem.config().gradients.is_some(),
+            },
+            MapSource::Fused(_) => Reading::FUSED,
         }
     }
 }

@@ -5,7 +5,7 @@ use attention_rollout::{
     DType, DiscardScope, GradientRule, HeadFusion, Residual, ResidualWeights, StartRows,
 };
 
-use super::{Entry, discard, fusions, three_windows, weights};
+use super::{Entry, discard, fusions, three_windows};
 use crate::cases::{Case, Lay, Path};
 use crate::lab::Lab;
 
@@ -26,9 +26,6 @@ pub const ENTRIES: &[Entry] = &[
             let mean = [HeadFusion::Mean];
             features(lab, Path::Rows(1), 33, &mean, |case| {
                 case.start(StartRows::Mean)
-            })?;
-            features(lab, Path::Rows(3), 19, &mean, |case| {
-                case.start(weights(5, 19))
             })?;
             features(lab, Path::RowsCluster(4), 21, &mean, |case| {
                 case.start(StartRows::Last)
@@ -73,7 +70,7 @@ pub const ENTRIES: &[Entry] = &[
                 &fusions(3)[..1],
                 Case::matrix,
             )?;
-            // No variant of `rollout_rows` weighs maps that are fused so.
+            // No variant weighs maps that are fused so.
             features(lab, Path::Rows(2), 11, &fusions(3)[1..2], |case| {
                 case.start(StartRows::Mean)
             })
@@ -85,19 +82,8 @@ pub const ENTRIES: &[Entry] = &[
         kernels: &["gradients", "rollout_rows", "head_fusion"],
         short: true,
         run: |lab| {
-            for rule in RULES {
-                for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                    let case = weighed([1, 2, 2, 13], rule)
-                        .dtype(DType::F32)
-                        .entry([0, 1, 1, 4, 7], value);
-                    case.clone()
-                        .start(StartRows::Mean)
-                        .check(lab, Path::Rows(1))?;
-                    let path = Path::Product(Arithmetic::F32, Form::Matrix);
-                    case.matrix().check(lab, path)?;
-                }
-            }
-            Ok(())
+            not_finite(lab, Path::Rows(1))?;
+            not_finite(lab, Path::Product(Arithmetic::F32, Form::Matrix))
         },
     },
     Entry {
@@ -113,8 +99,24 @@ pub const ENTRIES: &[Entry] = &[
     },
 ];
 
+pub fn not_finite(lab: &Lab, path: Path) -> Result<(), String> {
+    for rule in RULES {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let case = weighed([1, 2, 2, 13], rule)
+                .dtype(DType::F32)
+                .entry([0, 1, 1, 4, 7], value);
+            let case = match path {
+                Path::Product(..) => case.matrix(),
+                _ => case.start(StartRows::Mean),
+            };
+            case.check(lab, path)?;
+        }
+    }
+    Ok(())
+}
+
 /// PyHealth's `CheferRelevance`, or its sibling.
-fn weighed(shape: [usize; 4], rule: GradientRule) -> Case {
+pub fn weighed(shape: [usize; 4], rule: GradientRule) -> Case {
     Case::new(shape).config(|c| {
         c.gradients = Some(rule);
         c.residual = ResidualWeights::Uniform(Residual::new(1.0, 1.0));
@@ -123,7 +125,7 @@ fn weighed(shape: [usize; 4], rule: GradientRule) -> Case {
 
 /// What weighed maps have beside other maps: both rules with every element type and each of `fusions`, windows, rows of
 /// causal maps, rows that are divided by their sums, and discard.
-fn features(
+pub fn features(
     lab: &Lab,
     path: Path,
     tokens: usize,

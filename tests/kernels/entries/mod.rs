@@ -17,6 +17,7 @@ use attention_rollout::{
 
 use crate::cases::{Case, Lay, Path};
 use crate::lab::Lab;
+use crate::traffic;
 
 /// Named entries of the suite, each with the kernels (by stem) it exercises.
 pub struct Entry {
@@ -38,6 +39,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         group::ENTRIES,
         range::ENTRIES,
         values::ENTRIES,
+        traffic::ENTRIES,
     ]
     .into_iter()
     .flatten()

@@ -1,10 +1,12 @@
 //! `rows_stream`: every exchange, on both kinds of rings, from the problem's maps and from fused ones.
 
-use attention_rollout::cuda::kernel::Exchange;
-use attention_rollout::{DType, StartRows};
+use std::fmt::Write;
 
-use super::{Entry, features, many_layers, weights};
-use crate::cases::{Case, Path, StreamWay, compare};
+use attention_rollout::cuda::kernel::Exchange;
+use attention_rollout::{DType, GradientRule, HeadFusion, StartRows};
+
+use super::{Entry, features, gradients, many_layers, weights};
+use crate::cases::{Case, Lay, Path, StreamWay, compare};
 use crate::device::Device;
 use crate::lab::Lab;
 use crate::maps;
@@ -13,6 +15,12 @@ const KERNELS: &[&str] = &["rows_stream"];
 const ONE: StreamWay = StreamWay::ONE;
 
 pub const ENTRIES: &[Entry] = &[
+    Entry {
+        name: "stream_slices",
+        kernels: KERNELS,
+        short: true,
+        run: slices,
+    },
     Entry {
         name: "stream_sizes",
         kernels: KERNELS,
@@ -122,6 +130,34 @@ pub const ENTRIES: &[Entry] = &[
                 .check(lab, Path::Stream(ONE))
         },
     },
+    Entry {
+        // Both tensors have an alignment of their own, on both kinds of rings.
+        name: "stream_gradients",
+        kernels: &["gradients", "rows_stream"],
+        short: true,
+        run: |lab| {
+            let old = StreamWay { arch: 80, ..ONE };
+            for way in [ONE, old, ONE.blocks(3, Exchange::Cluster)] {
+                for (tokens, dtype) in [
+                    (1, DType::F16),
+                    (8, DType::Bf16),
+                    (33, DType::F32),
+                    (131, DType::F16),
+                ] {
+                    gradients::weighed([2, 2, 3, tokens], GradientRule::Heads)
+                        .dtype(dtype)
+                        .at(Lay::Contiguous, 4)
+                        .check(lab, Path::Stream(way))?;
+                }
+            }
+            let path = Path::Stream(ONE);
+            let mean = [HeadFusion::Mean];
+            gradients::features(lab, path, 21, &mean, |case| case.start(StartRows::Mean))?;
+            let path = Path::Stream(old.blocks(2, Exchange::Words));
+            gradients::features(lab, path, 19, &mean, |case| case.start(weights(5, 19)))?;
+            gradients::not_finite(lab, path)
+        },
+    },
 ];
 
 /// Run after run in the same memory, with other maps each time, and after one that was cut off: no word of a run is taken
@@ -149,6 +185,54 @@ fn words_again(lab: &Lab) -> Result<(), String> {
         compare(&got?, &expected, path.tolerance(3))?;
     }
     Ok(())
+}
+
+/// Windows divided into slices by reciprocals, as by divisions; of long ones the first quotient is often one too large.
+fn slices(lab: &Lab) -> Result<(), String> {
+    const LONG: [(u64, u64); 6] = [
+        (1, 1),
+        (197, 132),
+        (8192, 132),
+        (4096 * 132, 132),
+        (131_071, 131),
+        (65_537, 17),
+    ];
+    const STEPS: u64 = 64;
+    let mut text = String::from(
+        "#include \"rows_producer.cuh\"\nextern \"C\" __global__ void probe(u32 *out) {\n",
+    );
+    let mut expected = Vec::new();
+    for (len, blocks) in LONG {
+        writeln!(
+            text,
+            "  {{\n    const Slices slices({len}, {blocks});\n    for (u32 i = 0; i < {STEPS}; ++i) {{\n      \
+             const Slice slice = slices.slice({blocks} * i / {STEPS});\n      *out++ = slice.first;\n      \
+             *out++ = slice.rows;\n      *out++ = slices.of({len} - 1 - {len} / {STEPS} * i);\n    }}\n  }}"
+        )
+        .unwrap();
+        let first = |slice: u64| slice * len / blocks;
+        for i in 0..STEPS {
+            let slice = blocks * i / STEPS;
+            let row = len - 1 - len / STEPS * i;
+            // The last slice that begins at or before the row.
+            let of = (0..blocks)
+                .rev()
+                .find(|&slice| first(slice) <= row && first(slice + 1) > row);
+            expected.extend([first(slice), first(slice + 1) - first(slice), of.unwrap()]);
+        }
+    }
+    text.push_str("}\n");
+    let defines = [("ELEMENT", "f16".to_owned()), ("GRADIENTS", "0".to_owned())];
+    let got = lab.probe(&text, &defines, expected.len())?;
+    match (got.iter().zip(&expected)).position(|(&got, &expected)| u64::from(got) != expected) {
+        None => Ok(()),
+        Some(at) => Err(format!(
+            "{:?}, number {at}: expected {}, got {}",
+            LONG[at / (3 * STEPS as usize)],
+            expected[at],
+            got[at]
+        )),
+    }
 }
 
 fn sizes(lab: &Lab, way: StreamWay) -> Result<(), String> {
