@@ -64,24 +64,28 @@ DEVICE void fuse(float (&fused)[COLUMNS], const Maps &maps, const char *at, cons
   for (u32 head = 0; head < maps.heads; ++head) {
     float weight = 0.0f;
     if constexpr (FUSION::WEIGHTED) weight = __uint_as_float(load_element<4>(global_address(maps.head_weights + head)));
-    // All loads come first, without branches: what a lane has no column for is thrown away in the end.
-    float entry[COLUMNS];
-#pragma unroll
-    for (u32 k = 0; k < COLUMNS; ++k) {
-      entry[k] = first_column + k * WARP < within ? ELEMENT::load(at + k * WARP * ELEMENT::BYTES) : 0.0f;
-    }
     if constexpr (GRADIENTS) {
-      float gradient[COLUMNS];
+      // All loads first, without branches; what has no column is thrown away in the end.
+      float entry[COLUMNS], gradient[COLUMNS];
 #pragma unroll
       for (u32 k = 0; k < COLUMNS; ++k) {
-        const char *const gradient_at = at + tile.operand_bytes + k * WARP * ELEMENT::BYTES;
-        gradient[k] = first_column + k * WARP < within ? ELEMENT::load(gradient_at) : 0.0f;
+        const char *const entry_at = at + k * WARP * ELEMENT::BYTES;
+        const bool exists = first_column + k * WARP < within;
+        entry[k] = exists ? ELEMENT::load(entry_at) : 0.0f;
+        gradient[k] = exists ? ELEMENT::load(entry_at + tile.operand_bytes) : 0.0f;
       }
 #pragma unroll
-      for (u32 k = 0; k < COLUMNS; ++k) entry[k] = weighing.weigh(entry[k], gradient[k]);
-    }
+      for (u32 k = 0; k < COLUMNS; ++k) {
+        fused[k] = FUSION::add(fused[k], weighing.weigh(entry[k], gradient[k]), weight);
+      }
+    } else {
 #pragma unroll
-    for (u32 k = 0; k < COLUMNS; ++k) fused[k] = FUSION::add(fused[k], entry[k], weight);
+      for (u32 k = 0; k < COLUMNS; ++k) {
+        if (first_column + k * WARP < within) {
+          fused[k] = FUSION::add(fused[k], ELEMENT::load(at + k * WARP * ELEMENT::BYTES), weight);
+        }
+      }
+    }
     at += tile.plane_bytes;
   }
 #pragma unroll

@@ -79,7 +79,13 @@ fn stream(way: StreamWay, tokens: usize, dtype: DType, asked: f64) -> Limit {
 /// Rows of the last layer without weight, alone and in runs: two of three are not read.
 fn sparse(mut limit: Limit) -> Limit {
     let tokens = limit.case.shape[3];
-    let weight = |i: usize| if i % 5 < 2 || i % 7 == 0 { 0.25 } else { 0.0 };
+    let weight = |i: usize| {
+        if i % 5 < 2 || i.is_multiple_of(7) {
+            0.25
+        } else {
+            0.0
+        }
+    };
     limit.case.config.output = Output::Rows(StartRows::Weights {
         rows: 1,
         weights: (0..tokens).map(weight).collect(),

@@ -134,7 +134,7 @@ pub const ENTRIES: &[Entry] = &[
         // Both tensors have an alignment of their own, on both kinds of rings.
         name: "stream_gradients",
         kernels: &["gradients", "rows_stream"],
-        short: true,
+        short: false,
         run: |lab| {
             let old = StreamWay { arch: 80, ..ONE };
             for way in [ONE, old, ONE.blocks(3, Exchange::Cluster)] {
@@ -150,6 +150,16 @@ pub const ENTRIES: &[Entry] = &[
                         .check(lab, Path::Stream(way))?;
                 }
             }
+            // Rows that fill a stage of a member of a group to the last granule.
+            let member = StreamWay {
+                grouped: true,
+                shared_bytes: 64 << 10,
+                ..ONE
+            };
+            gradients::weighed([3, 1, 8, 24], GradientRule::Heads)
+                .start(StartRows::Mean)
+                .at(Lay::Contiguous, 8)
+                .check(lab, Path::Stream(member))?;
             let path = Path::Stream(ONE);
             let mean = [HeadFusion::Mean];
             gradients::features(lab, path, 21, &mean, |case| case.start(StartRows::Mean))?;
