@@ -7,6 +7,7 @@ mod closed_forms;
 mod common;
 #[cfg(feature = "cpu")]
 mod errors;
+mod extents;
 #[cfg(feature = "cpu")]
 mod model;
 mod post;
