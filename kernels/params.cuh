@@ -63,14 +63,16 @@ struct GroupParams {
 // run_inputs: what a run is given of each item, and all that depends on it.
 struct RunInputsParams {
   const int *given_windows;   // [batch, 2]: start and length
-  const int *given_rows;      // [batch], counted from the window's start; null: each window's last
+  const int *given_rows;      // [batch or 1, rows], counted from the window's start; null: each window's last
   const u64 *counts_of;       // [max_window + 1]: how many entries a window of so many tokens discards
   Window *windows;            // [batch]
   u64 *counts;                // [batch], or null
-  float *weights;             // [batch, stride_item] of the start rows, or null
+  float *weights;             // [batch, rows, stride_row] of the start rows, or null
   u32 tokens, max_window;
   u32 mean;                   // the start row is the mean of the window
-  u32 stride_item;
+  u32 rows;                   // start rows of an item
+  u32 rows_per_item;          // from one item's given rows to the next's: 0 where all items share them
+  u32 stride_row;
 };
 
 // zero_fill: zeros.

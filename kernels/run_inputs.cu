@@ -1,7 +1,7 @@
-// run_inputs: what a run is given of each item, its window and its start row, as the other kernels find it: held to what
-// there is, with the number of entries to discard and the weights of the start row.
+// run_inputs: what a run is given of each item, its window and its start rows, as the other kernels find it: held to what
+// there is, with the number of entries to discard and the weights of the start rows.
 //
-// Grid: x item. Macros: BLOCK_THREADS, and those of entry.cuh.
+// Grid: x item, y start rows in turn. Macros: BLOCK_THREADS, and those of entry.cuh.
 
 #include "entry.cuh"
 
@@ -13,19 +13,24 @@ DEVICE void take_inputs(const RunInputsParams &params, const Place &place) {
   const int start = clamp(params.given_windows[2 * item], 0, tokens);
   const int room = tokens - start;
   const int len = clamp(params.given_windows[2 * item + 1], 0, room < longest ? room : longest);
-  if (threadIdx.x == 0) {
+  if (place.y == 0 && threadIdx.x == 0) {
     params.windows[item] = {u32(start), u32(len)};
     if (params.counts) params.counts[item] = params.counts_of[len];
   }
   if (params.weights == nullptr) return;
-  // An empty window has no row, and no weights.
-  int row = len - 1;
-  if (params.given_rows) row = clamp(params.given_rows[item], len ? 0 : -1, len - 1);
   const float share = params.mean ? 1.0f / float(len) : 0.0f;
-  float *weights = params.weights + u64(item) * params.stride_item;
-  for (u32 i = threadIdx.x; i < params.stride_item; i += BLOCK_THREADS) {
-    const bool carries = params.mean ? int(i) < len : int(i) == row;
-    weights[i] = !carries ? 0.0f : params.mean ? share : 1.0f;
+  for (u32 m = place.y; m < params.rows; m += place.grid_y) {
+    // An empty window has no row, and no weights.
+    int row = len - 1;
+    if (params.given_rows) {
+      const int given = params.given_rows[u64(item) * params.rows_per_item + m];
+      row = clamp(given, len ? 0 : -1, len - 1);
+    }
+    float *weights = params.weights + (u64(item) * params.rows + m) * params.stride_row;
+    for (u32 i = threadIdx.x; i < params.stride_row; i += BLOCK_THREADS) {
+      const bool carries = params.mean ? int(i) < len : int(i) == row;
+      weights[i] = !carries ? 0.0f : params.mean ? share : 1.0f;
+    }
   }
 }
 

@@ -26,17 +26,23 @@ pub struct Chunk<'a> {
     items: Range<usize>,
     out: &'a [f32],
     planes: usize,
-    batch: usize,
+    /// The items of the run.
+    run: Range<usize>,
 }
 
 impl<'a> Chunk<'a> {
-    /// `out` is the output of `items` of `problem`.
-    pub(crate) fn new(problem: &Problem, items: Range<usize>, out: &'a [f32]) -> Self {
+    /// `out` is the output of `items` of `problem`, which are some of a `run`.
+    pub(crate) fn new(
+        problem: &Problem,
+        run: Range<usize>,
+        items: Range<usize>,
+        out: &'a [f32],
+    ) -> Self {
         Chunk {
             items,
             out,
             planes: planes(problem),
-            batch: problem.shape().batch,
+            run,
         }
     }
 
@@ -53,18 +59,22 @@ impl<'a> Chunk<'a> {
     /// How far the run has come, where chunks come in order.
     pub fn progress(&self) -> Progress {
         Progress {
-            done: self.items.end,
-            total: self.batch,
+            done: self.items.end - self.run.start,
+            total: self.run.len(),
         }
     }
 
-    /// Copies the output to where it belongs in `all`, the output of the whole problem.
+    /// Copies the output to where it belongs in `all`, the output of the whole run.
     pub(crate) fn copy_to(&self, all: &mut [f32]) {
         let item = self.out.len() / self.planes / self.items.len().max(1);
         let from = self.out.chunks_exact((self.items.len() * item).max(1));
-        let to = all.chunks_exact_mut((self.batch * item).max(1));
+        let to = all.chunks_exact_mut((self.run.len() * item).max(1));
+        let (start, end) = (
+            self.items.start - self.run.start,
+            self.items.end - self.run.start,
+        );
         for (to, from) in to.zip(from) {
-            to[self.items.start * item..self.items.end * item].copy_from_slice(from);
+            to[start * item..end * item].copy_from_slice(from);
         }
     }
 }

@@ -189,7 +189,7 @@ impl Default for Output {
 pub enum StartRows {
     /// These rows of the rollout, the same for each item.
     Rows(Vec<usize>),
-    /// One row for each item.
+    /// As many rows for each item, `[batch]` or `[batch, rows]`, row-major.
     PerItem(Vec<usize>),
     /// The last valid token of each item.
     Last,
@@ -203,4 +203,11 @@ pub enum StartRows {
         /// The weights, row-major.
         weights: Vec<f32>,
     },
+}
+
+impl StartRows {
+    /// How many start rows each item of `batch` has where `rows` are those of all items; at least one.
+    pub(crate) fn per_item(rows: &[usize], batch: usize) -> usize {
+        rows.len().checked_div(batch).unwrap_or(1).max(1)
+    }
 }

@@ -84,6 +84,16 @@ pub enum Error {
         /// First valid token after the gap.
         token: usize,
     },
+    /// A run was to take items that the batch of its plan does not have.
+    #[error("items {start}..{end} are not among the {batch} items of the batch")]
+    Items {
+        /// First item.
+        start: usize,
+        /// One past the last item.
+        end: usize,
+        /// Items of the batch.
+        batch: usize,
+    },
     /// A start row, counted from the start of the item's window, lies outside the window.
     #[error("item {item}: start row {row} lies outside its window of {len} tokens")]
     StartRow {

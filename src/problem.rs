@@ -99,8 +99,9 @@ impl Problem {
     pub fn start_rows(&self) -> usize {
         match &self.config.output {
             Output::Rows(StartRows::Rows(rows)) => rows.len(),
+            Output::Rows(StartRows::PerItem(rows)) => StartRows::per_item(rows, self.shape.batch),
             Output::Rows(StartRows::Weights { rows, .. }) => *rows,
-            Output::Rows(_) => 1,
+            Output::Rows(StartRows::Last | StartRows::Mean) => 1,
             Output::Matrix | Output::Cumulative => 0,
         }
     }
@@ -121,7 +122,7 @@ impl Problem {
         }
         match rows {
             StartRows::Rows(rows) => weights[rows[row]] = 1.0,
-            StartRows::PerItem(rows) => weights[rows[item]] = 1.0,
+            StartRows::PerItem(rows) => weights[rows[item * self.start_rows() + row]] = 1.0,
             StartRows::Last => weights[len - 1] = 1.0,
             StartRows::Mean => weights.fill(1.0 / len as f32),
             StartRows::Weights { rows, weights: all } => {
@@ -288,7 +289,10 @@ impl Problem {
         part.windows = self.windows[items.clone()].to_vec();
         part.shape.batch = items.len();
         match &mut part.config.output {
-            Output::Rows(StartRows::PerItem(rows)) => *rows = rows[items].to_vec(),
+            Output::Rows(StartRows::PerItem(rows)) => {
+                let count = self.start_rows();
+                *rows = rows[items.start * count..items.end * count].to_vec();
+            }
             Output::Rows(StartRows::Weights { rows, weights })
                 if weights.len() != *rows * self.shape.tokens =>
             {

@@ -23,6 +23,10 @@ impl<P> Recent<P> {
         self.plans.len()
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = &P> {
+        self.plans.iter()
+    }
+
     pub fn clear(&mut self) {
         self.plans.clear();
     }

@@ -17,7 +17,7 @@
    has come past the run; until then maps and output must stay as they are. Such a run may be captured into a graph.
 
    Errors. Every function that can fail returns a status; ar_last_error() tells more. On a failure nothing has been
-   computed or submitted, unless the status is AR_STATUS_MACHINE. */
+   computed or submitted, unless the status is AR_STATUS_MACHINE, and a plan is as it was. */
 
 
 #ifndef ATTENTION_ROLLOUT_H
@@ -226,7 +226,7 @@ enum ArRows
  {
   // Those of `rows`, the same for each item; row 0 where there are none.
   AR_ROWS_LIST,
-  // One for each item, in `rows`.
+  // As many for each item, in `rows`, `[batch]` or `[batch, rows]`.
   AR_ROWS_PER_ITEM,
   // The last valid token of each item.
   AR_ROWS_LAST,
@@ -309,7 +309,7 @@ typedef struct ArProblem {
   const struct ArStrides *strides;
   // Length of `strides`.
   size_t strides_count;
-  // None: all tokens are valid; or one per item.
+  // None: all tokens are valid, of every run unless there is a `max_window`; or one per item.
   const struct ArWindow *windows;
   // Length of `windows`.
   size_t windows_count;
@@ -359,6 +359,8 @@ typedef struct ArProblem {
   uint32_t row_kind;
   // Items of a chunk of host memory; 0 for as many as fit.
   uint32_t items_per_chunk;
+  // Tokens of the longest window that a run may have; 0: of the longest of `windows`.
+  size_t max_window;
 } ArProblem;
 
 // What a plan is.
@@ -390,6 +392,40 @@ typedef struct ArLayer {
   // Elements, as `maps_count`.
   size_t gradients_count;
 } ArLayer;
+
+// What one run is given beside its layers.
+typedef struct ArRun {
+  // `sizeof(ArRun)`.
+  size_t size;
+  // First item of the plan's batch that the run computes.
+  size_t first_item;
+  // One past the last; 0 for all from the first on.
+  size_t end_item;
+  // Of a run in device memory, an address there or NULL: start and length of the window of each item of the run.
+  // Windows that leave the tokens are held to them.
+  const int32_t *windows;
+  // Numbers of `windows`, two per item of the run.
+  size_t windows_count;
+  // Of a run in device memory, an address there or NULL: the start rows of each item of the run. Rows that leave their
+  // window are held to it.
+  const int32_t *rows;
+  // Numbers of `rows`.
+  size_t rows_count;
+} ArRun;
+
+// What the runs to come are given beside their layers, in host memory. What is NULL stays as it is.
+typedef struct ArInputs {
+  // `sizeof(ArInputs)`.
+  size_t size;
+  // One per item, where the problem was made with windows. An item with an empty one has an output of 0.
+  const struct ArWindow *windows;
+  // Length of `windows`.
+  size_t windows_count;
+  // Where the problem was made with `AR_ROWS_PER_ITEM`: as many for each item as it had then.
+  const size_t *rows;
+  // Length of `rows`.
+  size_t rows_count;
+} ArInputs;
 
 #ifdef __cplusplus
 extern "C" {
@@ -436,6 +472,29 @@ ArStatus ar_plan_run(const struct ArPlan *plan,
                      float *out,
                      size_t out_count,
                      void *stream);
+
+// As `ar_plan_run`, with what `run` says beside the layers: of which items, whose layers and output are then those of these
+// items alone; and, in device memory, their windows and start rows for this run alone.
+//
+// # Safety
+// As `ar_plan_run`; `run` is NULL or points to `run->size` bytes, whose addresses are NULL or hold as many numbers in the
+// device's memory as it says, which nothing writes from the run's place in the stream until it is done.
+ArStatus ar_plan_run_with(const struct ArPlan *plan,
+                          const struct ArLayer *layers,
+                          size_t layers_count,
+                          float *out,
+                          size_t out_count,
+                          void *stream,
+                          const struct ArRun *run);
+
+// Gives the runs to come other windows and start rows, which are copied. In device memory the next run sends them to the
+// device on its stream, without a wait.
+//
+// # Safety
+// `plan` is NULL or alive. `inputs` is NULL or points to `inputs->size` bytes, whose pointers are NULL or point to as many
+// elements as the counts beside them say.
+ArStatus ar_plan_set_inputs(const struct ArPlan *plan,
+                            const struct ArInputs *inputs);
 
 // Gives a plan back; NULL is none. Runs that were submitted are waited for.
 //

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::cpu::Options;
 use crate::cpu::choice::Choice;
 use crate::cpu::engine::{Engine, Prepared};
 use crate::cpu::form::{FormScratch, prepare};
 use crate::cpu::team::{Shared, Team};
+use crate::cpu::{Options, RunInputs};
 use crate::error::{Error, Result};
 use crate::layer::HostLayer;
 use crate::layout::Window;
@@ -24,6 +24,7 @@ pub struct GroupItem<'a> {
     layers: &'a [HostLayer<'a>],
     out: Shared<'a>,
     out_len: usize,
+    inputs: RunInputs<'a>,
 }
 
 impl<'a> GroupItem<'a> {
@@ -34,7 +35,13 @@ impl<'a> GroupItem<'a> {
             layers,
             out_len: out.len(),
             out: Shared::new(out),
+            inputs: RunInputs::default(),
         }
+    }
+
+    /// With other windows and rows, for this run alone, as those of [`Plan::run_with`](crate::cpu::Plan::run_with).
+    pub fn with(self, inputs: RunInputs<'a>) -> Self {
+        GroupItem { inputs, ..self }
     }
 }
 
@@ -115,18 +122,38 @@ impl GroupPlan {
                 got: items.len(),
             });
         }
+        // The problems of members that are given something else than the plan was told.
+        let mut given: Vec<Option<Problem>> = Vec::with_capacity(expected);
         for (index, (item, problem)) in items.iter().zip(self.problems()).enumerate() {
-            problem
-                .check_layers(item.layers, item.out_len)
-                .and_then(|()| problem.check_rows())
-                .map_err(|error| of_member(index, error))?;
+            let checked = given_of(item, problem).and_then(|given| {
+                let problem = given.as_ref().unwrap_or(problem);
+                problem.check_layers(item.layers, item.out_len)?;
+                problem.check_rows()?;
+                Ok(given)
+            });
+            given.push(checked.map_err(|error| of_member(index, error))?);
         }
         let items: &[GroupItem<'_>] = items;
         self.engine.run(Prepared::items, |task| {
             let item = &items[task.index];
-            task.rollout(item.layers, item.out);
+            match &given[task.index] {
+                None => task.rollout(item.layers, item.out),
+                Some(problem) => task.rollout_of(problem, item.layers, item.out),
+            }
         })
     }
+}
+
+/// The problem that a member has with what it is given for one run; none where it is given nothing.
+fn given_of(item: &GroupItem<'_>, problem: &Problem) -> Result<Option<Problem>> {
+    let RunInputs { windows, rows } = item.inputs;
+    if windows.is_none() && rows.is_none() {
+        return Ok(None);
+    }
+    let mut given = problem.clone();
+    windows.map_or(Ok(()), |it| given.set_windows(it))?;
+    rows.map_or(Ok(()), |it| given.set_rows(it))?;
+    Ok(Some(given))
 }
 
 fn of_member(member: usize, source: Error) -> Error {

@@ -44,9 +44,9 @@ const _: () = {
 /// What one run is given beside its layers; `None` leaves what the plan was told last.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RunInputs<'a> {
-    /// One window per item, where the problem was made with windows.
+    /// One window per item of the run, where the problem was made with windows.
     pub windows: Option<&'a [Window]>,
-    /// One start row per item, counted from its window's start, where the problem was made with
+    /// The start rows of each item of the run, counted from its window's start, where the problem was made with
     /// [`StartRows::PerItem`](crate::StartRows::PerItem).
     pub rows: Option<&'a [usize]>,
 }

@@ -147,7 +147,7 @@ impl Plan {
         self.engine.problem_mut(0).set_windows(windows)
     }
 
-    /// Gives the runs to come other start rows, one per item and counted from its window's start, where the problem was
+    /// Gives the runs to come other start rows, as many per item as before and counted from its window's start, where the problem was
     /// made with [`StartRows::PerItem`](crate::StartRows::PerItem). Whether they lie in the windows a run says.
     ///
     /// # Errors
@@ -189,20 +189,34 @@ impl Plan {
     }
 
     /// Computes the items `items` alone: `layers` hold every layer of theirs, `out` is shaped as
-    /// [`Problem::output_shape`] of a problem of these items.
+    /// [`Problem::output_shape`] of a problem of these items. So a plan serves batches of fewer items.
     ///
     /// # Errors
-    /// As [`Problem::check_layers`].
-    ///
-    /// # Panics
-    /// Where `items` leaves the batch.
+    /// As [`run`](Plan::run) for the items; [`Error::Items`](crate::Error::Items) where they leave the batch.
     pub fn run_items(
         &mut self,
         items: Range<usize>,
         layers: &[HostLayer<'_>],
         out: &mut [f32],
     ) -> Result<()> {
-        let part = self.problem().slice_batch(items);
+        self.run_items_with(items, layers, out, RunInputs::default())
+    }
+
+    /// [`run_items`](Plan::run_items) and [`run_with`](Plan::run_with) in one: the windows and rows are those of `items`.
+    ///
+    /// # Errors
+    /// As [`run_items`](Plan::run_items) and [`run_with`](Plan::run_with).
+    pub fn run_items_with(
+        &mut self,
+        items: Range<usize>,
+        layers: &[HostLayer<'_>],
+        out: &mut [f32],
+        inputs: RunInputs<'_>,
+    ) -> Result<()> {
+        self.problem().check_items(&items)?;
+        let mut part = self.problem().slice_batch(items);
+        inputs.windows.map_or(Ok(()), |it| part.set_windows(it))?;
+        inputs.rows.map_or(Ok(()), |it| part.set_rows(it))?;
         part.check_layers(layers, out.len())?;
         part.check_rows()?;
         let out = Shared::new(out);

@@ -28,17 +28,16 @@ const NEAR: f64 = 1.1;
 /// [`Error::Variant`] where `options.variant` names a kernel that
 /// does not exist, or that no way of computing this problem on this device uses.
 pub fn choose(problem: &Problem, limits: &DeviceLimits, options: &Options) -> Result<Schedule> {
-    let (_, schedule) = choose_for(problem, problem.shape().batch, limits, options)?;
-    Ok(schedule)
+    choose_for(problem, problem.shape().batch, limits, options)
 }
 
-/// As [`choose`], for runs of `batch` items of the problem at a time; and the pipeline.
+/// As [`choose`], for runs of `batch` items of the problem at a time.
 pub(super) fn choose_for(
     problem: &Problem,
     batch: usize,
     limits: &DeviceLimits,
     options: &Options,
-) -> Result<(Pipeline, Schedule)> {
+) -> Result<Schedule> {
     let work = Workload::new(problem, batch, limits, rows_read_fused(problem));
     work.choose(options, |pipeline| {
         pipeline.schedule(problem, batch, limits)
@@ -56,10 +55,9 @@ pub(super) fn choose_grouped(
         grouped: true,
         ..Workload::new(problem, batch, limits, rows_read_fused(problem))
     };
-    let chosen = work.choose(options, |pipeline| {
+    work.choose(options, |pipeline| {
         pipeline.schedule(problem, batch, limits)
-    });
-    chosen.map(|(_, schedule)| schedule)
+    })
 }
 
 /// Chooses how `problem` is computed on a device with these limits when its layers are pushed one by one.
@@ -71,9 +69,11 @@ pub fn choose_streaming(
     limits: &DeviceLimits,
     options: &Options,
 ) -> Result<Schedule> {
-    let work = Workload::new(problem, problem.shape().batch, limits, true);
-    let chosen = work.choose(options, |pipeline| pipeline.streaming(problem, limits));
-    chosen.map(|(_, schedule)| schedule)
+    let batch = problem.shape().batch;
+    let work = Workload::new(problem, batch, limits, true);
+    work.choose(options, |pipeline| {
+        pipeline.streaming(problem, batch, batch, limits)
+    })
 }
 
 /// The cheapest of candidates in ascending order, or rows in one launch that are estimated to cost little more.
@@ -129,12 +129,8 @@ impl<'a> Workload<'a> {
         }
     }
 
-    /// The cheapest pipeline, or the cheapest with the forced variant, and its schedule.
-    fn choose(
-        &self,
-        options: &Options,
-        build: impl Fn(Pipeline) -> Schedule,
-    ) -> Result<(Pipeline, Schedule)> {
+    /// The schedule of the cheapest pipeline, or of the cheapest with the forced variant.
+    fn choose(&self, options: &Options, build: impl Fn(Pipeline) -> Schedule) -> Result<Schedule> {
         self.check()?;
         let mut candidates = self.candidates(options.precision);
         // Rows of a group are one queue where that can be: predicted 1.4 times faster for all members together, whatever
@@ -146,7 +142,6 @@ impl<'a> Workload<'a> {
             _ => 1,
         };
         candidates.sort_by(|a, b| rank(a.1).cmp(&rank(b.1)).then(a.0.total_cmp(&b.0)));
-        let build = |pipeline| (pipeline, build(pipeline));
         let Some(name) = &options.variant else {
             let pipeline = preferred(&candidates);
             return Ok(build(pipeline.unwrap_or(self.product(Arithmetic::F32))));
@@ -158,7 +153,7 @@ impl<'a> Workload<'a> {
         if kernel::find(name).is_none() {
             return Err(unusable("does not exist"));
         }
-        let has_forced = |(_, schedule): &(Pipeline, Schedule)| {
+        let has_forced = |schedule: &Schedule| {
             let mut variants = schedule.variants().iter();
             variants.any(|variant| variant.symbol == *name)
         };

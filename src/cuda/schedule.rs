@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::address::{Base, Bases};
 use super::launch::Launch;
 use super::limits::DeviceLimits;
+use super::pipeline::Pipeline;
 use super::variant::Variant;
 
 /// Buffers and tables start at multiples of this: a cache line, and more than any load asks for.
@@ -68,6 +69,8 @@ impl Step {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     pub(super) title: String,
+    /// What laid it out.
+    pub(super) pipeline: Pipeline,
     /// Items of one run.
     pub(super) batch: usize,
     /// Layers of the problem, also those outside its range.

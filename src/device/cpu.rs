@@ -11,6 +11,7 @@ use crate::config::Output;
 use crate::cpu::{Choice, Form, Options, Plan, Simd};
 use crate::error::{Error, Result};
 use crate::layer::HostLayer;
+use crate::layout::Window;
 use crate::problem::Problem;
 
 struct Cpu {
@@ -94,6 +95,7 @@ impl Backend for Cpu {
         Ok(Box::new(CpuChunks {
             plan: Plan::with_choice(problem, &self.options, choice)?,
             chunk: chunk.unwrap_or_else(|| chunk::items_per_chunk(problem, CHUNK_BYTES)),
+            items: 0..0,
             pushed: 0,
             popped: 0,
             out: Vec::new(),
@@ -113,9 +115,11 @@ impl Backend for Cpu {
 struct CpuChunks {
     plan: Plan,
     chunk: usize,
-    /// Items computed.
+    /// Items of the run under way.
+    items: Range<usize>,
+    /// One past the last of them that is computed.
     pushed: usize,
-    /// Items whose output has been taken.
+    /// One past the last whose output has been taken.
     popped: usize,
     /// The output of a chunk.
     out: Vec<f32>,
@@ -143,15 +147,27 @@ impl Chunked for CpuChunks {
         self.chunk
     }
 
-    fn restart(&mut self) -> Result<()> {
-        (self.pushed, self.popped) = (0, 0);
+    fn set_windows(&mut self, windows: &[Window]) -> Result<()> {
+        self.plan.set_windows(windows)
+    }
+
+    fn set_rows(&mut self, rows: &[usize]) -> Result<()> {
+        self.plan.set_rows(rows)
+    }
+
+    fn restart(&mut self, items: Range<usize>) -> Result<()> {
+        let problem = self.plan.problem();
+        problem.check_items(&items)?;
+        problem.check_rows_of(items.clone())?;
+        (self.pushed, self.popped) = (items.start, items.start);
+        self.items = items;
         Ok(())
     }
 
     fn wants(&self) -> Option<Range<usize>> {
-        let total = self.plan.problem().shape().batch;
-        let has_room = self.pushed == self.popped && self.pushed < total;
-        has_room.then(|| self.pushed..total.min(self.pushed + self.chunk))
+        let end = self.items.end;
+        let has_room = self.pushed == self.popped && self.pushed < end;
+        has_room.then(|| self.pushed..end.min(self.pushed + self.chunk))
     }
 
     fn push(&mut self, layers: &[HostLayer<'_>]) -> Result<()> {
@@ -180,7 +196,8 @@ impl Chunked for CpuChunks {
             return Ok(None);
         }
         self.popped = self.pushed;
-        Ok(Some(Chunk::new(self.plan.problem(), items, &self.out)))
+        let run = self.items.clone();
+        Ok(Some(Chunk::new(self.plan.problem(), run, items, &self.out)))
     }
 }
 

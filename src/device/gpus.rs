@@ -13,6 +13,7 @@ use crate::cuda::kernel::{Arithmetic, Form, Kernel, RolloutProduct};
 use crate::cuda::{self, Compiler, HostPlan, Options, Precision, Runtime};
 use crate::error::{Error, Result};
 use crate::layer::HostLayer;
+use crate::layout::Window;
 use crate::problem::Problem;
 
 struct Gpus {
@@ -145,8 +146,16 @@ impl Chunked for HostPlan {
         HostPlan::items_per_chunk(self)
     }
 
-    fn restart(&mut self) -> Result<()> {
-        HostPlan::restart(self)
+    fn set_windows(&mut self, windows: &[Window]) -> Result<()> {
+        HostPlan::set_windows(self, windows)
+    }
+
+    fn set_rows(&mut self, rows: &[usize]) -> Result<()> {
+        HostPlan::set_rows(self, rows)
+    }
+
+    fn restart(&mut self, items: Range<usize>) -> Result<()> {
+        HostPlan::restart(self, items)
     }
 
     fn wants(&self) -> Option<Range<usize>> {

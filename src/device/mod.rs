@@ -33,6 +33,7 @@ use std::sync::Arc;
 use crate::chunk::{Chunk, Progress, layers_from};
 use crate::error::Result;
 use crate::layer::HostLayer;
+use crate::layout::Window;
 use crate::problem::Problem;
 
 /// Something that computes: the CPU, a GPU, or several GPUs that share the batch.
@@ -73,7 +74,11 @@ trait Chunked: Send + fmt::Display {
 
     fn items_per_chunk(&self) -> usize;
 
-    fn restart(&mut self) -> Result<()>;
+    fn set_windows(&mut self, windows: &[Window]) -> Result<()>;
+
+    fn set_rows(&mut self, rows: &[usize]) -> Result<()>;
+
+    fn restart(&mut self, items: Range<usize>) -> Result<()>;
 
     fn wants(&self) -> Option<Range<usize>>;
 
@@ -214,12 +219,30 @@ impl AnyPlan {
         out: &mut [f32],
         progress: &mut dyn FnMut(Progress),
     ) -> Result<()> {
-        self.problem.check_layers(layers, out.len())?;
-        self.restart()?;
+        self.run_items(0..self.problem.shape().batch, layers, out, progress)
+    }
+
+    /// As [`run`](AnyPlan::run), of the items `items` of the batch alone: `layers` hold every layer of theirs, and `out` is
+    /// shaped as [`Problem::output_shape`] of a problem of these items.
+    ///
+    /// # Errors
+    /// As [`run`](AnyPlan::run) for the items; [`Error::Items`](crate::Error::Items) where they leave the batch.
+    pub fn run_items(
+        &mut self,
+        items: Range<usize>,
+        layers: &[HostLayer<'_>],
+        out: &mut [f32],
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<()> {
+        self.problem.check_items(&items)?;
+        let part = self.problem.slice_batch(items.clone());
+        part.check_layers(layers, out.len())?;
+        self.chunks.restart(items.clone())?;
         while let Some(next) = self.step()? {
             match next {
-                Next::Push(items) => {
-                    let layers = layers_from(&self.problem, layers, items.start);
+                Next::Push(chunk) => {
+                    let first = chunk.start - items.start;
+                    let layers = layers_from(&self.problem, layers, first);
                     self.push(&layers)?;
                 }
                 Next::Done(chunk) => {
@@ -231,13 +254,31 @@ impl AnyPlan {
         Ok(())
     }
 
+    /// As [`cpu::Plan::set_windows`](crate::cpu::Plan::set_windows), for the runs to come: between runs.
+    ///
+    /// # Errors
+    /// As [`cpu::Plan::set_windows`](crate::cpu::Plan::set_windows).
+    pub fn set_windows(&mut self, windows: &[Window]) -> Result<()> {
+        self.problem.set_windows(windows)?;
+        self.chunks.set_windows(windows)
+    }
+
+    /// As [`cpu::Plan::set_rows`](crate::cpu::Plan::set_rows), for the runs to come: between runs.
+    ///
+    /// # Errors
+    /// As [`cpu::Plan::set_rows`](crate::cpu::Plan::set_rows).
+    pub fn set_rows(&mut self, rows: &[usize]) -> Result<()> {
+        self.problem.set_rows(rows)?;
+        self.chunks.set_rows(rows)
+    }
+
     /// Begins a run whose maps and outputs are held a chunk at a time, by [`step`](AnyPlan::step) and
     /// [`push`](AnyPlan::push). What a run before it left unfinished is forgotten.
     ///
     /// # Errors
     /// Those of the device.
     pub fn restart(&mut self) -> Result<()> {
-        self.chunks.restart()
+        self.chunks.restart(0..self.problem.shape().batch)
     }
 
     /// What is to be done next: to push items as long as the device has room for them, else to take what is done. `None`

@@ -91,28 +91,38 @@ pub(super) fn excluded(excluded: &mut Vec<usize>, tokens: usize) -> Result<()> {
     }
 }
 
+/// What start rows that differ by item are counted as.
+pub(super) const ROWS_PER_ITEM: &str = "start rows, as many for each item";
+
+/// Start rows of an item, each among the tokens of its window; where that is empty, the item has none to look for.
+pub(super) fn rows_inside(
+    item: usize,
+    rows: &[usize],
+    window: &Window,
+    shape: &Shape,
+) -> Result<()> {
+    let len = window.len;
+    let end = if len == 0 { shape.tokens } else { len };
+    match rows.iter().find(|&&row| row >= end) {
+        Some(&row) => Err(Error::StartRow { item, row, len }),
+        None => Ok(()),
+    }
+}
+
 pub(super) fn start_rows(rows: &StartRows, shape: &Shape, windows: &[Window]) -> Result<()> {
-    let inside = |item: usize, row: usize| {
-        let len = windows[item].len;
-        if row < len {
-            Ok(())
-        } else {
-            Err(Error::StartRow { item, row, len })
-        }
-    };
+    let mut windows = windows.iter().enumerate();
     match rows {
         StartRows::Rows(rows) => {
             if rows.is_empty() {
                 return Err(Error::ZeroExtent { what: "start rows" });
             }
-            (0..windows.len())
-                .try_for_each(|item| rows.iter().try_for_each(|&row| inside(item, row)))
+            windows.try_for_each(|(item, window)| rows_inside(item, rows, window, shape))
         }
         StartRows::PerItem(rows) => {
-            count("start rows, one per item", shape.batch, rows.len())?;
-            rows.iter()
-                .enumerate()
-                .try_for_each(|(item, &row)| inside(item, row))
+            let per_item = StartRows::per_item(rows, shape.batch);
+            count(ROWS_PER_ITEM, per_item * shape.batch, rows.len())?;
+            let mut items = windows.zip(rows.chunks_exact(per_item));
+            items.try_for_each(|((item, window), rows)| rows_inside(item, rows, window, shape))
         }
         StartRows::Last | StartRows::Mean => Ok(()),
         StartRows::Weights { rows, weights } => {
@@ -133,8 +143,9 @@ pub(super) fn start_rows(rows: &StartRows, shape: &Shape, windows: &[Window]) ->
     }?;
     let start_rows = match rows {
         StartRows::Rows(rows) => rows.len(),
+        StartRows::PerItem(rows) => StartRows::per_item(rows, shape.batch),
         StartRows::Weights { rows, .. } => *rows,
-        _ => 1,
+        StartRows::Last | StartRows::Mean => 1,
     };
     product("relevance", &[shape.batch, start_rows, shape.tokens, 4]).map(|_| ())
 }

@@ -1,4 +1,6 @@
-//! What runs of one plan may differ in: the windows of the items, and a start row for each of them.
+//! What runs of one plan may differ in: which items they take, the windows of the items, and start rows of each.
+
+use std::ops::Range;
 
 use super::{Problem, check};
 use crate::config::{Output, RolloutConfig, StartRows};
@@ -11,7 +13,7 @@ impl Problem {
         let fixed = |config: &RolloutConfig| {
             let mut config = config.clone();
             if let Output::Rows(StartRows::PerItem(rows)) = &mut config.output {
-                rows.clear();
+                rows.fill(0);
             }
             config
         };
@@ -36,7 +38,7 @@ impl Problem {
         }
     }
 
-    /// Checks that runs are given a start row per item.
+    /// Checks that runs are given start rows per item.
     ///
     /// # Errors
     /// [`Error::FixedInput`].
@@ -45,7 +47,7 @@ impl Problem {
             Output::Rows(StartRows::PerItem(_)) => Ok(()),
             _ => Err(Error::FixedInput {
                 what: "start rows",
-                missing: "a start row per item",
+                missing: "start rows per item",
             }),
         }
     }
@@ -56,14 +58,24 @@ impl Problem {
         self.takes_windows().is_ok() || self.takes_rows().is_ok()
     }
 
-    /// Whether the start row of an item follows from its window and its row.
+    /// Whether the start rows of an item follow from its window, and from rows counted from its start.
     #[cfg(feature = "cuda")]
     pub(crate) fn has_start_of_window(&self) -> bool {
-        use StartRows::{Last, Mean, PerItem};
-        matches!(self.config.output, Output::Rows(Last | Mean | PerItem(_)))
+        use StartRows::{Last, Mean, PerItem, Rows};
+        let output = &self.config.output;
+        matches!(output, Output::Rows(Last | Mean | PerItem(_) | Rows(_)))
     }
 
-    /// The start row of each item, where they differ by item; else none.
+    /// The start rows that all items share, counted from their windows' starts; else none.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn shared_rows(&self) -> &[usize] {
+        match &self.config.output {
+            Output::Rows(StartRows::Rows(rows)) => rows,
+            _ => &[],
+        }
+    }
+
+    /// The start rows of each item, one item after the other, where they differ by item; else none.
     pub(crate) fn item_rows(&self) -> &[usize] {
         match &self.config.output {
             Output::Rows(StartRows::PerItem(rows)) => rows,
@@ -71,7 +83,7 @@ impl Problem {
         }
     }
 
-    /// The start row of each item, to be changed, where they differ by item.
+    /// The same, to be changed.
     fn rows_mut(&mut self) -> Option<&mut Vec<usize>> {
         match &mut self.config.output {
             Output::Rows(StartRows::PerItem(rows)) => Some(rows),
@@ -94,13 +106,13 @@ impl Problem {
         Ok(())
     }
 
-    /// The start row of each item in the runs to come, counted from its window's start.
+    /// The start rows of each item in the runs to come, counted from its window's start.
     ///
     /// # Errors
     /// [`Error::FixedInput`], [`Error::Count`]. After an error the rows are as they were.
     pub(crate) fn set_rows(&mut self, rows: &[usize]) -> Result<()> {
         self.takes_rows()?;
-        check::count("start rows, one per item", self.shape.batch, rows.len())?;
+        check::count(check::ROWS_PER_ITEM, self.item_rows().len(), rows.len())?;
         if let Some(per_item) = self.rows_mut() {
             per_item.copy_from_slice(rows);
         }
@@ -120,11 +132,35 @@ impl Problem {
     /// # Errors
     /// [`Error::StartRow`].
     pub(crate) fn check_rows(&self) -> Result<()> {
-        match &self.config().output {
-            Output::Rows(rows @ StartRows::PerItem(_)) => {
-                check::start_rows(rows, &self.shape, &self.windows)
-            }
-            _ => Ok(()),
+        self.check_rows_of(0..self.shape.batch)
+    }
+
+    /// The same of `items`, which are items of the problem.
+    pub(crate) fn check_rows_of(&self, mut items: Range<usize>) -> Result<()> {
+        let rows = self.item_rows();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let count = self.start_rows();
+        items.try_for_each(|item| {
+            let rows = &rows[item * count..][..count];
+            check::rows_inside(item, rows, &self.windows[item], &self.shape)
+        })
+    }
+
+    /// Checks that the batch has the items `items`.
+    ///
+    /// # Errors
+    /// [`Error::Items`].
+    pub(crate) fn check_items(&self, items: &Range<usize>) -> Result<()> {
+        let batch = self.shape.batch;
+        match items.start <= items.end && items.end <= batch {
+            true => Ok(()),
+            false => Err(Error::Items {
+                start: items.start,
+                end: items.end,
+                batch,
+            }),
         }
     }
 }

@@ -407,9 +407,13 @@ fn build(knobs: Knobs) -> Case {
             1 => Output::Cumulative,
             2 => Output::Rows(StartRows::Last),
             3 => Output::Rows(StartRows::Mean),
-            4 => Output::Rows(StartRows::PerItem(
-                windows.iter().map(|w| random.below(w.len)).collect(),
-            )),
+            4 => {
+                let count = 1 + random.below(3);
+                let windows = windows.iter().flat_map(|w| std::iter::repeat_n(w, count));
+                Output::Rows(StartRows::PerItem(
+                    windows.map(|w| random.below(w.len)).collect(),
+                ))
+            }
             5 => Output::Rows(StartRows::Weights {
                 rows: 3,
                 weights: weights(&mut random, batch * 3 * tokens),

@@ -5,8 +5,9 @@ use std::num::NonZeroUsize;
 use attention_rollout::cpu::{
     Choice, Form, GroupItem, GroupPlan, Options, Plan, PlanCache, RunInputs, StreamingPlan,
 };
+use attention_rollout::device::Device;
 use attention_rollout::{
-    DType, Error, HostLayer, Output, Problem, RolloutConfig, Shape, StartRows, Window,
+    DType, Error, HostLayer, Output, Problem, Progress, RolloutConfig, Shape, StartRows, Window,
 };
 use proptest::prelude::*;
 
@@ -33,8 +34,10 @@ fn other(case: &Case, seed: u64) -> Case {
         })
         .collect();
     if let Output::Rows(StartRows::PerItem(rows)) = &mut other.config.output {
-        for (row, window) in rows.iter_mut().zip(&other.windows) {
-            *row = random.below(window.len);
+        let count = rows.len().checked_div(other.windows.len()).unwrap_or(1);
+        for (rows, window) in rows.chunks_exact_mut(count.max(1)).zip(&other.windows) {
+            rows.iter_mut()
+                .for_each(|row| *row = random.below(window.len));
         }
     }
     other.seed = seed;
@@ -83,6 +86,135 @@ fn choices(problem: &Problem, share_rest: bool) -> [Choice; 2] {
         share_rest,
         ..Choice::of(problem)
     })
+}
+
+/// `count` items of the case from item `first` on, by themselves.
+fn items_of(case: &Case, first: usize, count: usize) -> Case {
+    let batch = case.shape.batch;
+    let mut part = case.clone();
+    part.shape.batch = count;
+    part.windows = case.windows[first..first + count].to_vec();
+    if let Output::Rows(rows) = &mut part.config.output {
+        match rows {
+            StartRows::PerItem(rows) => {
+                let each = rows.len() / batch;
+                *rows = rows[first * each..(first + count) * each].to_vec();
+            }
+            StartRows::Weights { rows, weights } if weights.len() > *rows * case.shape.tokens => {
+                let each = weights.len() / batch;
+                *weights = weights[first * each..(first + count) * each].to_vec();
+            }
+            _ => {}
+        }
+    }
+    part
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20))]
+
+    #[test]
+    fn a_run_takes_any_items(case in case(24), seed: u64, share_rest: bool) {
+        let batch = case.shape.batch;
+        prop_assume!(batch > 0);
+        let problem = open(&case.generate());
+        let mut random = Random::new(seed);
+        let first = random.below(batch);
+        let count = 1 + random.below(batch - first);
+        let mine = items_of(&case, first, count);
+        let other = other(&mine, seed);
+        for choice in choices(&problem, share_rest) {
+            let mut plan = Plan::with_choice(&problem, &two(), choice).unwrap();
+            let items = first..first + count;
+            let mine = mine.generate();
+            let mut out = vec![f32::NAN; mine.problem.output_len()];
+            plan.run_items(items.clone(), &mine.layers(), &mut out).unwrap();
+            prop_assert_eq!(&bits(&out), &wanted(&mine, plan.choice()), "{:?}", choice);
+            let other = other.generate();
+            let inputs = RunInputs {
+                windows: Some(other.problem.windows()),
+                rows: rows(&other.problem),
+            };
+            out.fill(f32::NAN);
+            plan.run_items_with(items.clone(), &other.layers(), &mut out, inputs).unwrap();
+            prop_assert_eq!(&bits(&out), &wanted(&other, plan.choice()), "{:?}, with", choice);
+            prop_assert_eq!(plan.problem(), &problem);
+            let beyond = first..batch + 1;
+            let refused = plan.run_items(beyond, &mine.layers(), &mut out).unwrap_err();
+            let as_told = matches!(
+                refused,
+                Error::Items { start, end, batch: of } if (start, end, of) == (first, batch + 1, batch)
+            );
+            prop_assert!(as_told, "{}", refused);
+            // The same through a device, chunk by chunk.
+            let mut any = Device::cpu(&two()).plan_chunked(&problem, NonZeroUsize::new(2)).unwrap();
+            let mut done = Vec::new();
+            out.fill(f32::NAN);
+            any.run_items(items, &mine.layers(), &mut out, &mut |progress| done.push(progress)).unwrap();
+            let last = Progress { done: count, total: count };
+            prop_assert_eq!((done.len(), done.last()), (count.div_ceil(2), Some(&last)));
+            let alone = Plan::new(&mine.problem, &two()).unwrap().run_to_vec(&mine.layers()).unwrap();
+            prop_assert_eq!(bits(&out), bits(&alone));
+        }
+    }
+}
+
+#[test]
+fn plans_of_any_device_take_windows_and_rows_of_each_run() {
+    let rows = Output::Rows(StartRows::PerItem(vec![0, 1, 2, 3, 3, 0]));
+    let shape = Shape { batch: 3, ..SHAPE };
+    let mut case = Case::new(shape, 4);
+    case.config.output = rows;
+    let problem = open(&case.generate());
+    let mut any = Device::cpu(&two())
+        .plan_chunked(&problem, NonZeroUsize::new(2))
+        .unwrap();
+    case.windows = vec![window(0, 2), window(1, 3), window(2, 0)];
+    // An item without tokens has no row to look for, and gives zeros.
+    let rows = [1, 0, 2, 2, 3, 0];
+    any.set_windows(&case.windows).unwrap();
+    any.set_rows(&rows).unwrap();
+    assert_eq!(any.problem().windows(), case.windows);
+    case.config.output = Output::Rows(StartRows::PerItem(rows.to_vec()));
+    let generated = case.generate();
+    let mut out = vec![f32::NAN; problem.output_len()];
+    any.run(&generated.layers(), &mut out, &mut |_| {}).unwrap();
+    assert_eq!(problem.output_shape(), [3, 2, shape.tokens]);
+    assert_eq!(bits(&out), wanted(&generated, Choice::of(&problem)));
+    let last = &out[2 * 2 * shape.tokens..];
+    assert!(last.iter().all(|&value| value == 0.0));
+    any.set_rows(&[1, 2, 0, 0, 0, 0]).unwrap();
+    let refused = any
+        .run(&generated.layers(), &mut out, &mut |_| {})
+        .unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            Error::StartRow {
+                item: 0,
+                row: 2,
+                len: 2
+            }
+        ),
+        "{refused}"
+    );
+    // It lies among the items that are not asked for.
+    let part = items_of(&case, 1, 2).generate();
+    let mut out = vec![f32::NAN; part.problem.output_len()];
+    any.run_items(1..3, &part.layers(), &mut out, &mut |_| {})
+        .unwrap();
+    let few = any.set_rows(&[0; 5]).unwrap_err();
+    assert!(
+        matches!(
+            few,
+            Error::Count {
+                expected: 6,
+                got: 5,
+                ..
+            }
+        ),
+        "{few}"
+    );
 }
 
 proptest! {
@@ -142,6 +274,20 @@ proptest! {
         }
         let mut group = GroupPlan::new(&[problem.clone(), problem.clone()], &two()).unwrap();
         let choice = Plan::new(&problem, &two()).unwrap().choice();
+        // For one run alone: what the plan was told stays.
+        for turn in &turns {
+            let (first, layers) = (turns[0].layers(), turn.layers());
+            let inputs = RunInputs {
+                windows: Some(turn.problem.windows()),
+                rows: rows(&turn.problem),
+            };
+            let mut outs = [vec![f32::NAN; problem.output_len()], vec![f32::NAN; problem.output_len()]];
+            let [left, right] = &mut outs;
+            let mut items = [GroupItem::new(&layers, left).with(inputs), GroupItem::new(&first, right)];
+            group.run(&mut items).unwrap();
+            prop_assert_eq!(bits(&outs[0]), wanted(turn, choice));
+            prop_assert_eq!(bits(&outs[1]), wanted(&turns[0], choice));
+        }
         for turn in &turns {
             group.set_windows(1, turn.problem.windows()).unwrap();
             if let Some(rows) = rows(&turn.problem) {

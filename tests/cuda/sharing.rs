@@ -193,6 +193,52 @@ fn a_foreign_stream_is_used_as_it_is() {
 }
 
 #[test]
+fn a_foreign_stream_of_another_device_is_refused() {
+    let Some(machine) = directed("sm_90,sm_80") else {
+        return;
+    };
+    let vcuda = machine.vcuda();
+    let generated = case(19);
+    let mut plan = machine.plan(&generated.problem, |_| {});
+    let buffers = buffers(&machine, &generated);
+    machine.context.synchronize().unwrap();
+    let layers: Vec<_> = buffers.iter().map(Buffer::layer).collect();
+    let mut out = machine
+        .context
+        .default_stream()
+        .alloc_zeros::<f32>(generated.problem.output_len())
+        .unwrap();
+    let other = cuda::context(1).unwrap();
+    other.bind_to_thread().unwrap();
+    let foreign = result::stream::create(result::stream::StreamKind::NonBlocking).unwrap();
+    let launched = vcuda.counters().launches;
+    // SAFETY: what is told of the stream is wrong, and nothing is submitted to it.
+    let stream = unsafe { machine.context.wrap_borrowed_stream(foreign) };
+    for _ in 0..2 {
+        let refused = plan.run(&stream, &layers, &mut out).unwrap_err();
+        assert!(
+            matches!(
+                refused,
+                Error::WrongDevice {
+                    expected: 0,
+                    got: 1,
+                    ..
+                }
+            ),
+            "{refused}"
+        );
+    }
+    assert_eq!(vcuda.counters().launches, launched);
+    // The thread is where it would be after any run.
+    let stream = machine.context.default_stream();
+    plan.run(&stream, &layers, &mut out).unwrap();
+    assert_right("refused before", &generated, &download(&stream, &out));
+    other.bind_to_thread().unwrap();
+    // SAFETY: nobody uses the stream any more.
+    unsafe { result::stream::destroy(foreign).unwrap() };
+}
+
+#[test]
 fn what_cannot_be_allocated_for_is_refused() {
     let Some(machine) = directed("sm_90,sm_80") else {
         return;

@@ -87,6 +87,12 @@ pub enum Error {
     /// A stream for maps in host memory.
     #[error("stream: expected NULL for maps in host memory, got a stream")]
     Stream,
+    /// Windows or rows of one run in host memory.
+    #[error("{what} of a run: expected NULL for maps in host memory, got an address")]
+    DeviceInputs {
+        /// Which of them.
+        what: &'static str,
+    },
     /// See [`ArStatus::Busy`].
     #[error("the plan is in use by another thread")]
     Busy,

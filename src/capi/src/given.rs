@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::types::{
-    ArDeviceKind, ArDeviceOptions, ArDiscardScope, ArDtype, ArGradients, ArHeadFusion, ArLayer,
-    ArMemory, ArOutput, ArPlanInfo, ArPrecision, ArProblem, ArRows,
+    ArDeviceKind, ArDeviceOptions, ArDiscardScope, ArDtype, ArGradients, ArHeadFusion, ArInputs,
+    ArLayer, ArMemory, ArOutput, ArPlanInfo, ArPrecision, ArProblem, ArRows, ArRun,
 };
 
 /// A struct that starts with a `size_t` of its own size.
@@ -46,7 +46,7 @@ macro_rules! interface {
 }
 
 interface! {
-    structs: ArDeviceOptions, ArProblem, ArLayer, ArPlanInfo;
+    structs: ArDeviceOptions, ArProblem, ArLayer, ArInputs, ArRun, ArPlanInfo;
     choices:
         ArDeviceKind { Cpu, Cuda }
         ArPrecision { F32, Half }

@@ -14,9 +14,9 @@ use std::sync::{Mutex, TryLockError};
 
 pub use error::ArStatus;
 pub use types::{
-    ArDeviceKind, ArDeviceOptions, ArDiscardScope, ArDtype, ArGradients, ArHeadFusion, ArLayer,
-    ArMemory, ArOutput, ArPlanInfo, ArPrecision, ArProblem, ArResidual, ArRows, ArStrides,
-    ArWindow,
+    ArDeviceKind, ArDeviceOptions, ArDiscardScope, ArDtype, ArGradients, ArHeadFusion, ArInputs,
+    ArLayer, ArMemory, ArOutput, ArPlanInfo, ArPrecision, ArProblem, ArResidual, ArRows, ArRun,
+    ArStrides, ArWindow,
 };
 
 use error::{Error, Result, guard};
@@ -160,9 +160,50 @@ pub unsafe extern "C" fn ar_plan_run(
     unsafe {
         with_plan(plan, |ready| {
             let layers = list("layers", layers, layers_count)?;
-            ready.run(layers, out, out_count, stream.cast())
+            ready.run(layers, out, out_count, stream.cast(), None)
         })
     }
+}
+
+/// As `ar_plan_run`, with what `run` says beside the layers: of which items, whose layers and output are then those of these
+/// items alone; and, in device memory, their windows and start rows for this run alone.
+///
+/// # Safety
+/// As `ar_plan_run`; `run` is NULL or points to `run->size` bytes, whose addresses are NULL or hold as many numbers in the
+/// device's memory as it says, which nothing writes from the run's place in the stream until it is done.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ar_plan_run_with(
+    plan: *const ArPlan,
+    layers: *const ArLayer,
+    layers_count: usize,
+    out: *mut f32,
+    out_count: usize,
+    stream: *mut c_void,
+    run: *const ArRun,
+) -> ArStatus {
+    // SAFETY: the caller's promise; the run is of the size that the struct has.
+    unsafe {
+        with_plan(plan, |ready| {
+            let layers = list("layers", layers, layers_count)?;
+            let run = &*sized(run)?;
+            ready.run(layers, out, out_count, stream.cast(), Some(run))
+        })
+    }
+}
+
+/// Gives the runs to come other windows and start rows, which are copied. In device memory the next run sends them to the
+/// device on its stream, without a wait.
+///
+/// # Safety
+/// `plan` is NULL or alive. `inputs` is NULL or points to `inputs->size` bytes, whose pointers are NULL or point to as many
+/// elements as the counts beside them say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ar_plan_set_inputs(
+    plan: *const ArPlan,
+    inputs: *const ArInputs,
+) -> ArStatus {
+    // SAFETY: the caller's promise; the inputs are of the size that the struct has.
+    unsafe { with_plan(plan, |ready| ready.set_inputs(&*sized(inputs)?)) }
 }
 
 /// Gives a plan back; NULL is none. Runs that were submitted are waited for.

@@ -7,16 +7,18 @@ use std::slice;
 
 use attention_rollout::cuda::cudarc::driver::sys::CUstream;
 use attention_rollout::cuda::{
-    self, Compiler, DeviceLayer, DeviceOutput, DeviceTensor, Precision, Runtime,
+    self, Compiler, DeviceIndices, DeviceLayer, DeviceOutput, DeviceTensor, Precision, RunInputs,
+    Runtime,
 };
 use attention_rollout::device::{AnyPlan, Device};
-use attention_rollout::{HostLayer, HostTensor, Layer, Problem, cpu};
+use attention_rollout::{HostLayer, HostTensor, Layer, Problem, Window, cpu};
 
 use crate::error::{Error, Result};
 use crate::given::{checked, choice, fits, list, sized};
 use crate::problem::problem;
 use crate::types::{
-    ArDeviceKind, ArDeviceOptions, ArLayer, ArMemory, ArPlanInfo, ArPrecision, ArProblem,
+    ArDeviceKind, ArDeviceOptions, ArInputs, ArLayer, ArMemory, ArPlanInfo, ArPrecision, ArProblem,
+    ArRun,
 };
 
 /// A device, and what a plan for its own memory needs.
@@ -108,30 +110,90 @@ impl Ready {
         }
     }
 
+    /// Gives the runs to come what `given` holds.
+    ///
+    /// # Safety
+    /// Its pointers are null, or point to as many elements as it says.
+    pub unsafe fn set_inputs(&mut self, given: &ArInputs) -> Result<()> {
+        // SAFETY: the caller's promise.
+        let (windows, rows) = unsafe {
+            (
+                list("windows", given.windows, given.windows_count)?,
+                list("rows", given.rows, given.rows_count)?,
+            )
+        };
+        let before = self.problem().windows().to_vec();
+        if !given.windows.is_null() {
+            let windows: Vec<Window> = windows.iter().map(|&window| window.into()).collect();
+            self.set_windows(&windows)?;
+        }
+        if given.rows.is_null() {
+            return Ok(());
+        }
+        let set = match self {
+            Ready::Host(plan) => plan.set_rows(rows),
+            Ready::Device(plan) => plan.set_rows(rows),
+        };
+        if set.is_err() && !given.windows.is_null() {
+            self.set_windows(&before)?;
+        }
+        Ok(set?)
+    }
+
+    fn set_windows(&mut self, windows: &[Window]) -> Result<()> {
+        Ok(match self {
+            Ready::Host(plan) => plan.set_windows(windows),
+            Ready::Device(plan) => plan.set_windows(windows),
+        }?)
+    }
+
+    /// The items that a run of `given` takes; without one, all.
+    pub fn items(&self, given: Option<&ArRun>) -> Range<usize> {
+        let batch = self.problem().shape().batch;
+        match given {
+            None => 0..batch,
+            Some(given) if given.end_item == 0 => given.first_item..batch,
+            Some(given) => given.first_item..given.end_item,
+        }
+    }
+
     /// # Safety
     /// The tensors of `layers` and `out` are as long as they say, in the memory the plan is for; `stream` is null or a
-    /// stream of the plan's context. In device memory, what [`DeviceTensor::from_raw`] and [`DeviceOutput::from_raw`] ask.
+    /// stream of the plan's context. In device memory, what [`DeviceTensor::from_raw`] and [`DeviceOutput::from_raw`] ask,
+    /// and for what is `given` [`DeviceIndices::from_raw`].
     pub unsafe fn run(
         &mut self,
         layers: &[ArLayer],
         out: *mut f32,
         out_count: usize,
         stream: CUstream,
+        given: Option<&ArRun>,
     ) -> Result<()> {
         for layer in layers {
             // SAFETY: a reference is a valid pointer.
             unsafe { sized(layer)? };
         }
+        let items = self.items(given);
         match self {
             Ready::Host(plan) => {
+                let device_inputs = given.map_or([false; 2], |given| {
+                    [!given.windows.is_null(), !given.rows.is_null()]
+                });
+                for (is_given, what) in device_inputs.into_iter().zip(["windows", "rows"]) {
+                    if is_given {
+                        return Err(Error::DeviceInputs { what });
+                    }
+                }
                 if !stream.is_null() {
                     return Err(Error::Stream);
                 }
                 // SAFETY: the caller's promise.
-                unsafe { run_host(plan, layers, out, out_count) }
+                unsafe { run_host(plan, items, layers, out, out_count) }
             }
             // SAFETY: the caller's promise.
-            Ready::Device(plan) => unsafe { run_device(plan, layers, out, out_count, stream) },
+            Ready::Device(plan) => unsafe {
+                run_device(plan, items, layers, out, out_count, stream, given)
+            },
         }
     }
 }
@@ -140,6 +202,7 @@ impl Ready {
 /// As [`Ready::run`].
 unsafe fn run_host(
     plan: &mut AnyPlan,
+    items: Range<usize>,
     layers: &[ArLayer],
     out: *mut f32,
     out_count: usize,
@@ -167,7 +230,7 @@ unsafe fn run_host(
             unsafe { slice::from_raw_parts_mut(out, out_count) }
         }
     };
-    Ok(plan.run(&layers, out, &mut |_| ())?)
+    Ok(plan.run_items(items, &layers, out, &mut |_| ())?)
 }
 
 /// The layers of what `tensor` makes of the name, address and length of each tensor.
@@ -205,10 +268,12 @@ fn check_apart(layers: &[HostLayer<'_>], out: Range<usize>) -> Result<()> {
 /// As [`Ready::run`].
 unsafe fn run_device(
     plan: &mut cuda::Plan,
+    items: Range<usize>,
     layers: &[ArLayer],
     out: *mut f32,
     out_count: usize,
     stream: CUstream,
+    given: Option<&ArRun>,
 ) -> Result<()> {
     let dtype = plan.problem().dtype();
     // SAFETY: the caller's promise.
@@ -225,5 +290,13 @@ unsafe fn run_device(
             DeviceOutput::from_raw(out.addr() as u64, out_count),
         )
     };
-    Ok(plan.run(&stream, &layers, out)?)
+    let indices = |first: *const i32, count: usize| {
+        // SAFETY: the caller's promise.
+        (!first.is_null()).then(|| unsafe { DeviceIndices::from_raw(first.addr() as u64, count) })
+    };
+    let inputs = given.map_or(RunInputs::default(), |given| RunInputs {
+        windows: indices(given.windows, given.windows_count),
+        rows: indices(given.rows, given.rows_count),
+    });
+    Ok(plan.run_items_with(&stream, items, &layers, out, inputs)?)
 }

@@ -63,6 +63,9 @@ pub unsafe fn problem(given: &ArProblem) -> Result<Problem> {
     if !windows.is_empty() {
         builder = builder.windows(windows.iter().map(|&window| window.into()).collect());
     }
+    if given.max_window > 0 {
+        builder = builder.max_window(given.max_window);
+    }
     Ok(builder.build()?)
 }
 
@@ -214,6 +217,7 @@ mod tests {
         given.row_kind = ArRows::Weights as u32;
         (given.row_weights, given.row_weights_count) = (row_weights.as_ptr(), 20);
         given.rows_weighted = 2;
+        given.max_window = 5;
         let config = RolloutConfig {
             head_fusion: HeadFusion::Weighted(head_weights.to_vec()),
             gradients: Some(GradientRule::Fused),
@@ -234,7 +238,8 @@ mod tests {
         let expected = Problem::builder(SHAPE, DType::Bf16)
             .config(config)
             .layer_strides(strides.map(Strides::from).to_vec())
-            .windows(windows.map(Window::from).to_vec());
+            .windows(windows.map(Window::from).to_vec())
+            .max_window(5);
         // SAFETY: the lists are as long as their counts.
         let made = unsafe { problem(&given) }.unwrap();
         assert_eq!(made, expected.build().unwrap());

@@ -98,7 +98,7 @@ pub enum ArOutput {
 pub enum ArRows {
     /// Those of `rows`, the same for each item; row 0 where there are none.
     List,
-    /// One for each item, in `rows`.
+    /// As many for each item, in `rows`, `[batch]` or `[batch, rows]`.
     PerItem,
     /// The last valid token of each item.
     Last,
@@ -176,7 +176,7 @@ pub struct ArProblem {
     pub strides: *const ArStrides,
     /// Length of `strides`.
     pub strides_count: usize,
-    /// None: all tokens are valid; or one per item.
+    /// None: all tokens are valid, of every run unless there is a `max_window`; or one per item.
     pub windows: *const ArWindow,
     /// Length of `windows`.
     pub windows_count: usize,
@@ -226,6 +226,8 @@ pub struct ArProblem {
     pub row_kind: u32,
     /// Items of a chunk of host memory; 0 for as many as fit.
     pub items_per_chunk: u32,
+    /// Tokens of the longest window that a run may have; 0: of the longest of `windows`.
+    pub max_window: usize,
 }
 
 /// One layer's tensors.
@@ -241,6 +243,42 @@ pub struct ArLayer {
     pub gradients: *const c_void,
     /// Elements, as `maps_count`.
     pub gradients_count: usize,
+}
+
+/// What the runs to come are given beside their layers, in host memory. What is NULL stays as it is.
+#[repr(C)]
+pub struct ArInputs {
+    /// `sizeof(ArInputs)`.
+    pub size: usize,
+    /// One per item, where the problem was made with windows. An item with an empty one has an output of 0.
+    pub windows: *const ArWindow,
+    /// Length of `windows`.
+    pub windows_count: usize,
+    /// Where the problem was made with `AR_ROWS_PER_ITEM`: as many for each item as it had then.
+    pub rows: *const usize,
+    /// Length of `rows`.
+    pub rows_count: usize,
+}
+
+/// What one run is given beside its layers.
+#[repr(C)]
+pub struct ArRun {
+    /// `sizeof(ArRun)`.
+    pub size: usize,
+    /// First item of the plan's batch that the run computes.
+    pub first_item: usize,
+    /// One past the last; 0 for all from the first on.
+    pub end_item: usize,
+    /// Of a run in device memory, an address there or NULL: start and length of the window of each item of the run.
+    /// Windows that leave the tokens are held to them.
+    pub windows: *const i32,
+    /// Numbers of `windows`, two per item of the run.
+    pub windows_count: usize,
+    /// Of a run in device memory, an address there or NULL: the start rows of each item of the run. Rows that leave their
+    /// window are held to it.
+    pub rows: *const i32,
+    /// Numbers of `rows`.
+    pub rows_count: usize,
 }
 
 /// What a plan is.

@@ -68,6 +68,27 @@ static void check_row_0(const float *got, ArGradients gradients) {
     }
 }
 
+/* The same of items from `first` on, each with a window of its own and `rows` start rows, counted from its start. */
+static void check_in_windows(const float *got, int first, int items, int rows, const ArWindow *windows, const size_t *row) {
+    for (int m = 0; m < items * rows; m++) {
+        const ArWindow window = windows[m / rows];
+        double r[TOKENS] = {0};
+        if (window.len) r[window.start + row[m]] = 1.0;
+        for (int layer = LAYERS - 1; layer >= 0; layer--) {
+            double next[TOKENS] = {0};
+            for (size_t j = window.start; j < window.start + window.len; j++) {
+                double sum = 0;
+                for (int head = 0; head < HEADS; head++)
+                    for (size_t i = window.start; i < window.start + window.len; i++)
+                        sum += r[i] * maps[layer][((first + m / rows) * HEADS + head) * MAP + i * TOKENS + j];
+                next[j] = 0.5 * r[j] + 0.5 * sum / HEADS;
+            }
+            memcpy(r, next, sizeof r);
+        }
+        for (int j = 0; j < TOKENS; j++) CHECK(fabs(got[m * TOKENS + j] - r[j]) <= 1e-6);
+    }
+}
+
 static ArProblem problem_in(ArMemory memory) {
     ArProblem problem = {sizeof problem};
     problem.layers = LAYERS;
@@ -129,6 +150,72 @@ static void run_on_host(ArDevice *device) {
     CHECK(ar_plan_run(plan, layers, LAYERS, out, ROW, NULL) == AR_STATUS_OK);
     check_row_0(out, AR_GRADIENTS_HEADS);
     ar_plan_free(plan);
+}
+
+/* A plan for windows and two start rows per item, of which every run is given others. */
+static ArPlan *plan_of_windows(ArDevice *device, ArMemory memory) {
+    ArProblem problem = problem_in(memory);
+    static const size_t rows[BATCH * 2] = {0};
+    ArPlan *plan = NULL;
+    problem.row_kind = AR_ROWS_PER_ITEM;
+    problem.rows = rows, problem.rows_count = BATCH * 2;
+    problem.max_window = TOKENS;
+    CHECK(ar_plan_new(device, &problem, &plan) == AR_STATUS_OK);
+    return plan;
+}
+
+static void inputs_on_host(ArDevice *device) {
+    ArPlan *plan = plan_of_windows(device, AR_MEMORY_HOST);
+    ArLayer layers[LAYERS];
+    ArPlanInfo info = {sizeof info};
+    float out[2 * ROW];
+    ArWindow windows[BATCH] = {{1, 5}, {0, TOKENS}};
+    size_t rows[BATCH * 2] = {4, 0, 8, 3};
+    ArInputs inputs = {sizeof inputs, windows, BATCH, NULL, 0}, rows_alone = {sizeof inputs, NULL, 0, rows, BATCH * 2}, bad;
+    ArRun run = {sizeof run};
+    layers_at(layers, maps);
+    CHECK(ar_plan_info(plan, &info) == AR_STATUS_OK && info.output_rank == 3 && info.output_shape[1] == 2);
+    CHECK(ar_plan_set_inputs(plan, &inputs) == AR_STATUS_OK && ar_plan_set_inputs(plan, &rows_alone) == AR_STATUS_OK);
+    CHECK(ar_plan_run(plan, layers, LAYERS, out, 2 * ROW, NULL) == AR_STATUS_OK);
+    check_in_windows(out, 0, BATCH, 2, windows, rows);
+    /* Both at once, for the second item alone. */
+    windows[1].start = 2, windows[1].len = 4, rows[2] = 3, rows[3] = 1;
+    inputs.rows = rows, inputs.rows_count = BATCH * 2;
+    CHECK(ar_plan_set_inputs(plan, &inputs) == AR_STATUS_OK);
+    run.first_item = 1;
+    for (int layer = 0; layer < LAYERS; layer++)
+        layers[layer].maps = &maps[layer][HEADS * MAP], layers[layer].maps_count = HEADS * MAP;
+    CHECK(ar_plan_run_with(plan, layers, LAYERS, out, ROW, NULL, &run) == AR_STATUS_OK);
+    check_in_windows(out, 1, 1, 2, windows + 1, rows + 2);
+
+    /* What is refused leaves the plan as it was. */
+    REFUSED(AR_STATUS_NULL_POINTER, "ArInputs", ar_plan_set_inputs(plan, NULL));
+    bad = inputs, bad.size--;
+    REFUSED(AR_STATUS_STRUCT_SIZE, "ArInputs", ar_plan_set_inputs(plan, &bad));
+    bad = inputs, bad.windows_count = 1;
+    REFUSED(AR_STATUS_INVALID, "windows, one per item: expected 2, got 1", ar_plan_set_inputs(plan, &bad));
+    ArWindow others[BATCH] = {{0, 1}, {0, 1}};
+    bad = inputs, bad.windows = others, bad.rows_count = 3;
+    REFUSED(AR_STATUS_INVALID, "start rows, as many for each item: expected 4, got 3", ar_plan_set_inputs(plan, &bad));
+    REFUSED(AR_STATUS_NULL_POINTER, "ArRun", ar_plan_run_with(plan, layers, LAYERS, out, ROW, NULL, NULL));
+    run.size++;
+    REFUSED(AR_STATUS_STRUCT_SIZE, "ArRun", ar_plan_run_with(plan, layers, LAYERS, out, ROW, NULL, &run));
+    run.size--, run.end_item = BATCH + 1;
+    REFUSED(AR_STATUS_INVALID, "items 1..3 are not among the 2 items", ar_plan_run_with(plan, layers, LAYERS, out, ROW, NULL, &run));
+    run.end_item = BATCH, run.rows = (int32_t *)out, run.rows_count = 2;
+    REFUSED(AR_STATUS_INVALID, "rows of a run: expected NULL", ar_plan_run_with(plan, layers, LAYERS, out, ROW, NULL, &run));
+    run.rows = NULL;
+    CHECK(ar_plan_run_with(plan, layers, LAYERS, out, ROW, NULL, &run) == AR_STATUS_OK);
+    check_in_windows(out, 1, 1, 2, windows + 1, rows + 2);
+    ar_plan_free(plan);
+
+    /* A plan made without windows takes none. */
+    ArProblem fixed = problem_in(AR_MEMORY_HOST);
+    CHECK(ar_plan_new(device, &fixed, &plan) == AR_STATUS_OK);
+    REFUSED(AR_STATUS_INVALID, "made without windows", ar_plan_set_inputs(plan, &inputs));
+    REFUSED(AR_STATUS_INVALID, "made without start rows per item", ar_plan_set_inputs(plan, &rows_alone));
+    ar_plan_free(plan);
+    ar_device_free(device);
 }
 
 /* Everything that is refused before it matters which device it is for, or that the CPU refuses. */
@@ -279,6 +366,44 @@ static size_t launched(void) {
     return launches ? launches(NULL, 0) : 0;
 }
 
+static void inputs_on_device(ArDevice *device, char *device_maps, void *stream) {
+    ArPlan *plan = plan_of_windows(device, AR_MEMORY_DEVICE);
+    ArLayer layers[LAYERS];
+    ArWindow windows[BATCH] = {{1, 5}, {0, TOKENS}}, held = {TOKENS - 2, 2};
+    size_t rows[BATCH * 2] = {4, 0, 8, 3}, held_rows[2] = {0, 1};
+    ArInputs inputs = {sizeof inputs, windows, BATCH, rows, BATCH * 2};
+    int32_t given[4] = {TOKENS - 2, 7, -1, 9};
+    ArRun run = {sizeof run};
+    float out[2 * ROW];
+    char *memory;
+    CU(cuMemAlloc_v2, &memory, sizeof out + sizeof given);
+    float *device_out = (float *)memory;
+    run.windows = (int32_t *)(memory + sizeof out), run.windows_count = 2;
+    run.rows = run.windows + 2, run.rows_count = 2;
+    CU(cuMemcpyHtoD_v2, memory + sizeof out, given, sizeof given);
+    layers_at(layers, device_maps);
+    CHECK(ar_plan_set_inputs(plan, &inputs) == AR_STATUS_OK);
+    CHECK(ar_plan_run(plan, layers, LAYERS, device_out, 2 * ROW, stream) == AR_STATUS_OK);
+    CU(cuStreamSynchronize, stream);
+    CU(cuMemcpyDtoH_v2, out, device_out, sizeof out);
+    check_in_windows(out, 0, BATCH, 2, windows, rows);
+    /* The first item alone, with a window and rows that the device holds to what there is. */
+    run.end_item = 1;
+    size_t before = launched();
+    REFUSED(AR_STATUS_INVALID, "expected 18 elements, got 36", ar_plan_run_with(plan, layers, LAYERS, device_out, 2 * ROW, stream, &run));
+    run.windows_count = 4;
+    REFUSED(AR_STATUS_INVALID, "a start and a length per item: expected 2 elements, got 4",
+            ar_plan_run_with(plan, layers, LAYERS, device_out, ROW, stream, &run));
+    CHECK(launched() == before);
+    run.windows_count = 2;
+    CHECK(ar_plan_run_with(plan, layers, LAYERS, device_out, ROW, stream, &run) == AR_STATUS_OK);
+    CU(cuStreamSynchronize, stream);
+    CU(cuMemcpyDtoH_v2, out, device_out, sizeof out / 2);
+    check_in_windows(out, 0, 1, 2, &held, held_rows);
+    ar_plan_free(plan);
+    CU(cuMemFree_v2, memory);
+}
+
 static void cuda(void) {
     enum { NON_BLOCKING = 1 };
     void *context, *stream, *memory;
@@ -301,6 +426,8 @@ static void cuda(void) {
 
     device = device_of(AR_DEVICE_KIND_CUDA);
     run_on_host(device_of(AR_DEVICE_KIND_CUDA));
+    inputs_on_host(device_of(AR_DEVICE_KIND_CUDA));
+    inputs_on_device(device, (char *)memory, stream);
 
     bad = problem, bad.end_layer = LAYERS + 1;
     REFUSED(AR_STATUS_INVALID, "layer range 0..4", ar_plan_new(device, &bad, &plan));
@@ -361,6 +488,7 @@ int main(int count, char **arguments) {
     if (strcmp(what, "cpu") == 0) {
         refusals();
         run_on_host(device_of(AR_DEVICE_KIND_CPU));
+        inputs_on_host(device_of(AR_DEVICE_KIND_CPU));
         threads();
     } else if (strcmp(what, "machine") == 0) {
         ArDeviceOptions options = {sizeof options, AR_DEVICE_KIND_CUDA};

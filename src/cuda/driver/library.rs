@@ -23,6 +23,7 @@ const EVENT_ELAPSED_TIME: &str = match sys::CUDA_VERSION {
 /// Every driver function this crate or the parts of cudarc it uses may call.
 const SYMBOLS: &[&str] = &[
     "cuCtxGetCurrent",
+    "cuCtxGetDevice",
     "cuCtxSetCurrent",
     "cuCtxSynchronize",
     "cuDeviceGet",
@@ -67,6 +68,7 @@ const SYMBOLS: &[&str] = &[
     "cuStreamCreate",
     "cuStreamDestroy_v2",
     "cuStreamEndCapture",
+    "cuStreamGetCtx",
     "cuStreamIsCapturing",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",

@@ -7,7 +7,7 @@ mod submit;
 
 pub use device::{DeviceInfo, available, context, driver_version, limits, memory};
 pub(crate) use handles::{
-    DeviceMemory, Event, Function, PinnedMemory, Stream, allocation_error, bind,
+    DeviceMemory, Event, Function, PinnedMemory, Stream, allocation_error, bind, foreign_device,
 };
 pub(crate) use library::driver_error;
 pub(crate) use library::version;

@@ -10,6 +10,8 @@ use crate::cuda::variant::{Variant, symbol};
 use crate::problem::Problem;
 
 const BLOCK: u32 = 128;
+/// Blocks that share the start rows of an item, at most.
+const ROW_BLOCKS: usize = 1024;
 
 params! {
     /// Parameters of `run_inputs`.
@@ -23,7 +25,9 @@ params! {
         tokens: u32,
         max_window: u32,
         mean: u32,
-        stride_item: u32,
+        rows: u32,
+        rows_per_item: u32,
+        stride_row: u32,
     }
 }
 
@@ -32,8 +36,11 @@ params! {
 pub struct TakeInputs;
 
 impl TakeInputs {
-    /// Makes the tables of all items of `problem` from what a run is given; start rows take `stride_item` elements.
-    pub fn launch(&self, problem: &Problem, stride_item: usize) -> Launch {
+    /// Makes the tables of all items of `problem` from what a run is given; a start row takes `stride_row` elements. With as
+    /// many blocks along x fewer, it makes those of fewer items.
+    pub fn launch(&self, problem: &Problem, stride_row: usize) -> Launch {
+        let (each, shared) = (problem.item_rows(), problem.shared_rows());
+        let rows = problem.start_rows();
         let given = |wanted: bool, base| match wanted {
             true => Address::of(base),
             false => Address::NULL,
@@ -41,7 +48,7 @@ impl TakeInputs {
         let discards = problem.config().discard.is_some();
         let params = RunInputsParams {
             given_windows: Address::of(Base::GivenWindows),
-            given_rows: given(!problem.item_rows().is_empty(), Base::GivenRows),
+            given_rows: given(!each.is_empty() || !shared.is_empty(), Base::GivenRows),
             counts_of: given(discards, Base::CountsOf),
             windows: Window::from_item(0),
             counts: given(discards, Base::Counts),
@@ -49,9 +56,13 @@ impl TakeInputs {
             tokens: problem.shape().tokens as u32,
             max_window: problem.longest_window() as u32,
             mean: matches!(problem.config().output, Output::Rows(StartRows::Mean)).into(),
-            stride_item: stride_item as u32,
+            rows: rows as u32,
+            rows_per_item: if each.is_empty() { 0 } else { rows as u32 },
+            stride_row: stride_row as u32,
         };
-        let geometry = Geometry::new([problem.shape().batch as u32, 1, 1], BLOCK);
+        let row_blocks = rows.clamp(1, ROW_BLOCKS) as u32;
+        let batch = problem.shape().batch as u32;
+        let geometry = Geometry::new([batch, row_blocks, 1], BLOCK);
         Launch::new(self.variant(), geometry, &params, 0)
     }
 

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::Pipeline;
 use super::tables::tables;
 use crate::cuda::address::{Address, Base};
 use crate::cuda::kernel::{
@@ -105,9 +106,12 @@ pub(in crate::cuda) fn chain_reads_fused(problem: &Problem) -> bool {
 }
 
 pub(super) struct Builder<'a> {
+    pipeline: Pipeline,
     pub problem: &'a Problem,
     /// Items of one run.
     pub batch: usize,
+    /// Items for which buffers have room.
+    pub room: usize,
     pub common: Common,
     pub fusion: Fusion,
     pub normalize: bool,
@@ -127,14 +131,18 @@ pub(super) struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     pub fn new(
+        pipeline: Pipeline,
         problem: &'a Problem,
         batch: usize,
+        room: usize,
         limits: &'a DeviceLimits,
         start_stride: usize,
     ) -> Self {
         Builder {
+            pipeline,
             problem,
             batch,
+            room,
             limits,
             common: Common::new(problem),
             fusion: Fusion::from(&problem.config().head_fusion),
@@ -165,6 +173,7 @@ impl<'a> Builder<'a> {
                 steps.map(|step| step.launch.intermediate_bytes).sum()
             };
         Schedule {
+            pipeline: self.pipeline,
             title: format!("{shape} {}", problem.dtype()),
             batch: self.batch,
             layers: problem.shape().layers,
@@ -185,7 +194,7 @@ impl<'a> Builder<'a> {
 
     /// Items, each of which takes so many bytes of fused maps and states, that stay in L2 together: one at least.
     pub fn items_in_l2(&self, item_bytes: usize) -> usize {
-        (l2_budget(self.limits) / item_bytes).clamp(1, self.batch)
+        (l2_budget(self.limits) / item_bytes).clamp(1, self.room)
     }
 
     /// Whether so many bytes stay in L2.

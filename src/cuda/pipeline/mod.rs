@@ -57,7 +57,19 @@ pub enum Pipeline {
 impl Pipeline {
     /// The schedule of `batch` items of `problem` at a time. The tables are those of all items.
     pub fn schedule(self, problem: &Problem, batch: usize, limits: &DeviceLimits) -> Schedule {
-        let mut builder = self.builder(problem, batch, limits);
+        self.schedule_of(problem, batch, batch, limits)
+    }
+
+    /// As [`schedule`](Pipeline::schedule), in the buffers and with the kernels of the one of `room` items, which are not
+    /// fewer.
+    fn schedule_of(
+        self,
+        problem: &Problem,
+        batch: usize,
+        room: usize,
+        limits: &DeviceLimits,
+    ) -> Schedule {
+        let mut builder = self.builder(problem, batch, room, limits);
         if batch == 0 || builder.common.window_len == 0 {
             builder.zero_output();
             return builder.finish();
@@ -71,9 +83,15 @@ impl Pipeline {
         builder.finish()
     }
 
-    /// The schedule of `problem` when its layers are pushed one by one, in forward order.
-    pub(super) fn streaming(self, problem: &Problem, limits: &DeviceLimits) -> Schedule {
-        let mut builder = self.builder(problem, problem.shape().batch, limits);
+    /// As [`schedule_of`](Pipeline::schedule_of), for layers that are pushed one by one, in forward order.
+    pub(super) fn streaming(
+        self,
+        problem: &Problem,
+        batch: usize,
+        room: usize,
+        limits: &DeviceLimits,
+    ) -> Schedule {
+        let mut builder = self.builder(problem, batch, room, limits);
         builder.streaming(self);
         builder.finish()
     }
@@ -82,6 +100,7 @@ impl Pipeline {
         self,
         problem: &'a Problem,
         batch: usize,
+        room: usize,
         limits: &'a DeviceLimits,
     ) -> Builder<'a> {
         let tokens = problem.shape().tokens;
@@ -90,6 +109,90 @@ impl Pipeline {
             Pipeline::Product { .. } => padded(tokens),
             Pipeline::Rows { .. } | Pipeline::RingRows(_) | Pipeline::Chain { .. } => tokens,
         };
-        Builder::new(problem, batch, limits, start_stride)
+        Builder::new(self, problem, batch, room, limits, start_stride)
+    }
+}
+
+impl Schedule {
+    /// The schedule of `batch` items of `problem`, which are not more than this one's: in the same buffers, with the same
+    /// kernels.
+    pub(super) fn of_items(
+        &self,
+        problem: &Problem,
+        batch: usize,
+        limits: &DeviceLimits,
+    ) -> Schedule {
+        let (pipeline, room) = (self.pipeline, self.batch);
+        match self.pushes.is_empty() {
+            true => pipeline.schedule_of(problem, batch, room, limits),
+            false => pipeline.streaming(problem, batch, room, limits),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Output, RolloutConfig, StartRows};
+    use crate::cuda::{Options, choose, choose_streaming};
+    use crate::dtype::DType;
+    use crate::layout::Shape;
+
+    #[test]
+    fn fewer_items_take_the_buffers_and_the_kernels_of_all() {
+        // Maps of few and of many tokens, of a batch that stays in L2 and of one that does not.
+        let rows = |rows| Output::Rows(StartRows::Rows(rows));
+        let outputs = [
+            rows(vec![0]),
+            rows((0..20).collect()),
+            Output::Matrix,
+            Output::Cumulative,
+        ];
+        let shapes = [(3, 24), (64, 24), (5, 577), (40, 577)];
+        let cases = outputs.iter().flat_map(|output| {
+            let shapes = shapes.iter();
+            shapes.map(move |&(batch, tokens)| (output, batch, tokens))
+        });
+        for ((output, batch, tokens), normalize_rows) in
+            cases.flat_map(|case| [(case.clone(), false), (case, true)])
+        {
+            let shape = Shape {
+                layers: 3,
+                batch,
+                heads: 4,
+                tokens,
+            };
+            let config = RolloutConfig {
+                output: output.clone(),
+                normalize_rows,
+                ..RolloutConfig::default()
+            };
+            let problem = Problem::builder(shape, DType::F16).config(config);
+            let problem = problem.max_window(tokens).build().unwrap();
+            for limits in [DeviceLimits::H200, DeviceLimits::A100, DeviceLimits::T4] {
+                let options = Options::default();
+                for whole in
+                    [choose, choose_streaming].map(|choose| choose(&problem, &limits, &options))
+                {
+                    let whole = whole.unwrap();
+                    for items in [0, 1, 2, batch - 1, batch] {
+                        let few = whole.of_items(&problem, items, &limits);
+                        assert_eq!(few.batch, items);
+                        assert!(few.events <= whole.events);
+                        assert!(whole.has_two_lanes() || !few.has_two_lanes());
+                        if items > 0 {
+                            assert_eq!(few.buffers(), whole.buffers(), "{whole}{few}");
+                            assert_eq!(few.tables, whole.tables);
+                        }
+                        for variant in few.variants() {
+                            assert!(whole.variants().contains(variant), "{whole}{few}");
+                            let bytes = few.shared_bytes(variant);
+                            assert!(bytes <= whole.shared_bytes(variant), "{whole}{few}");
+                        }
+                    }
+                    assert_eq!(whole.of_items(&problem, batch, &limits), whole);
+                }
+            }
+        }
     }
 }

@@ -37,11 +37,11 @@ impl Builder<'_> {
         }
     }
 
-    /// The caller's layers for the whole batch; or, `fused`, fused maps of all layers, of as many items at a time as stay
+    /// The caller's layers, of all items at a time; or, `fused`, fused maps of all layers, of as many items at a time as stay
     /// in L2.
     pub(super) fn source(&mut self, fused: bool) -> (MapSource, usize) {
         if !fused {
-            return (MapSource::Layers, self.batch);
+            return (MapSource::Layers, self.room);
         }
         let layers = self.problem.layers().len();
         let chunk = self.items_in_l2(size_of::<f32>() * layers * self.fused_floats());

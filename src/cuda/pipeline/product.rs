@@ -116,9 +116,9 @@ impl Builder<'_> {
         let fused = size_of::<f32>() * self.fused_floats();
         let row = size_of::<f32>() * padded(self.common.tokens as usize);
         let state = row * self.state_rows(form);
-        if self.stays_in_l2(self.batch * (layers * fused + 2 * state)) {
+        if self.stays_in_l2(self.room * (layers * fused + 2 * state)) {
             return Chunking {
-                items: self.batch,
+                items: self.room,
                 layers,
                 overlapped: false,
             };

@@ -10,7 +10,7 @@ impl Builder<'_> {
     /// Any output, as far as `pipeline` says how.
     pub(super) fn streaming(&mut self, pipeline: Pipeline) {
         let layers = self.problem.layers();
-        if self.common.window_len == 0 {
+        if self.batch == 0 || self.common.window_len == 0 {
             self.zero_output();
             self.pushes = vec![self.steps.len(); layers.len()];
             return;
@@ -28,9 +28,9 @@ impl Builder<'_> {
 
     /// Keeps the fused maps of all layers; the rows follow when the last one is there.
     fn streamed_rows(&mut self, pipeline: Pipeline) {
-        let (batch, layers) = (self.batch, self.problem.layers());
-        let items = 0..batch;
-        let stage = self.stage(layers.len(), batch);
+        let (room, layers) = (self.room, self.problem.layers());
+        let items = 0..self.batch;
+        let stage = self.stage(layers.len(), room);
         for layer in layers.clone() {
             self.fill(&stage, &items, &(layer..layer + 1), layer - layers.start);
             self.pushes.push(self.steps.len());
@@ -38,17 +38,17 @@ impl Builder<'_> {
         match pipeline {
             Pipeline::Rows { rows, splits } => {
                 let source = MapSource::Fused(stage.fused);
-                let launches = self.rows_launches(source, batch, splits);
+                let launches = self.rows_launches(source, room, splits);
                 self.rows(&items, source, rows, &launches);
             }
             Pipeline::RingRows(ring_rows) => {
-                let between = self.ring_buffers(ring_rows, batch);
+                let between = self.ring_buffers(ring_rows, room);
                 self.ring_rows(&items, MapSource::Fused(stage.fused), ring_rows, &between);
             }
             Pipeline::Product { arithmetic, .. } | Pipeline::Chain { arithmetic, .. } => {
                 let form = Form::Rows;
                 self.zero_outside_windows();
-                let states = self.state_buffers(form, batch);
+                let states = self.state_buffers(form, room);
                 let mut rooms = states.iter().cycle();
                 let mut state = self.first_state(&items);
                 let steps = Steps { arithmetic, form };
@@ -68,7 +68,7 @@ impl Builder<'_> {
         let layers = self.problem.layers();
         let chunk = self.items_in_l2(size_of::<f32>() * 3 * self.fused_floats());
         let stage = self.stage(1, chunk);
-        let states = self.state_buffers(form, self.batch);
+        let states = self.state_buffers(form, self.room);
         self.zero_outside_windows();
         for (index, layer) in layers.clone().enumerate() {
             for items in chunks(self.batch, chunk) {

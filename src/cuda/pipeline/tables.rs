@@ -38,13 +38,16 @@ pub(super) fn tables(problem: &Problem, stride_row: usize) -> Vec<Table> {
             .collect(),
         None => Vec::new(),
     };
+    let shared_rows = problem.shared_rows().iter();
+    let shared_rows: Vec<i32> = shared_rows.map(|&row| row as i32).collect();
     // What is derived for a run is derived from these.
-    let (given, counts_of) = match problem.has_run_inputs() {
-        true => (given, counts_of),
+    let (given, shared_rows, counts_of) = match problem.has_run_inputs() {
+        true => (given, shared_rows, counts_of),
         false => Default::default(),
     };
     let mut tables = vec![
         table(Base::GivenWindows, &given, 0),
+        table(Base::GivenRows, &shared_rows, 0),
         table(Base::CountsOf, &counts_of, 0),
         table(Base::Windows, &windows, size_of::<kernel::Window>()),
         table(Base::HeadWeights, head_weights, 0),
@@ -83,7 +86,8 @@ fn table<T: bytemuck::NoUninit>(base: Base, values: &[T], item_bytes: usize) -> 
 /// Whether one copy of the start rows serves all items.
 fn shared_start(problem: &Problem) -> bool {
     match &problem.config().output {
-        Output::Rows(StartRows::Rows(_)) => true,
+        // Each is held to the windows that a run is given.
+        Output::Rows(StartRows::Rows(_)) => problem.takes_windows().is_err(),
         Output::Rows(StartRows::Weights { rows, weights }) => {
             weights.len() == rows * problem.shape().tokens
         }

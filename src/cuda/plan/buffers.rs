@@ -8,7 +8,7 @@ use cudarc::driver::{
 use half::{bf16, f16};
 
 use super::engine::is_capturing;
-use crate::cuda::driver::allocation_error;
+use crate::cuda::driver::{allocation_error, bind, foreign_device};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Tensor};
@@ -231,9 +231,19 @@ impl<'a> From<&'a mut CudaViewMut<'_, f32>> for DeviceOutput<'a> {
     }
 }
 
-/// Checks that a stream belongs to `expected`, the context of the plan.
+/// Checks that a stream belongs to `expected`, the context of the plan, which is bound; also what another library made,
+/// whatever cudarc was told of it.
 pub(super) fn check_stream(expected: &Arc<CudaContext>, stream: &CudaStream) -> Result<()> {
-    check_context(expected, Some(stream.context()), || "the stream".to_owned())
+    let what = || "the stream".to_owned();
+    check_context(expected, Some(stream.context()), what)?;
+    match foreign_device(expected, stream.cu_stream())? {
+        None => Ok(()),
+        Some(got) => Err(Error::WrongDevice {
+            what: what(),
+            expected: expected.ordinal(),
+            got,
+        }),
+    }
 }
 
 /// Room for the output of `problem`, whose plan belongs to `context`, allocated on `stream`.
@@ -242,6 +252,7 @@ pub(super) fn alloc_output(
     context: &Arc<CudaContext>,
     stream: &Arc<CudaStream>,
 ) -> Result<CudaSlice<f32>> {
+    bind(context)?;
     check_stream(context, stream)?;
     if is_capturing(stream)? {
         return Err(Error::Capturing {

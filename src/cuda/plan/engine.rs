@@ -1,5 +1,6 @@
 //! Schedules with everything they need on a device, and their submission. Plans of all kinds are made of it.
 
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -16,26 +17,39 @@ use crate::cuda::variant::{Entry, Variant};
 use crate::error::Result;
 use crate::layout::Window;
 use crate::problem::Problem;
+use crate::recent::Recent;
 
-/// Schedules of one problem that share kernels, workspace and tables.
+/// Numbers of items whose schedules are kept, beside the one that was planned for.
+const SIZES: NonZeroUsize = NonZeroUsize::new(8).unwrap();
+
+/// A schedule of one problem, and those of fewer items, which share its kernels, workspace and tables.
 pub(super) struct Engine {
     // Freed first: the driver waits for running kernels before it frees memory, and only then may modules go.
     memory: Memory,
+    bases: Bases,
     side: Option<Side>,
     events: Vec<Event>,
-    prepared: Vec<Prepared>,
+    whole: Prepared,
+    /// Made when a run first takes so few items.
+    shorter: Recent<Shorter>,
     /// Where runs are given something beside their layers.
     inputs: Option<InputRing>,
     /// The windows of the run under way start at multiples of 16 bytes, as those for which the launches were chosen.
     aligned: bool,
     problem: Problem,
-    context: Arc<CudaContext>,
+    runtime: Runtime,
 }
 
-/// A schedule with what its launches need.
+/// What a run of fewer items needs.
+struct Shorter {
+    prepared: Prepared,
+    /// As many items of the problem.
+    problem: Problem,
+}
+
+/// A schedule with its kernels.
 struct Prepared {
     schedule: Schedule,
-    bases: Bases,
     /// Those of the steps; none where launches are shared with other problems.
     functions: Vec<Arc<Function>>,
 }
@@ -79,17 +93,15 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// What `schedules`, which share their tables, need: tables, and what they take of `workspace`.
+    /// What `schedule` needs: tables, and what it takes of `workspace`.
     pub fn new(
         context: &Arc<CudaContext>,
-        schedules: &[Schedule],
+        schedule: &Schedule,
         workspace: &Workspace,
     ) -> Result<Self> {
-        let required = schedules.iter().map(Schedule::workspace_bytes).max();
-        let tables = schedules.first().map(Schedule::table_bytes);
-        let tables = tables.unwrap_or_default();
+        let tables = schedule.table_bytes();
         Ok(Memory {
-            workspace: workspace.take(context, required.unwrap_or(0))?,
+            workspace: workspace.take(context, schedule.workspace_bytes())?,
             tables: DeviceMemory::upload(context, "windows, weights and start rows", &tables)?,
         })
     }
@@ -104,8 +116,8 @@ impl Memory {
 }
 
 impl Prepared {
-    /// Compiles and loads the kernels of `schedule`, which works in `memory`.
-    fn alone(runtime: &Runtime, memory: &Memory, schedule: Schedule) -> Result<Self> {
+    /// Compiles and loads the kernels of `schedule`.
+    fn alone(runtime: &Runtime, schedule: Schedule) -> Result<Self> {
         let load = |variant: &Arc<Variant>| {
             let shared_bytes = schedule.shared_bytes(variant);
             runtime.function(Entry::Alone, variant, shared_bytes)
@@ -120,27 +132,22 @@ impl Prepared {
         });
         Ok(Prepared {
             functions: functions.collect(),
-            bases: memory.bases(&schedule),
             schedule,
         })
     }
 }
 
 impl Engine {
-    /// Allocates what `schedules` need, and compiles and loads their kernels.
+    /// Allocates what `schedule` needs, and compiles and loads its kernels.
     pub fn alone(
         runtime: &Runtime,
         problem: &Problem,
-        schedules: Vec<Schedule>,
+        schedule: Schedule,
         workspace: &Workspace,
     ) -> Result<Self> {
         // Memory first: what does not fit need not be compiled.
-        let memory = Memory::new(runtime.context(), &schedules, workspace)?;
-        let prepared = schedules
-            .into_iter()
-            .map(|schedule| Prepared::alone(runtime, &memory, schedule))
-            .collect::<Result<_>>()?;
-        Engine::new(runtime, problem, prepared, memory)
+        let memory = Memory::new(runtime.context(), &schedule, workspace)?;
+        Engine::member(runtime, problem, schedule, memory, true)
     }
 
     /// As [`alone`](Engine::alone) in `memory` that it was given; only what its launches need that are shared with other
@@ -152,31 +159,17 @@ impl Engine {
         memory: Memory,
         alone: bool,
     ) -> Result<Self> {
-        let prepared = match alone {
-            true => Prepared::alone(runtime, &memory, schedule)?,
+        let whole = match alone {
+            true => Prepared::alone(runtime, schedule)?,
             false => Prepared {
-                bases: memory.bases(&schedule),
                 functions: Vec::new(),
                 schedule,
             },
         };
-        Engine::new(runtime, problem, vec![prepared], memory)
-    }
-
-    fn new(
-        runtime: &Runtime,
-        problem: &Problem,
-        prepared: Vec<Prepared>,
-        memory: Memory,
-    ) -> Result<Self> {
         let context = runtime.context();
         bind(context)?;
-        let inputs = match prepared.first() {
-            Some(first) => InputRing::new(runtime, problem, &first.schedule)?,
-            None => None,
-        };
-        let schedules = || prepared.iter().map(|prepared| &prepared.schedule);
-        let side = if schedules().any(Schedule::has_two_lanes) {
+        let inputs = InputRing::new(runtime, problem, &whole.schedule)?;
+        let side = if whole.schedule.has_two_lanes() {
             Some(Side {
                 stream: Stream::new(context)?,
                 fork: Event::new(context)?,
@@ -184,20 +177,51 @@ impl Engine {
         } else {
             None
         };
-        let events = schedules().map(|schedule| schedule.events).max();
-        let events = (0..events.unwrap_or(0))
+        let events = (0..whole.schedule.events)
             .map(|_| Event::new(context))
             .collect::<Result<_>>()?;
         Ok(Engine {
+            bases: memory.bases(&whole.schedule),
             memory,
             side,
             events,
-            prepared,
+            whole,
+            shorter: Recent::new(SIZES),
             inputs,
             aligned: true,
             problem: problem.clone(),
-            context: context.clone(),
+            runtime: runtime.clone(),
         })
+    }
+
+    /// Makes ready for runs of `items` items, which are not more than were planned for.
+    pub fn prepare(&mut self, items: usize) -> Result<()> {
+        if items == self.whole.schedule.batch {
+            return Ok(());
+        }
+        let Engine {
+            whole,
+            shorter,
+            problem,
+            runtime,
+            ..
+        } = self;
+        let make = || {
+            let mut schedule = whole.schedule.of_items(problem, items, runtime.limits());
+            // The whole one's are there.
+            schedule.tables = Vec::new();
+            let prepared = Prepared::alone(runtime, schedule)?;
+            let problem = problem.slice_batch(0..items);
+            Ok(Shorter { prepared, problem })
+        };
+        shorter.get(|shorter| shorter.problem.shape().batch == items, make)?;
+        Ok(())
+    }
+
+    /// The problem of runs of `items` items, for which the engine is [prepared](Engine::prepare); of their windows and rows
+    /// it does not tell.
+    pub fn problem_of(&self, items: usize) -> &Problem {
+        of_items(&self.shorter, items).map_or(&self.problem, |shorter| &shorter.problem)
     }
 
     pub fn problem(&self) -> &Problem {
@@ -205,16 +229,25 @@ impl Engine {
     }
 
     pub fn context(&self) -> &Arc<CudaContext> {
-        &self.context
+        self.runtime.context()
     }
 
-    pub fn schedule(&self, index: usize) -> &Schedule {
-        &self.prepared[index].schedule
+    /// What was planned for.
+    pub fn schedule(&self) -> &Schedule {
+        &self.whole.schedule
     }
 
-    /// Where the bases of a schedule begin, but for layers and output.
-    pub fn bases(&self, schedule: usize) -> &Bases {
-        &self.prepared[schedule].bases
+    /// The schedule of runs of `items` items, for which the engine is [prepared](Engine::prepare).
+    pub fn schedule_of(&self, items: usize) -> &Schedule {
+        let shorter = of_items(&self.shorter, items);
+        &shorter
+            .map_or(&self.whole, |shorter| &shorter.prepared)
+            .schedule
+    }
+
+    /// Where the bases of the schedule begin, but for layers and output.
+    pub fn bases(&self) -> &Bases {
+        &self.bases
     }
 
     /// Bytes of workspace.
@@ -260,84 +293,111 @@ impl Engine {
         self.aligned
     }
 
-    /// Makes the tables say what the run that follows is given, where they do not yet. Whether anything was submitted.
+    /// Makes the tables say what the run of `items` that follows is given, where they do not yet. Whether anything was
+    /// submitted.
     ///
     /// # Safety
     /// The context is bound to this thread and `stream` is a stream of it, behind the last run's; what is `given` is as
-    /// [`RunInputs`](super::inputs::RunInputs) says, until the work is done.
+    /// [`RunInputs`](super::inputs::RunInputs) says, until the work is done. `items` are items of the problem.
     pub unsafe fn give(
         &mut self,
         stream: sys::CUstream,
         capturing: bool,
         given: Given,
+        items: Range<usize>,
     ) -> Result<bool> {
-        let (Some(inputs), Some(first)) = (&mut self.inputs, self.prepared.first_mut()) else {
+        let Engine {
+            memory,
+            bases,
+            whole: Prepared { schedule, .. },
+            inputs,
+            problem,
+            ..
+        } = self;
+        let (Some(inputs), Some(launch)) = (inputs, &schedule.inputs) else {
             return Ok(false);
         };
-        let Prepared {
-            schedule, bases, ..
-        } = first;
-        let Some(launch) = &schedule.inputs else {
-            return Ok(false);
-        };
-        schedule.place_tables(bases, self.memory.tables.address(), 0);
+        schedule.place_tables(bases, memory.tables.address(), 0);
         let windows = bases.resolve(Address::of(Base::GivenWindows));
         self.aligned = inputs.aligned(given, capturing);
         // SAFETY: the table has as many windows and rows as the problem; the rest is promised by the caller.
-        let derives = unsafe { inputs.bring(&self.problem, stream, capturing, given, windows) }?;
-        if derives {
-            let rows = windows + (self.problem.shape().batch * size_of::<[i32; 2]>()) as u64;
-            bases.place(Base::GivenWindows, given.windows.unwrap_or(windows));
-            bases.place(Base::GivenRows, given.rows.unwrap_or(rows));
+        let derives = unsafe { inputs.bring(problem, stream, capturing, given, windows) }?;
+        let batch = problem.shape().batch;
+        // What is given is given for the run's items alone.
+        let items = if given.is_any() { items } else { 0..batch };
+        if derives && !items.is_empty() {
+            schedule.place_tables(bases, memory.tables.address(), items.start);
+            let own = windows + window_bytes(items.start);
+            bases.place(Base::GivenWindows, given.windows.unwrap_or(own));
+            if !problem.item_rows().is_empty() {
+                let row_bytes = size_of::<i32>() * problem.start_rows();
+                let own = windows + window_bytes(batch) + (row_bytes * items.start) as u64;
+                bases.place(Base::GivenRows, given.rows.unwrap_or(own));
+            }
             let mut params = [0; MAX_WORDS];
             launch.link(bases, &mut params);
+            let mut geometry = *launch.geometry();
+            geometry.grid[0] = items.len() as u32;
             // SAFETY: the tables are this engine's, and what is given is promised by the caller.
-            unsafe { driver::launch(inputs.function(), launch.geometry(), stream, &params) }?;
+            unsafe { driver::launch(inputs.function(), &geometry, stream, &params) }?;
             inputs.derived(given, capturing);
         }
         Ok(derives)
     }
 
-    /// Submits steps `steps` of a schedule.
+    /// Submits steps `steps` of the schedule of runs of so many `items`, for which the engine is
+    /// [prepared](Engine::prepare).
     ///
     /// # Safety
     /// The context is bound to this thread and `main` is a stream of it. `layers` holds, for every layer that the
-    /// steps read, the addresses of its tensors laid out as the problem says, for the schedule's batch; `output` is the address
-    /// of an output of the schedule's batch. Both stay valid, the layers unwritten and the output unused by others,
-    /// until the work is done. Items `first_item..first_item + batch` are items of the problem.
+    /// steps read, the addresses of its tensors laid out as the problem says, for the items; `output` is the address
+    /// of their output. Both stay valid, the layers unwritten and the output unused by others, until the work is done.
+    /// `items` are items of the problem.
     pub unsafe fn submit(
         &mut self,
-        schedule: usize,
+        items: Range<usize>,
         steps: Range<usize>,
         main: sys::CUstream,
         layers: &[u64],
         output: u64,
-        first_item: usize,
     ) -> Result<()> {
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let Engine {
+            memory,
+            bases,
+            side,
+            events,
+            whole,
+            shorter,
+            ..
+        } = self;
         let Prepared {
             schedule,
-            bases,
             functions,
-        } = &mut self.prepared[schedule];
+        } = of_items(shorter, items.len()).map_or(&*whole, |shorter| &shorter.prepared);
         let mut layers_aligned = layers.iter().map(|address| address.is_multiple_of(16));
         let aligned = self.aligned && layers_aligned.all(|aligned| aligned);
         for (tensor, &address) in layers.iter().enumerate() {
             bases.place(schedule.tensor(tensor), address);
         }
         bases.place(Base::Output, output);
-        schedule.place_tables(bases, self.memory.tables.address(), first_item);
-        if let Some(side) = &self.side {
+        whole
+            .schedule
+            .place_tables(bases, memory.tables.address(), items.start);
+        if let Some(side) = side {
             side.fork.order(main, side.stream.raw())?;
         }
         let mut params = [0; MAX_WORDS];
         let functions = functions[steps.clone()].iter();
         for (step, function) in schedule.steps[steps].iter().zip(functions) {
-            let stream = match (step.lane, &self.side) {
+            let stream = match (step.lane, &*side) {
                 (Lane::Side, Some(side)) => side.stream.raw(),
                 _ => main,
             };
             if let Some(event) = step.wait {
-                self.events[event].gate(stream)?;
+                events[event].gate(stream)?;
             }
             let launch = step.launch(aligned);
             launch.link(bases, &mut params);
@@ -345,11 +405,22 @@ impl Engine {
             // engine, and the rest is promised by the caller.
             unsafe { driver::launch(function, launch.geometry(), stream, &params) }?;
             if let Some(event) = step.signal {
-                self.events[event].record(stream)?;
+                events[event].record(stream)?;
             }
         }
         Ok(())
     }
+}
+
+/// What runs of `items` items need, where it is not the whole.
+fn of_items(shorter: &Recent<Shorter>, items: usize) -> Option<&Shorter> {
+    let mut shorter = shorter.iter();
+    shorter.find(|shorter| shorter.problem.shape().batch == items)
+}
+
+/// Bytes of the windows of so many items, as runs are given them.
+fn window_bytes(items: usize) -> u64 {
+    (items * size_of::<[i32; 2]>()) as u64
 }
 
 /// Whether work submitted to `stream` is captured into a graph instead of run.

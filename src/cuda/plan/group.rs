@@ -12,7 +12,7 @@ use cudarc::driver::{CudaContext, CudaStream};
 
 use super::buffers::{self, DeviceLayer, DeviceOutput, check_run, check_stream, track};
 use super::engine::{Engine, Handover, Memory, is_capturing};
-use super::inputs::Given;
+use super::inputs::RunInputs;
 use super::workspace::Workspace;
 use crate::cuda::choose::{choose, choose_grouped};
 use crate::cuda::driver::bind;
@@ -57,6 +57,8 @@ pub struct GroupItem<'a> {
     pub layers: &'a [DeviceLayer<'a>],
     /// Its output, shaped as [`Problem::output_shape`].
     pub out: DeviceOutput<'a>,
+    /// Its windows and rows in device memory, for this run alone.
+    pub inputs: RunInputs<'a>,
 }
 
 impl<'a> GroupItem<'a> {
@@ -65,7 +67,14 @@ impl<'a> GroupItem<'a> {
         GroupItem {
             layers,
             out: out.into(),
+            inputs: RunInputs::default(),
         }
+    }
+
+    /// With windows and rows from device memory for this run alone, as those of
+    /// [`Plan::run_with`](crate::cuda::Plan::run_with).
+    pub fn with(self, inputs: RunInputs<'a>) -> Self {
+        GroupItem { inputs, ..self }
     }
 }
 
@@ -99,8 +108,7 @@ impl GroupPlan {
         workspace.check(workspace_bytes(&schedules))?;
         let mut memory = Vec::with_capacity(schedules.len());
         for schedule in &schedules {
-            let one = std::slice::from_ref(schedule);
-            memory.push(Memory::new(context, one, &workspace)?);
+            memory.push(Memory::new(context, schedule, &workspace)?);
             workspace = workspace.after(part_bytes(schedule));
         }
         let engines = problems
@@ -113,7 +121,7 @@ impl GroupPlan {
             })
             .collect::<Result<Vec<_>>>()?;
         let (mut together, alone): (Vec<usize>, Vec<usize>) =
-            (0..engines.len()).partition(|&index| shares_launches(engines[index].schedule(0)));
+            (0..engines.len()).partition(|&index| shares_launches(engines[index].schedule()));
         // Long blocks first: short ones fill the end of a launch.
         together.sort_by_key(|&index| Reverse(item_bytes(engines[index].problem())));
         let addresses = problems.iter().map(launches::addresses).sum();
@@ -147,13 +155,13 @@ impl GroupPlan {
 
     /// What each problem would launch by itself, in order.
     pub fn schedules(&self) -> impl Iterator<Item = &Schedule> {
-        self.engines.iter().map(|engine| engine.schedule(0))
+        self.engines.iter().map(|engine| engine.schedule())
     }
 
     /// Kernels that one run launches for all problems.
     pub fn launches(&self) -> usize {
         let alone = self.alone.iter();
-        let alone = alone.map(|&index| self.engines[index].schedule(0).launches());
+        let alone = alone.map(|&index| self.engines[index].schedule().launches());
         self.launches.aligned().len() + alone.sum::<usize>()
     }
 
@@ -216,31 +224,40 @@ impl GroupPlan {
                 got: items.len(),
             });
         }
+        bind(&self.context)?;
         check_stream(&self.context, stream)?;
         for (engine, item) in self.engines.iter().zip(&*items) {
-            check_run(engine.problem(), &self.context, item.layers, &item.out)?;
-            engine.problem().check_rows()?;
+            let problem = engine.problem();
+            check_run(problem, &self.context, item.layers, &item.out)?;
+            item.inputs.check(problem, &self.context)?;
+            // What the device says of windows or rows, it holds to each other.
+            if !item.inputs.addresses().is_any() {
+                problem.check_rows()?;
+            }
         }
-        bind(&self.context)?;
         let capturing = is_capturing(stream)?;
         let tracked = self.context.is_managing_stream_synchronization() && !capturing;
         if !capturing {
             self.handover.follow(stream)?;
         }
+        let given: Vec<_> = items.iter().map(|item| item.inputs.addresses()).collect();
         self.addresses.clear();
         for item in &*items {
             self.addresses.extend(buffers::addresses(item.layers));
             self.addresses.push(item.out.address());
         }
-        for engine in &mut self.engines {
-            // SAFETY: the context is bound.
-            unsafe { engine.give(stream.cu_stream(), capturing, Given::default()) }?;
-        }
-        let aligned = self.engines.iter().all(Engine::is_aligned);
         let mut guards = Vec::new();
         for item in items.iter_mut().filter(|_| tracked) {
             guards.extend(track(stream, item.layers, &mut item.out));
+            guards.extend(item.inputs.track(stream));
         }
+        for (engine, given) in self.engines.iter_mut().zip(given) {
+            let all = 0..engine.problem().shape().batch;
+            // SAFETY: the context is bound; the inputs have been checked against their problem, and are promised to stay
+            // valid.
+            unsafe { engine.give(stream.cu_stream(), capturing, given, all) }?;
+        }
+        let aligned = self.engines.iter().all(Engine::is_aligned);
         // SAFETY: the context is bound. Layers and outputs have been checked against their problems; that they stay valid
         // is promised by whoever made them, and ordered with other uses above.
         unsafe {
@@ -252,10 +269,11 @@ impl GroupPlan {
             let tensors = launches::addresses(engine.problem()) - 1;
             if self.alone.contains(&index) {
                 let addresses = &self.addresses[first..first + tensors];
-                let steps = 0..engine.schedule(0).steps.len();
+                let steps = 0..engine.schedule().steps.len();
                 let output = self.addresses[first + tensors];
+                let all = 0..engine.problem().shape().batch;
                 // SAFETY: as above.
-                unsafe { engine.submit(0, steps, stream.cu_stream(), addresses, output, 0) }?;
+                unsafe { engine.submit(all, steps, stream.cu_stream(), addresses, output) }?;
             }
             first += tensors + 1;
         }
@@ -333,7 +351,7 @@ impl fmt::Display for GroupPlan {
             writeln!(f, "  {launch}")?;
         }
         for &index in &self.alone {
-            write!(f, "by itself: {}", self.engines[index].schedule(0))?;
+            write!(f, "by itself: {}", self.engines[index].schedule())?;
         }
         Ok(())
     }

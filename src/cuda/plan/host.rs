@@ -37,9 +37,11 @@ pub struct HostPlan {
     devices: Vec<OnDevice>,
     problem: Problem,
     chunk: usize,
-    /// Items of the chunks submitted, of the run under way.
+    /// Items of the run under way.
+    items: Range<usize>,
+    /// One past the last of them that has been submitted.
     pushed: usize,
-    /// Items of the chunks collected.
+    /// One past the last that has been collected.
     popped: usize,
 }
 
@@ -115,6 +117,7 @@ impl HostPlan {
             devices,
             problem: problem.clone(),
             chunk,
+            items: 0..0,
             pushed: 0,
             popped: 0,
         })
@@ -127,7 +130,7 @@ impl HostPlan {
 
     /// What a full chunk launches, on the first device.
     pub fn schedule(&self) -> &Schedule {
-        self.devices[0].engine.schedule(0)
+        self.devices[0].engine.schedule()
     }
 
     /// Items of a full chunk.
@@ -174,12 +177,29 @@ impl HostPlan {
         out: &mut [f32],
         progress: &mut dyn FnMut(Progress),
     ) -> Result<()> {
-        self.problem.check_layers(layers, out.len())?;
-        self.problem.check_rows()?;
-        self.restart()?;
+        self.run_items(0..self.problem.shape().batch, layers, out, progress)
+    }
+
+    /// As [`run`](HostPlan::run), of the items `items` of the batch alone: `layers` hold every layer of theirs, and `out` is
+    /// shaped as [`Problem::output_shape`] of a problem of these items.
+    ///
+    /// # Errors
+    /// As [`run`](HostPlan::run) for the items; [`Error::Items`] where they leave the batch.
+    pub fn run_items(
+        &mut self,
+        items: Range<usize>,
+        layers: &[HostLayer<'_>],
+        out: &mut [f32],
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<()> {
+        self.problem.check_items(&items)?;
+        let part = self.problem.slice_batch(items.clone());
+        part.check_layers(layers, out.len())?;
+        self.restart(items.clone())?;
         loop {
-            while let Some(items) = self.wants() {
-                self.push(&layers_from(&self.problem, layers, items.start))?;
+            while let Some(chunk) = self.wants() {
+                let first = chunk.start - items.start;
+                self.push(&layers_from(&self.problem, layers, first))?;
             }
             let Some(chunk) = self.pop()? else {
                 return Ok(());
@@ -189,22 +209,22 @@ impl HostPlan {
         }
     }
 
-    /// Begins a run: forgets the chunks of one that was not finished.
+    /// Begins a run of `items`: forgets the chunks of one that was not finished.
     ///
     /// # Errors
-    /// [`Error::Driver`].
-    pub(crate) fn restart(&mut self) -> Result<()> {
-        (self.pushed, self.popped) = (0, 0);
+    /// [`Error::Items`], [`Error::StartRow`], [`Error::Driver`].
+    pub(crate) fn restart(&mut self, items: Range<usize>) -> Result<()> {
+        self.problem.check_items(&items)?;
+        self.problem.check_rows_of(items.clone())?;
+        (self.pushed, self.popped) = (items.start, items.start);
+        self.items = items;
         for device in &mut self.devices {
             bind(device.engine.context())?;
             device.slots.iter_mut().try_for_each(Slot::abandon)?;
             if let Some(slot) = device.slots.first() {
+                let (stream, all) = (slot.stream.raw(), 0..self.problem.shape().batch);
                 // SAFETY: the context is bound, and nothing is under way.
-                let given = unsafe {
-                    device
-                        .engine
-                        .give(slot.stream.raw(), false, Given::default())
-                };
+                let given = unsafe { device.engine.give(stream, false, Given::default(), all) };
                 // All slots' streams find the tables complete.
                 if given? {
                     slot.stream.synchronize()?;
@@ -216,16 +236,17 @@ impl HostPlan {
 
     /// The items to [`push`](HostPlan::push) next; none where all have been pushed, or all buffers are in use.
     pub(crate) fn wants(&self) -> Option<Range<usize>> {
-        let total = self.problem.shape().batch;
+        let Range { start, end } = self.items;
         let buffers: usize = self.devices.iter().map(|device| device.slots.len()).sum();
-        let under_way = self.pushed.div_ceil(self.chunk) - self.popped.div_ceil(self.chunk);
-        let has_room = self.pushed < total && under_way < buffers;
-        has_room.then(|| self.pushed..total.min(self.pushed + self.chunk))
+        let chunks = |until: usize| (until - start).div_ceil(self.chunk);
+        let under_way = chunks(self.pushed) - chunks(self.popped);
+        let has_room = self.pushed < end && under_way < buffers;
+        has_room.then(|| self.pushed..end.min(self.pushed + self.chunk))
     }
 
     /// Device and slot of the chunk that begins with item `first`.
     fn place(&self, first: usize) -> (usize, usize) {
-        let chunk = first / self.chunk;
+        let chunk = (first - self.items.start) / self.chunk;
         let device = chunk % self.devices.len();
         let turn = chunk / self.devices.len();
         (device, turn % self.devices[device].slots.len())
@@ -251,7 +272,7 @@ impl HostPlan {
         bind(engine.context())?;
         let slot = &mut slots[slot];
         slot.pack(&part, layers, items.clone());
-        slot.submit(engine, computed, self.chunk)?;
+        slot.submit(engine, computed)?;
         self.pushed = items.end;
         Ok(())
     }
@@ -269,7 +290,12 @@ impl HostPlan {
         bind(engine.context())?;
         let (items, out) = slots[slot].collect(&self.problem)?;
         self.popped = items.end;
-        Ok(Some(Chunk::new(&self.problem, items, out)))
+        Ok(Some(Chunk::new(
+            &self.problem,
+            self.items.clone(),
+            items,
+            out,
+        )))
     }
 }
 
@@ -288,9 +314,9 @@ impl OnDevice {
         options: &Options,
     ) -> Result<Self> {
         let (context, limits) = (runtime.context(), runtime.limits());
-        let (pipeline, whole) = choose_for(packed, chunk, limits, options)?;
-        let rest = pipeline.schedule(packed, packed.shape().batch % chunk, limits);
-        let engine = Engine::alone(runtime, packed, vec![whole, rest], &options.workspace)?;
+        let whole = choose_for(packed, chunk, limits, options)?;
+        let mut engine = Engine::alone(runtime, packed, whole, &options.workspace)?;
+        engine.prepare(packed.shape().batch % chunk)?;
         let slots = (0..slots).map(|_| Slot::new(context, packed, chunk));
         Ok(OnDevice {
             slots: slots.collect::<Result<_>>()?,

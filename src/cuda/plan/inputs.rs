@@ -94,14 +94,14 @@ impl<'a> From<&'a CudaView<'_, i32>> for DeviceIndices<'a> {
 ///
 /// Nobody on the host sees these values, so none of them is an error. A window is held to the tokens and to the problem's
 /// longest: its start to `0..=tokens`, and then its length to `0..=min(max_window, tokens - start)`. A row is held to
-/// the window: below its first token is the first, beyond its last the last. An item with an empty window has an output
-/// of 0. (Start rows that all items share stay as they are: where a window ends before one, its output is 0.)
+/// the window: below its first token is the first, beyond its last the last; and so is a start row that all items share.
+/// An item with an empty window has an output of 0.
 #[derive(Clone, Copy, Default)]
 pub struct RunInputs<'a> {
-    /// `[batch, 2]`: start and length of each item's window, where the problem was made with windows.
+    /// `[items, 2]`: start and length of the window of each item of the run, where the problem was made with windows.
     pub windows: Option<DeviceIndices<'a>>,
-    /// `[batch]`: each item's start row, counted from its window's start, where the problem was made with
-    /// [`StartRows::PerItem`](crate::StartRows::PerItem).
+    /// `[items]` or `[items, rows]`: the start rows of each item of the run, counted from its window's start, where the
+    /// problem was made with [`StartRows::PerItem`](crate::StartRows::PerItem).
     pub rows: Option<DeviceIndices<'a>>,
 }
 
@@ -115,7 +115,8 @@ impl RunInputs<'_> {
         }
         if let Some(rows) = &self.rows {
             problem.takes_rows()?;
-            rows.check("start rows, one per item", context, batch)?;
+            let rows_of_items = batch * problem.start_rows();
+            rows.check("start rows, as many for each item", context, rows_of_items)?;
         }
         Ok(())
     }
@@ -146,7 +147,7 @@ pub(super) struct Given {
 }
 
 impl Given {
-    fn is_any(self) -> bool {
+    pub fn is_any(self) -> bool {
         self.windows.is_some() || self.rows.is_some()
     }
 }

@@ -1,6 +1,7 @@
 //! A plan: one problem made ready on one device.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
@@ -69,7 +70,7 @@ impl Plan {
         let options = options.with_environment();
         let schedule = choose(problem, runtime.limits(), &options)?;
         Ok(Plan {
-            engine: Engine::alone(runtime, problem, vec![schedule], &options.workspace)?,
+            engine: Engine::alone(runtime, problem, schedule, &options.workspace)?,
             handover: Handover::new(runtime.context())?,
             layer_addresses: Vec::with_capacity(problem.shape().layers * operands(problem)),
         })
@@ -101,7 +102,7 @@ impl Plan {
 
     /// What a run launches.
     pub fn schedule(&self) -> &Schedule {
-        self.engine.schedule(0)
+        self.engine.schedule()
     }
 
     /// The context the plan belongs to.
@@ -158,14 +159,13 @@ impl Plan {
         layers: &[DeviceLayer<'_>],
         out: impl Into<DeviceOutput<'o>>,
     ) -> Result<()> {
-        self.problem().check_rows()?;
         self.run_with(stream, layers, out, RunInputs::default())
     }
 
     /// Gives the runs to come other windows, one per item, where the problem was made with windows.
     ///
-    /// The next run copies them to the device, in one copy of 8 bytes per item (12 where start rows differ by item) from a
-    /// ring of pinned slots, on its own stream; nothing waits unless eight such runs are under way. One kernel more makes
+    /// The next run copies them to the device, in one copy of 8 bytes per item (and 4 for each of its start rows, where
+    /// they differ by item) from a ring of pinned slots, on its own stream; nothing waits unless eight such runs are under way. One kernel more makes
     /// all that depends on them. A run that is captured takes no copy: [`run_with`](Plan::run_with) reads windows from
     /// device memory.
     ///
@@ -183,7 +183,7 @@ impl Plan {
         self.engine.set_windows(windows)
     }
 
-    /// Gives the runs to come other start rows, one per item and counted from its window's start, where the problem was
+    /// Gives the runs to come other start rows, as many per item as before and counted from its window's start, where the problem was
     /// made with [`StartRows::PerItem`](crate::StartRows::PerItem). They travel as [windows](Plan::set_windows) do;
     /// whether they lie in the windows a run says.
     ///
@@ -194,12 +194,31 @@ impl Plan {
         self.engine.set_rows(rows)
     }
 
+    /// As [`run`](Plan::run), of the items `items` of the batch alone: `layers` hold every layer of theirs, and `out` is
+    /// shaped as [`Problem::output_shape`] of a problem of these items. So a plan serves batches of fewer items, whose memory
+    /// ends with them.
+    ///
+    /// The first run of a number of items lays out its launches, on the host: no kernel, no device memory and no driver call
+    /// more than those of the whole batch. The last eight such numbers are remembered.
+    ///
+    /// # Errors
+    /// As [`run`](Plan::run) for the items; [`Error::Items`](crate::Error::Items) where they leave the batch.
+    pub fn run_items<'o>(
+        &mut self,
+        stream: &Arc<CudaStream>,
+        items: Range<usize>,
+        layers: &[DeviceLayer<'_>],
+        out: impl Into<DeviceOutput<'o>>,
+    ) -> Result<()> {
+        self.run_items_with(stream, items, layers, out, RunInputs::default())
+    }
+
     /// As [`run`](Plan::run) with windows and rows from device memory, for this run alone. They may be computed on the
     /// device, and a graph that captured the run reads them anew whenever it is replayed.
     ///
     /// # Errors
     /// As [`run`](Plan::run), for the inputs too; [`Error::FixedInput`](crate::Error::FixedInput) where the problem was
-    /// made without windows or without a start row per item.
+    /// made without windows or without start rows per item.
     pub fn run_with<'o>(
         &mut self,
         stream: &Arc<CudaStream>,
@@ -207,11 +226,34 @@ impl Plan {
         out: impl Into<DeviceOutput<'o>>,
         inputs: RunInputs<'_>,
     ) -> Result<()> {
+        let all = 0..self.problem().shape().batch;
+        self.run_items_with(stream, all, layers, out, inputs)
+    }
+
+    /// [`run_items`](Plan::run_items) and [`run_with`](Plan::run_with) in one: the windows and rows are those of `items`.
+    ///
+    /// # Errors
+    /// As [`run_items`](Plan::run_items) and [`run_with`](Plan::run_with).
+    pub fn run_items_with<'o>(
+        &mut self,
+        stream: &Arc<CudaStream>,
+        items: Range<usize>,
+        layers: &[DeviceLayer<'_>],
+        out: impl Into<DeviceOutput<'o>>,
+        inputs: RunInputs<'_>,
+    ) -> Result<()> {
         let mut out = out.into();
-        check_stream(self.context(), stream)?;
-        check_run(self.problem(), self.context(), layers, &out)?;
-        inputs.check(self.problem(), self.context())?;
+        self.problem().check_items(&items)?;
         bind(self.context())?;
+        check_stream(self.context(), stream)?;
+        self.engine.prepare(items.len())?;
+        // What the device says of windows or rows, it holds to each other.
+        if !inputs.addresses().is_any() {
+            self.problem().check_rows_of(items.clone())?;
+        }
+        let problem = self.engine.problem_of(items.len());
+        check_run(problem, self.context(), layers, &out)?;
+        inputs.check(problem, self.context())?;
         let capturing = is_capturing(stream)?;
         let output = out.address();
         let mut guards = Vec::new();
@@ -226,20 +268,23 @@ impl Plan {
         self.layer_addresses.extend(addresses(layers));
         // SAFETY: the context is bound; the inputs have been checked against the problem, and are promised to stay valid.
         unsafe {
-            self.engine
-                .give(stream.cu_stream(), capturing, inputs.addresses())
+            self.engine.give(
+                stream.cu_stream(),
+                capturing,
+                inputs.addresses(),
+                items.clone(),
+            )
         }?;
-        let steps = 0..self.schedule().steps.len();
+        let steps = 0..self.engine.schedule_of(items.len()).steps.len();
         // SAFETY: the context is bound. The layers and the output have been checked against the problem; that they
         // stay valid is promised by whoever made them, and ordered with other uses above.
         unsafe {
             self.engine.submit(
-                0,
+                items,
                 steps,
                 stream.cu_stream(),
                 &self.layer_addresses,
                 output,
-                0,
             )
         }
     }

@@ -1,5 +1,6 @@
 //! A rollout that takes its layers one by one, in forward order, as a model produces them.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream};
@@ -52,7 +53,7 @@ impl StreamingPlan {
         let options = options.with_environment();
         let schedule = choose_streaming(problem, runtime.limits(), &options)?;
         Ok(StreamingPlan {
-            engine: Engine::alone(runtime, problem, vec![schedule], &options.workspace)?,
+            engine: Engine::alone(runtime, problem, schedule, &options.workspace)?,
             handover: Handover::new(runtime.context())?,
             layer_addresses: vec![0; problem.shape().layers * operands(problem)],
         })
@@ -78,7 +79,7 @@ impl StreamingPlan {
 
     /// What a whole pass launches.
     pub fn schedule(&self) -> &Schedule {
-        self.engine.schedule(0)
+        self.engine.schedule()
     }
 
     /// Device memory that a pass works in, in bytes, the plan's own or borrowed.
@@ -102,8 +103,21 @@ impl StreamingPlan {
         stream: &'a Arc<CudaStream>,
         out: impl Into<DeviceOutput<'a>>,
     ) -> Result<Pass<'a>> {
-        self.problem().check_rows()?;
-        self.begin_with(stream, out, RunInputs::default())
+        self.begin_items(stream, 0..self.problem().shape().batch, out)
+    }
+
+    /// As [`begin`](StreamingPlan::begin), of the items `items` of the batch alone, as
+    /// [`Plan::run_items`](crate::cuda::Plan::run_items).
+    ///
+    /// # Errors
+    /// As [`begin`](StreamingPlan::begin) for the items; [`Error::Items`] where they leave the batch.
+    pub fn begin_items<'a>(
+        &'a mut self,
+        stream: &'a Arc<CudaStream>,
+        items: Range<usize>,
+        out: impl Into<DeviceOutput<'a>>,
+    ) -> Result<Pass<'a>> {
+        self.begin_items_with(stream, items, out, RunInputs::default())
     }
 
     /// As [`Plan::set_windows`](crate::cuda::Plan::set_windows), for the passes to come.
@@ -133,11 +147,35 @@ impl StreamingPlan {
         out: impl Into<DeviceOutput<'a>>,
         inputs: RunInputs<'_>,
     ) -> Result<Pass<'a>> {
+        let all = 0..self.problem().shape().batch;
+        self.begin_items_with(stream, all, out, inputs)
+    }
+
+    /// [`begin_items`](StreamingPlan::begin_items) and [`begin_with`](StreamingPlan::begin_with) in one: the windows and
+    /// rows are those of `items`.
+    ///
+    /// # Errors
+    /// As [`begin_items`](StreamingPlan::begin_items) and [`begin_with`](StreamingPlan::begin_with).
+    pub fn begin_items_with<'a>(
+        &'a mut self,
+        stream: &'a Arc<CudaStream>,
+        items: Range<usize>,
+        out: impl Into<DeviceOutput<'a>>,
+        inputs: RunInputs<'_>,
+    ) -> Result<Pass<'a>> {
         let out = out.into();
-        check_stream(self.engine.context(), stream)?;
-        check_output(self.problem(), self.engine.context(), &out)?;
-        inputs.check(self.problem(), self.engine.context())?;
-        bind(self.engine.context())?;
+        self.problem().check_items(&items)?;
+        let context = self.engine.context().clone();
+        bind(&context)?;
+        check_stream(&context, stream)?;
+        self.engine.prepare(items.len())?;
+        // What the device says of windows or rows, it holds to each other.
+        if !inputs.addresses().is_any() {
+            self.problem().check_rows_of(items.clone())?;
+        }
+        let problem = self.engine.problem_of(items.len());
+        check_output(problem, &context, &out)?;
+        inputs.check(problem, &context)?;
         let capturing = is_capturing(stream)?;
         if !capturing {
             self.handover.follow(stream)?;
@@ -146,11 +184,16 @@ impl StreamingPlan {
         let _guards: Vec<_> = inputs.track(stream).filter(|_| tracked).collect();
         // SAFETY: the context is bound; the inputs have been checked against the problem, and are promised to stay valid.
         unsafe {
-            self.engine
-                .give(stream.cu_stream(), capturing, inputs.addresses())
+            self.engine.give(
+                stream.cu_stream(),
+                capturing,
+                inputs.addresses(),
+                items.clone(),
+            )
         }?;
         Ok(Pass {
             plan: self,
+            items,
             stream,
             out,
             pushed: 0,
@@ -161,6 +204,7 @@ impl StreamingPlan {
 /// One pass over the layers of a [`StreamingPlan`]. Dropped before it is finished, it leaves the output undefined.
 pub struct Pass<'a> {
     plan: &'a mut StreamingPlan,
+    items: Range<usize>,
     stream: &'a Arc<CudaStream>,
     out: DeviceOutput<'a>,
     pushed: usize,
@@ -182,9 +226,10 @@ impl Pass<'_> {
             });
         }
         let layer = layers.start + self.pushed;
+        let engine = &self.plan.engine;
         check_layer(
-            self.plan.problem(),
-            self.plan.engine.context(),
+            engine.problem_of(self.items.len()),
+            engine.context(),
             layer,
             &maps,
         )?;
@@ -193,7 +238,7 @@ impl Pass<'_> {
         for (place, address) in self.plan.layer_addresses[first..].iter_mut().zip(tensors) {
             *place = address;
         }
-        let ends = &self.plan.schedule().pushes;
+        let ends = &self.schedule().pushes;
         let start = self.pushed.checked_sub(1).map_or(0, |last| ends[last]);
         let steps = start..ends[self.pushed];
         self.submit(steps, Some(&maps))?;
@@ -213,16 +258,16 @@ impl Pass<'_> {
                 got: self.pushed,
             });
         }
-        let schedule = self.plan.schedule();
+        let schedule = self.schedule();
         let steps = schedule.pushes.last().copied().unwrap_or(0)..schedule.steps.len();
         self.submit(steps, None)
     }
 
-    fn submit(
-        &mut self,
-        steps: std::ops::Range<usize>,
-        maps: Option<&DeviceLayer<'_>>,
-    ) -> Result<()> {
+    fn schedule(&self) -> &Schedule {
+        self.plan.engine.schedule_of(self.items.len())
+    }
+
+    fn submit(&mut self, steps: Range<usize>, maps: Option<&DeviceLayer<'_>>) -> Result<()> {
         let context = self.plan.engine.context();
         bind(context)?;
         let tracked = context.is_managing_stream_synchronization() && !is_capturing(self.stream)?;
@@ -237,12 +282,11 @@ impl Pass<'_> {
         // steps of a push read no other layer. That both stay valid is promised by whoever made them.
         unsafe {
             self.plan.engine.submit(
-                0,
+                self.items.clone(),
                 steps,
                 self.stream.cu_stream(),
                 &self.plan.layer_addresses,
                 output,
-                0,
             )
         }
     }

@@ -1,5 +1,6 @@
 //! One plan for runs of different windows and start rows, from the host and from device memory.
 
+mod items;
 mod plans;
 mod refused;
 mod under_way;
@@ -38,6 +39,7 @@ fn cases() -> Vec<(&'static str, Case)> {
     };
     let rows = |rows| Output::Rows(rows);
     let per_item = StartRows::PerItem(vec![0; 3]);
+    let two_per_item = StartRows::PerItem(vec![0; 6]);
     vec![
         ("last", case(rows(StartRows::Last), DType::F32, false)),
         (
@@ -51,6 +53,7 @@ fn cases() -> Vec<(&'static str, Case)> {
         ),
         ("matrix", case(Output::Matrix, DType::F32, false)),
         ("cumulative", case(Output::Cumulative, DType::F32, true)),
+        ("two per item", case(rows(two_per_item), DType::F16, false)),
     ]
 }
 
@@ -66,8 +69,9 @@ fn turn(case: &Case, index: usize) -> Generated {
         })
         .collect();
     if let Output::Rows(StartRows::PerItem(rows)) = &mut turn.config.output {
-        for (row, window) in rows.iter_mut().zip(&turn.windows) {
-            *row = (index + 1) % window.len;
+        let count = rows.len() / turn.windows.len();
+        for (number, row) in rows.iter_mut().enumerate() {
+            *row = (index + 1 + number % count) % turn.windows[number / count].len;
         }
     }
     turn.seed = 100 + index as u64;
@@ -159,6 +163,41 @@ fn windows_of_each_run_from_host_and_device() {
 }
 
 #[test]
+fn start_rows_that_items_share_are_held_to_the_windows_too() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    let stream = machine.context.default_stream();
+    let (what, mut case) = cases().swap_remove(3);
+    case.config.output = Output::Rows(StartRows::Rows(vec![0, 7, TOKENS - 1]));
+    let problem = Problem::builder(case.shape, case.dtype)
+        .config(case.config.clone())
+        .max_window(TOKENS);
+    let mut plan = machine.plan(&problem.build().unwrap(), |_| {});
+    case.windows = vec![window(3, 5), window(1, TOKENS - 1), window(2, 0)];
+    let held = [[0, 4, 4], [0, 7, TOKENS - 2], [TOKENS, TOKENS, TOKENS]];
+    case.config.output = weights_of(3, held.as_flattened());
+    let held = case.generate();
+    let on_device = OnDevice::new(&machine, &held);
+    let buffers = buffers(&machine, &held);
+    let layers: Vec<_> = buffers.iter().map(Buffer::layer).collect();
+    let len = held.problem.output_len();
+    let mut out = stream.clone_htod(&vec![f32::NAN; len]).unwrap();
+    plan.run_with(&stream, &layers, &mut out, on_device.inputs())
+        .unwrap();
+    assert_right(what, &held, &download(&stream, &out));
+}
+
+/// `count` start rows of each item as weights, for the reference: it takes no rows beyond a window.
+fn weights_of(count: usize, rows: &[usize]) -> Output {
+    let one_hot = |row: usize| (0..TOKENS).map(move |i| f32::from(u8::from(i == row)));
+    Output::Rows(StartRows::Weights {
+        rows: count,
+        weights: rows.iter().flat_map(|&row| one_hot(row)).collect(),
+    })
+}
+
+#[test]
 fn what_the_device_says_is_held_to_what_there_is() {
     let Some(machine) = machine("sm_90") else {
         return;
@@ -184,14 +223,7 @@ fn what_the_device_says_is_held_to_what_there_is() {
     for ((windows, rows), (held_windows, held_rows)) in given.iter().zip(held) {
         let mut held = case.clone();
         held.windows = held_windows.into();
-        // The reference takes an item without tokens as one without rows.
-        held.config.output = Output::Rows(StartRows::Weights {
-            rows: 1,
-            weights: held_rows
-                .iter()
-                .flat_map(|&row| (0..TOKENS).map(move |i| f32::from(u8::from(i == row))))
-                .collect(),
-        });
+        held.config.output = weights_of(1, &held_rows);
         let held = held.generate();
         let windows = stream.clone_htod(windows).unwrap();
         let rows = stream.clone_htod(rows).unwrap();

@@ -97,6 +97,52 @@ fn streams_groups_and_hosts_take_windows_too() {
 }
 
 #[test]
+fn members_of_a_group_are_given_windows_in_device_memory() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    let stream = machine.context.default_stream();
+    let cases = [0, 2, 3, 6].map(|number| cases().swap_remove(number).1);
+    let opened = cases.each_ref().map(|case| open(&turn(case, 0)));
+    let mut group = GroupPlan::on(&machine.runtime(), &opened, &Options::default()).unwrap();
+    // For one run alone, of all but the last; the next has again what the host said.
+    for index in [1, 2, 0] {
+        let turns: Vec<Generated> = (cases.iter().enumerate())
+            .map(|(member, case)| turn(case, if member < 3 { index } else { 0 }))
+            .collect();
+        let on_device: Vec<_> = turns
+            .iter()
+            .map(|turn| OnDevice::new(&machine, turn))
+            .collect();
+        let maps: Vec<Vec<Buffer>> = turns.iter().map(|t| buffers(&machine, t)).collect();
+        let layers: Vec<Vec<DeviceLayer<'_>>> = maps
+            .iter()
+            .map(|maps| maps.iter().map(Buffer::layer).collect())
+            .collect();
+        let outs = opened.each_ref();
+        let mut outs = outs.map(|problem| {
+            let poison = vec![f32::NAN; problem.output_len()];
+            stream.clone_htod(&poison).unwrap()
+        });
+        let items = layers.iter().zip(&mut outs).zip(&on_device).enumerate();
+        let mut items: Vec<_> = items
+            .map(|(member, ((layers, out), on_device))| {
+                let item = GroupItem::new(layers, out);
+                match index > 0 && member < 3 {
+                    true => item.with(on_device.inputs()),
+                    false => item,
+                }
+            })
+            .collect();
+        group.run(&stream, &mut items).unwrap();
+        drop(items);
+        for (turn, out) in turns.iter().zip(&outs) {
+            assert_right("grouped", turn, &download(&stream, out));
+        }
+    }
+}
+
+#[test]
 fn a_cache_has_one_plan_for_all_windows() {
     let Some(machine) = machine("sm_90") else {
         return;

@@ -47,8 +47,8 @@ impl Launches {
         let parts: Vec<Part<'_>> = together
             .iter()
             .map(|&index| Part {
-                schedule: engines[index].schedule(0),
-                bases: engines[index].bases(0),
+                schedule: engines[index].schedule(),
+                bases: engines[index].bases(),
                 first_address: first_addresses[index],
             })
             .collect();

@@ -104,14 +104,10 @@ impl Slot {
     }
 
     /// Copies the packed chunk to the device, computes it and copies its output back.
-    pub(super) fn submit(
-        &mut self,
-        engine: &mut Engine,
-        computed: &Event,
-        chunk: usize,
-    ) -> Result<()> {
-        let packed = engine.problem();
+    pub(super) fn submit(&mut self, engine: &mut Engine, computed: &Event) -> Result<()> {
         let items = self.items.len();
+        engine.prepare(items)?;
+        let packed = engine.problem();
         let stream = self.stream.raw();
         let maps = &self.staged_maps.as_slice()[..map_bytes(packed, items)];
         // SAFETY: both buffers are at least as long as the copy; the host leaves the staging buffer alone until `done`.
@@ -128,20 +124,18 @@ impl Slot {
             .flat_map(tensors)
             .map(|offset| self.maps.address() + offset as u64)
             .collect();
-        let schedule = usize::from(items < chunk);
-        let steps = 0..engine.schedule(schedule).steps.len();
+        let steps = 0..engine.schedule_of(items).steps.len();
         // The chunk before this one uses the same workspace.
         computed.gate(stream)?;
         // SAFETY: the context is bound; the buffers are as long as the packed problem says, belong to this slot, and
         // are ordered by its stream.
         unsafe {
             engine.submit(
-                schedule,
+                self.items.clone(),
                 steps,
                 stream,
                 &addresses,
                 self.output.address(),
-                self.items.start,
             )
         }?;
         computed.record(stream)?;
