@@ -4,6 +4,7 @@
 mod chain;
 mod gradients;
 mod group;
+mod inputs;
 mod product;
 mod range;
 mod rows;
@@ -38,6 +39,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         gradients::ENTRIES,
         group::ENTRIES,
         range::ENTRIES,
+        inputs::ENTRIES,
         values::ENTRIES,
         traffic::ENTRIES,
     ]
