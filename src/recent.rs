@@ -23,6 +23,7 @@ impl<P> Recent<P> {
         self.plans.len()
     }
 
+    #[cfg(feature = "cuda")]
     pub fn iter(&self) -> impl Iterator<Item = &P> {
         self.plans.iter()
     }

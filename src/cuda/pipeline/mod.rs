@@ -154,7 +154,7 @@ mod tests {
             shapes.map(move |&(batch, tokens)| (output, batch, tokens))
         });
         for ((output, batch, tokens), normalize_rows) in
-            cases.flat_map(|case| [(case.clone(), false), (case, true)])
+            cases.flat_map(|case| [(case, false), (case, true)])
         {
             let shape = Shape {
                 layers: 3,

@@ -121,7 +121,7 @@ impl Taker {
             let mut items: Vec<GroupItem<'_>> = layers
                 .iter()
                 .zip(outputs)
-                .map(|(layers, out)| GroupItem { layers, out })
+                .map(|(layers, out)| GroupItem::new(layers, out))
                 .collect();
             plan.run(&stream, &mut items)?;
         }
