@@ -165,10 +165,23 @@ impl<'a> Beside<'_, 'a> {
         Ok(StartRows::Weights { rows: 1, weights })
     }
 
+    /// As many rows for each item.
     fn row_indices(&self, tensor: &str) -> Result<Vec<usize>> {
         let (name, view) = self.require(tensor, &format!("--rows tensor:{tensor}"))?;
         let batch = self.feature.shape.batch;
-        check_shape(&name, view, &[batch])?;
+        let fits = match *view.shape() {
+            [items] => items == batch,
+            [items, rows] => items == batch && rows > 0,
+            _ => false,
+        };
+        if !fits {
+            let expected = format!("shape [{batch}] or [{batch}, rows]");
+            return Err(Error::tensor(
+                &name,
+                expected,
+                format!("{:?}", view.shape()),
+            ));
+        }
         numbers(&name, view)?
             .map(|index| {
                 // Exact for every index that can lie inside a window.

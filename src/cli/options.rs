@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 #[derive(Args, Clone, Debug)]
 pub struct ConfigArgs {
     /// Start rows, counted from the first valid token: 0 | 3,7 | last | mean | mean:S (of the first S rows) |
-    /// tensor:NAME (one row per item) | count:NAME (row max(k - 1, 0) of an item with k non-zero tokens in NAME); row 0 unless given
+    /// tensor:NAME (one row per item, or several) | count:NAME (row max(k - 1, 0) of an item with k non-zero tokens in NAME); row 0 unless given
     #[arg(long, value_name = "ROWS")]
     pub rows: Option<RowsArg>,
 

@@ -130,6 +130,18 @@ fn tensors_that_options_need() {
     }
     let index = |values: [f32; 2]| good_and(&[("row", Tensor::f32(&[2], values))]);
     let rows = "--rows tensor:row";
+    for shape in [&[2, 0][..], &[3], &[2, 1, 1], &[]] {
+        let values = vec![0.0; shape.iter().product()];
+        refuses(
+            &good_and(&[("row", Tensor::f32(shape, values))]),
+            rows,
+            &[
+                "tensor row",
+                "shape [2] or [2, rows]",
+                &format!("{shape:?}"),
+            ],
+        );
+    }
     refuses(
         &index([0.0, 3.0]),
         rows,

@@ -164,6 +164,29 @@ fn row_indices_per_item() {
 }
 
 #[test]
+fn several_row_indices_per_item() {
+    let bench = Bench::new();
+    let maps = Tensor::maps(2, 1, 4, 5);
+    let input = bench.write(
+        "in.safetensors",
+        &[
+            ("layer.0", maps.clone()),
+            ("row", Tensor::i64(&[2, 3], [2, 0, 3, 1, 1, 0])),
+        ],
+    );
+    let alone = "--attention-weight 1 --identity-weight 0";
+    let got = bench.run_ok(&input, &format!("--rows tensor:row {alone}"));
+    let values = maps.values();
+    let rows = [[2, 0, 3], [1, 1, 0]].into_iter().enumerate();
+    let expected: Vec<f64> = rows
+        .flat_map(|(item, rows)| rows.map(|row| values[(item * 4 + row) * 4..][..4].to_vec()))
+        .flatten()
+        .collect();
+    assert_eq!(got["relevance"].shape, [2, 3, 4]);
+    assert_close("rows", &got["relevance"].values(), &expected, 1e-7);
+}
+
+#[test]
 fn mask_of_any_type_and_padding_side() {
     let bench = Bench::new();
     let maps = Tensor::maps(2, 1, 4, 5);
