@@ -122,8 +122,9 @@ impl GroupPlan {
                 got: items.len(),
             });
         }
-        // The problems of members that are given something else than the plan was told.
-        let mut given: Vec<Option<Problem>> = Vec::with_capacity(expected);
+        // Members that are given something else than the plan was told, in ascending order, with the problems that they have
+        // then. Nothing is allocated where there are none.
+        let mut given: Vec<(usize, Problem)> = Vec::new();
         for (index, (item, problem)) in items.iter().zip(self.problems()).enumerate() {
             let checked = given_of(item, problem).and_then(|given| {
                 let problem = given.as_ref().unwrap_or(problem);
@@ -131,14 +132,15 @@ impl GroupPlan {
                 problem.check_rows()?;
                 Ok(given)
             });
-            given.push(checked.map_err(|error| of_member(index, error))?);
+            let own = checked.map_err(|error| of_member(index, error))?;
+            given.extend(own.map(|problem| (index, problem)));
         }
         let items: &[GroupItem<'_>] = items;
         self.engine.run(Prepared::items, |task| {
             let item = &items[task.index];
-            match &given[task.index] {
-                None => task.rollout(item.layers, item.out),
-                Some(problem) => task.rollout_of(problem, item.layers, item.out),
+            match given.binary_search_by_key(&task.index, |&(member, _)| member) {
+                Err(_) => task.rollout(item.layers, item.out),
+                Ok(at) => task.rollout_of(&given[at].1, item.layers, item.out),
             }
         })
     }

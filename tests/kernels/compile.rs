@@ -1,9 +1,9 @@
-//! Every kernel variant, by both of its entries, compiles for every architecture it runs on, with every NVRTC
-//! there is to test with, without warnings or spills and within its stated registers and shared memory.
+//! Every kernel variant compiles, by both of its entries, for every architecture it runs on, with every NVRTC there is to
+//! test with, without warnings or spills and within its stated registers and shared memory.
 //!
-//! A kernel takes about a second, and there are hundreds, seven architectures and two versions. So the kernels of a file
-//! are dealt out: each is compiled once, by one version for one architecture, and each of these pairs gets its share of
-//! every file. `ROLLOUT_COMPILE=all` compiles everything for everything, in less than an hour on two cores. What was
+//! A kernel takes one to two seconds, and there are hundreds, two entries, seven architectures and two versions. So the
+//! variants of a file are dealt out: each is compiled once, by one entry, with one version, for one architecture, and each of
+//! these gets its share of every file. `ROLLOUT_COMPILE=all` compiles everything for everything, in less than an hour on two cores. What was
 //! compiled once is kept in `kernels/` of the target directory, so that only changed kernels cost time.
 
 use attention_rollout::cuda::kernel::{self, SHARED_PARAMS};
@@ -14,8 +14,8 @@ use libtest_mimic::{Failed, Trial};
 /// Turing, Ampere (data centre and consumer), Ada, Hopper, Blackwell (data centre and consumer).
 const ARCHS: [u32; 7] = [75, 80, 86, 89, 90, 100, 120];
 
-/// Files with at most this many kernels are not dealt out: all are compiled for all architectures.
-const FEW: usize = 2;
+/// Files with at most this many variants are not dealt out: all are compiled for all architectures.
+const FEW: usize = 1;
 
 /// A variant and how it is entered.
 type Kernel = (Entry, Variant);
@@ -50,20 +50,22 @@ pub fn trials(nvrtcs: &[Nvrtc]) -> Vec<Trial> {
     for (turn, nvrtc) in nvrtcs.iter().enumerate() {
         for arch in ARCHS {
             for stem in &stems {
-                let of_stem = || {
-                    let variants = variants.iter().filter(|variant| variant.stem == *stem);
-                    variants.flat_map(|variant| Entry::ALL.map(|entry| (entry, variant.clone())))
-                };
-                let count = of_stem().count();
+                let of_stem = || variants.iter().filter(|variant| variant.stem == *stem);
+                let all = everything || of_stem().count() <= FEW;
                 let dealt: Vec<Kernel> = of_stem()
                     .enumerate()
-                    .filter(|(index, (_, variant))| {
+                    .flat_map(|(index, variant)| {
                         let archs = archs(variant);
-                        let mine = turn == index / archs.len() % versions
-                            && archs[index % archs.len()] == arch;
-                        archs.contains(&arch) && (everything || count <= FEW || mine)
+                        let arch_turn = archs[index % archs.len()] == arch;
+                        let version_turn = index / archs.len() % versions == turn;
+                        let entry_turn = Entry::ALL[index / (archs.len() * versions) % 2];
+                        let takes = move |entry: &Entry| {
+                            archs.contains(&arch)
+                                && (all || arch_turn && version_turn && entry_turn == *entry)
+                        };
+                        let entries = Entry::ALL.into_iter().filter(takes);
+                        entries.map(|entry| (entry, variant.clone()))
                     })
-                    .map(|(_, kernel)| kernel)
                     .collect();
                 if dealt.is_empty() {
                     continue;

@@ -67,7 +67,7 @@ pub const ENTRIES: &[Entry] = &[
     Entry {
         name: "stream_cluster",
         kernels: KERNELS,
-        short: true,
+        short: false,
         run: |lab| {
             sizes(lab, ONE.blocks(3, Exchange::Cluster))?;
             let path = Path::Stream(ONE.blocks(4, Exchange::Cluster));
@@ -77,7 +77,7 @@ pub const ENTRIES: &[Entry] = &[
     Entry {
         name: "stream_words",
         kernels: KERNELS,
-        short: true,
+        short: false,
         run: |lab| {
             sizes(lab, ONE.blocks(3, Exchange::Words))?;
             let old = StreamWay { arch: 80, ..ONE };
