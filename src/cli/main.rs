@@ -7,6 +7,7 @@ pub(crate) mod backend;
 pub(crate) mod bench;
 pub(crate) mod devices;
 pub(crate) mod error;
+pub(crate) mod extents;
 pub(crate) mod header;
 pub(crate) mod heatmap;
 pub(crate) mod input;

@@ -10,7 +10,8 @@ use attention_rollout::{Problem, Window, post};
 use clap::Args;
 
 use crate::error::{Error, Result};
-use crate::heatmap::check_size;
+use crate::extents::Extents;
+use crate::heatmap::photo::check_size;
 use crate::job::Job;
 use crate::options::OutputKind;
 
@@ -49,27 +50,6 @@ impl FromStr for ColumnsArg {
             .filter(|columns| !columns.is_empty())
             .map(ColumnsArg)
             .ok_or_else(|| "expected a range of at least one column, as 5..581".to_owned())
-    }
-}
-
-/// Rows and columns: of patches, or of pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extents {
-    pub height: usize,
-    pub width: usize,
-}
-
-impl FromStr for Extents {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let extent = |text: &str| text.parse().ok().filter(|&extent: &usize| extent > 0);
-        text.split_once('x')
-            .and_then(|(height, width)| {
-                let (height, width) = (extent(height)?, extent(width)?);
-                Some(Extents { height, width })
-            })
-            .ok_or_else(|| "expected rows and columns, as 14x14".to_owned())
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::address::{Base, Bases};
 use super::launch::Launch;
 use super::limits::DeviceLimits;
-use super::pipeline::Pipeline;
+use super::pipeline::choice::Pipeline;
 use super::variant::Variant;
 
 /// Buffers and tables start at multiples of this: a cache line, and more than any load asks for.

@@ -19,12 +19,12 @@ use image::ImageFormat;
 use image::imageops::FilterType;
 
 use crate::error::{Error, Result};
+use crate::extents::Extents;
 use crate::job::Job;
 use crate::pending::PendingFile;
-use crate::relevance::{Extents, RelevanceArgs};
+use crate::relevance::RelevanceArgs;
 use photo::Ground;
 
-pub use photo::check_size;
 use scale::{ColorMap, ScaleOptions};
 
 /// Most tokens a matrix or a text is drawn for.
@@ -269,7 +269,7 @@ fn ground(args: &HeatmapArgs, relevance: &RelevanceArgs) -> Result<Ground> {
     }
     match relevance.upsample {
         None => Ok(Ground::Squares),
-        Some(to) => check_size(to).map(|(width, height)| Ground::Blank { width, height }),
+        Some(to) => photo::check_size(to).map(|(width, height)| Ground::Blank { width, height }),
     }
 }
 

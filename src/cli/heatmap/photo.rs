@@ -9,8 +9,8 @@ use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageReader, Limits, Luma, 
 use super::canvas::{Canvas, mix};
 use super::scale::{BAR_HEIGHT, Scale};
 use crate::error::{Error, Result};
+use crate::extents::Extents;
 use crate::input::open_regular;
-use crate::relevance::Extents;
 
 /// How strongly the colours cover the photo.
 const OPACITY: f32 = 0.55;

@@ -19,38 +19,6 @@ pub(crate) fn bind(context: &Arc<CudaContext>) -> Result<()> {
         .map_err(driver_error("cuCtxSetCurrent"))
 }
 
-/// `CU_STREAM_PER_THREAD`, the last of the handles that stand for streams of the bound context; null is the first.
-const LAST_DEFAULT_STREAM: usize = 2;
-
-/// The device of the context that `stream` belongs to, where that is not `expected`, which is bound to this thread.
-pub(crate) fn foreign_device(
-    expected: &Arc<CudaContext>,
-    stream: sys::CUstream,
-) -> Result<Option<usize>> {
-    // The default streams have no context of their own: they are those of whichever is bound.
-    if stream.addr() <= LAST_DEFAULT_STREAM {
-        return Ok(None);
-    }
-    let mut context = std::ptr::null_mut();
-    // SAFETY: the pointer is to a handle that lives through the call. That the stream is one, whoever made it promised.
-    unsafe { sys::cuStreamGetCtx(stream, &mut context) }
-        .result()
-        .map_err(driver_error("cuStreamGetCtx"))?;
-    if context == expected.cu_ctx() {
-        return Ok(None);
-    }
-    let mut device = 0;
-    // SAFETY: the driver has just named the context; the pointer is to an integer that lives through the call.
-    let found = unsafe {
-        sys::cuCtxSetCurrent(context)
-            .result()
-            .and_then(|()| sys::cuCtxGetDevice(&mut device).result())
-    };
-    bind(expected)?;
-    found.map_err(driver_error("cuCtxGetDevice"))?;
-    Ok(Some(usize::try_from(device).unwrap_or_default()))
-}
-
 /// Drops the result of giving something back: nobody can do anything about it. cudarc would keep it and hand it to the
 /// next user of the context, as the failure of a call that had nothing to do with it; what is wrong with the device or
 /// the context, the next call finds by itself.

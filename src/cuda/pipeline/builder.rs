@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::Pipeline;
+use super::choice::Pipeline;
 use super::tables::tables;
 use crate::cuda::address::{Address, Base};
 use crate::cuda::kernel::{

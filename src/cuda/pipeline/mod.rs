@@ -9,50 +9,25 @@
 //! three read fused maps instead of the caller's; and so does, with gradients, what has no variant that weighs by them.
 
 mod builder;
+pub(super) mod choice;
 mod one_pass;
 mod product;
 mod ring_rows;
 mod streaming;
 mod tables;
 
-use super::kernel::{Arithmetic, Form, RingRows, Splits, padded};
+use super::kernel::padded;
 use super::limits::DeviceLimits;
 use super::schedule::Schedule;
 use crate::problem::Problem;
 
 use builder::Builder;
 
+pub use choice::Pipeline;
+
 pub(super) use builder::{
     Common, chain_reads_fused, cuts_when_read, operands, output_len, rows_read_fused,
 };
-
-/// A pipeline with its open choices made.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Pipeline {
-    /// `rollout_rows`.
-    Rows {
-        /// Start rows that the kernel holds.
-        rows: u32,
-        /// How each layer's rows are divided.
-        splits: Splits,
-    },
-    /// `rows_stream`.
-    RingRows(RingRows),
-    /// `rollout_chain`.
-    Chain {
-        /// How products are computed.
-        arithmetic: Arithmetic,
-        /// The most tokens that the kernel takes.
-        tokens: u32,
-    },
-    /// `head_fusion` and `rollout_product`.
-    Product {
-        /// How products are computed.
-        arithmetic: Arithmetic,
-        /// Which factor a layer is; rows are always [`Form::Rows`], and cumulative outputs [`Form::Matrix`].
-        form: Form,
-    },
-}
 
 impl Pipeline {
     /// The schedule of `batch` items of `problem` at a time. The tables are those of all items.

@@ -1,7 +1,7 @@
 //! Schedules that take one layer at a time, in forward order.
 
-use super::Pipeline;
 use super::builder::{Builder, chunks};
+use super::choice::Pipeline;
 use super::product::Steps;
 use crate::config::Output;
 use crate::cuda::kernel::{Arithmetic, Form, MapSource, Matrices};

@@ -7,8 +7,7 @@ use cudarc::driver::{
 };
 use half::{bf16, f16};
 
-use super::engine::is_capturing;
-use crate::cuda::driver::{allocation_error, bind, foreign_device};
+use crate::cuda::driver::{allocation_error, bind, foreign_device, is_capturing};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, Tensor};

@@ -9,7 +9,7 @@ use cudarc::driver::{CudaContext, CudaStream, sys};
 use super::inputs::{Given, InputRing};
 use super::workspace::{Room, Workspace};
 use crate::cuda::address::{Address, Base, Bases};
-use crate::cuda::driver::{self, DeviceMemory, Event, Function, Stream, bind, driver_error};
+use crate::cuda::driver::{self, DeviceMemory, Event, Function, Stream, bind};
 use crate::cuda::launch::MAX_WORDS;
 use crate::cuda::runtime::Runtime;
 use crate::cuda::schedule::{Lane, Schedule};
@@ -421,12 +421,4 @@ fn of_items(shorter: &Recent<Shorter>, items: usize) -> Option<&Shorter> {
 /// Bytes of the windows of so many items, as runs are given them.
 fn window_bytes(items: usize) -> u64 {
     (items * size_of::<[i32; 2]>()) as u64
-}
-
-/// Whether work submitted to `stream` is captured into a graph instead of run.
-pub(super) fn is_capturing(stream: &CudaStream) -> Result<bool> {
-    let status = stream
-        .capture_status()
-        .map_err(driver_error("cuStreamIsCapturing"))?;
-    Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
 }

@@ -11,11 +11,11 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream};
 
 use super::buffers::{self, DeviceLayer, DeviceOutput, check_run, check_stream, track};
-use super::engine::{Engine, Handover, Memory, is_capturing};
+use super::engine::{Engine, Handover, Memory};
 use super::inputs::RunInputs;
 use super::workspace::Workspace;
 use crate::cuda::choose::{choose, choose_grouped};
-use crate::cuda::driver::bind;
+use crate::cuda::driver::{bind, is_capturing};
 use crate::cuda::kernel::{MAX_BLOCKS, SHARED_PARAMS};
 use crate::cuda::limits::DeviceLimits;
 use crate::cuda::options::{Compiler, Options};

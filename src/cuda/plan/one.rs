@@ -9,10 +9,10 @@ use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use super::buffers::{
     DeviceLayer, DeviceOutput, addresses, alloc_output, check_run, check_stream, track,
 };
-use super::engine::{Engine, Handover, is_capturing};
+use super::engine::{Engine, Handover};
 use super::inputs::RunInputs;
 use crate::cuda::choose::choose;
-use crate::cuda::driver::bind;
+use crate::cuda::driver::{bind, is_capturing};
 use crate::cuda::limits::DeviceLimits;
 use crate::cuda::options::{Compiler, Options};
 use crate::cuda::pipeline::operands;

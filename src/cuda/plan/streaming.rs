@@ -8,10 +8,10 @@ use cudarc::driver::{CudaContext, CudaStream};
 use super::buffers::{
     DeviceLayer, DeviceOutput, addresses, check_layer, check_output, check_stream, track,
 };
-use super::engine::{Engine, Handover, is_capturing};
+use super::engine::{Engine, Handover};
 use super::inputs::RunInputs;
 use crate::cuda::choose::choose_streaming;
-use crate::cuda::driver::bind;
+use crate::cuda::driver::{bind, is_capturing};
 use crate::cuda::limits::DeviceLimits;
 use crate::cuda::options::{Compiler, Options};
 use crate::cuda::pipeline::operands;
