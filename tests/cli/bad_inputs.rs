@@ -106,9 +106,11 @@ fn masks() {
         &[("attention_mask", f8_mask)],
         &["tensor attention_mask", "element type", "got F8_E4M3"],
     );
-    refuses_mask(
-        &mask([1.0, 1.0, 1.0, 0.0, 0.0, 0.0]),
-        &["item 1", "start row 0", "window of 0 tokens"],
+    let one_token = good_and(&mask([1.0, 1.0, 1.0, 0.0, 1.0, 0.0]));
+    refuses(
+        &one_token,
+        "--rows 1",
+        &["item 1", "start row 1", "window of 1 tokens"],
     );
 }
 

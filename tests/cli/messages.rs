@@ -59,12 +59,12 @@ fn nothing_of_a_file_reaches_a_terminal_as_it_is() {
                 (format!("{name}/layer.0"), Tensor::maps(1, 1, 2, 0)),
                 (format!("{name}/attention_mask"), Tensor::i64(&[1], [1])),
             ],
-            // No start row.
+            // No token that is attended to in one run.
             vec![
-                (format!("{name}/layer.0"), Tensor::maps(1, 1, 2, 0)),
+                (format!("{name}/layer.0"), Tensor::maps(1, 1, 3, 0)),
                 (
                     format!("{name}/attention_mask"),
-                    Tensor::i64(&[1, 2], [0, 0]),
+                    Tensor::i64(&[1, 3], [1, 0, 1]),
                 ),
             ],
         ] {

@@ -187,6 +187,24 @@ fn several_row_indices_per_item() {
 }
 
 #[test]
+fn an_item_without_valid_tokens_has_an_output_of_zeros() {
+    let bench = Bench::new();
+    let input = bench.write(
+        "in.safetensors",
+        &[
+            ("layer.0", Tensor::maps(2, 1, 3, 5)),
+            ("attention_mask", Tensor::i64(&[2, 3], [1, 1, 1, 0, 0, 0])),
+        ],
+    );
+    for rows in ["0", "last", "mean"] {
+        let got = bench.run_ok(&input, &format!("--rows {rows}"));
+        let values = got["relevance"].values();
+        assert!(values[..3].iter().all(|&value| value > 0.0));
+        assert_eq!(values[3..], [0.0; 3]);
+    }
+}
+
+#[test]
 fn mask_of_any_type_and_padding_side() {
     let bench = Bench::new();
     let maps = Tensor::maps(2, 1, 4, 5);
