@@ -102,7 +102,7 @@ fn finish(args: &RunArgs, job: &Job<'_>, out: &[f32]) -> Result<()> {
     let left = left.expect("what can be wrong was checked");
     let extents = relevance.shape(&job.problem);
     assert_eq!(left.len(), extents.iter().product::<usize>());
-    let is_small = |to: crate::relevance::Extents| to.height * to.width <= MOST_PIXELS;
+    let is_small = |to: crate::extents::Extents| to.height * to.width <= MOST_PIXELS;
     if relevance.upsample.is_some_and(is_small) {
         for (item, rows) in left.chunks_exact(left.len() / shape.batch).enumerate() {
             relevance.pictures(&job.problem, item, rows, args.config.special_tokens())?;
