@@ -49,7 +49,7 @@ function finish() {
     if (!(target in tiers)) print "tests/run.sh: of what tier is " target "?"
     tier = tiers[target]
 }
-/^test (\[.*\] )?compile::/ && target == "kernels" { compiled++ }
+/^test +(\[.*\] +)?compile::/ && target == "kernels" { compiled++ }
 /^test result:/ { passed = $4; failures = $6 }
 match($0, /SKIPPED: /) {
     split(substr($0, RSTART + RLENGTH), said, ": ")
