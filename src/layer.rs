@@ -3,6 +3,8 @@
 //! What only asks where, how long and of what type the tensors are goes through [`Layer::operands`] and need not know the
 //! source. What computes takes the arms apart, so that the compiler points at all of it when a source is added.
 
+use std::ops::Range;
+
 use crate::dtype::{DType, Element, with_element};
 use crate::error::{Error, Result};
 use crate::problem::Problem;
@@ -303,5 +305,20 @@ impl Problem {
             self.check_layer(layer, operands)?;
         }
         self.check_output_len(out_len)
+    }
+
+    /// The same of a run of `items`, items of the batch: of theirs alone.
+    ///
+    /// # Errors
+    /// As [`check_layers`](Problem::check_layers); [`Error::Items`].
+    pub(crate) fn check_layers_of(
+        &self,
+        items: &Range<usize>,
+        layers: &[HostLayer<'_>],
+        out_len: usize,
+    ) -> Result<()> {
+        self.check_items(items)?;
+        let part = self.slice_batch(items.clone());
+        part.check_layers(layers, out_len)
     }
 }

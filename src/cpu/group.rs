@@ -148,13 +148,11 @@ impl GroupPlan {
 
 /// The problem that a member has with what it is given for one run; none where it is given nothing.
 fn given_of(item: &GroupItem<'_>, problem: &Problem) -> Result<Option<Problem>> {
-    let RunInputs { windows, rows } = item.inputs;
-    if windows.is_none() && rows.is_none() {
+    if item.inputs.windows.is_none() && item.inputs.rows.is_none() {
         return Ok(None);
     }
     let mut given = problem.clone();
-    windows.map_or(Ok(()), |it| given.set_windows(it))?;
-    rows.map_or(Ok(()), |it| given.set_rows(it))?;
+    item.inputs.tell(&mut given)?;
     Ok(Some(given))
 }
 

@@ -30,7 +30,9 @@ pub use simd::Simd;
 pub use streaming::StreamingPlan;
 
 pub use crate::chunk::Progress;
+use crate::error::Result;
 use crate::layout::Window;
+use crate::problem::Problem;
 
 // Made on one thread, run on another. A run takes its plan exclusively.
 const _: () = {
@@ -49,6 +51,14 @@ pub struct RunInputs<'a> {
     /// The start rows of each item of the run, counted from its window's start, where the problem was made with
     /// [`StartRows::PerItem`](crate::StartRows::PerItem).
     pub rows: Option<&'a [usize]>,
+}
+
+impl RunInputs<'_> {
+    /// Tells `problem`, which is that of the run's items.
+    fn tell(self, problem: &mut Problem) -> Result<()> {
+        self.windows.map_or(Ok(()), |it| problem.set_windows(it))?;
+        self.rows.map_or(Ok(()), |it| problem.set_rows(it))
+    }
 }
 
 /// How to run on the CPU.

@@ -170,8 +170,7 @@ impl Plan {
         let (windows, rows) = &mut self.kept;
         windows.copy_from_slice(self.engine.problems()[0].problem.windows());
         rows.copy_from_slice(self.engine.problems()[0].problem.item_rows());
-        let given = inputs.windows.map_or(Ok(()), |it| self.set_windows(it));
-        let given = given.and(inputs.rows.map_or(Ok(()), |it| self.set_rows(it)));
+        let given = inputs.tell(self.engine.problem_mut(0));
         let ran = given.and_then(|()| self.run(layers, out));
         let (windows, rows) = &self.kept;
         self.engine.problem_mut(0).restore(windows, rows);
@@ -215,8 +214,7 @@ impl Plan {
     ) -> Result<()> {
         self.problem().check_items(&items)?;
         let mut part = self.problem().slice_batch(items);
-        inputs.windows.map_or(Ok(()), |it| part.set_windows(it))?;
-        inputs.rows.map_or(Ok(()), |it| part.set_rows(it))?;
+        inputs.tell(&mut part)?;
         part.check_layers(layers, out.len())?;
         part.check_rows()?;
         let out = Shared::new(out);

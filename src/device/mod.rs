@@ -234,9 +234,7 @@ impl AnyPlan {
         out: &mut [f32],
         progress: &mut dyn FnMut(Progress),
     ) -> Result<()> {
-        self.problem.check_items(&items)?;
-        let part = self.problem.slice_batch(items.clone());
-        part.check_layers(layers, out.len())?;
+        self.problem.check_layers_of(&items, layers, out.len())?;
         self.chunks.restart(items.clone())?;
         while let Some(next) = self.step()? {
             match next {
@@ -276,7 +274,8 @@ impl AnyPlan {
     /// [`push`](AnyPlan::push). What a run before it left unfinished is forgotten.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`Error::StartRow`](crate::Error::StartRow) where a start row of [`set_rows`](AnyPlan::set_rows) lies outside its
+    /// window; those of the device.
     pub fn restart(&mut self) -> Result<()> {
         self.chunks.restart(0..self.problem.shape().batch)
     }

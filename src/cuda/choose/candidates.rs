@@ -3,7 +3,7 @@
 use super::Workload;
 use crate::config::Output;
 use crate::cuda::kernel::{
-    Arithmetic, Columns, Form, Fusion, Kernel, Reading, RolloutChain, RolloutRows, Splits,
+    Arithmetic, Columns, Form, Kernel, Reading, RolloutChain, RolloutRows, Splits,
 };
 use crate::cuda::options::Precision;
 use crate::cuda::pipeline::{Pipeline, cuts_when_read};
@@ -94,11 +94,7 @@ impl Workload<'_> {
     pub(super) fn reading(&self, fused: bool) -> Reading {
         match fused {
             true => Reading::FUSED,
-            false => Reading {
-                dtype: self.common.dtype,
-                fusion: Fusion::from(&self.problem.config().head_fusion),
-                gradients: self.problem.config().gradients.is_some(),
-            },
+            false => Reading::of_layers(self.problem),
         }
     }
 

@@ -7,7 +7,7 @@
 
 use super::Workload;
 use crate::cuda::kernel::{
-    Arithmetic, Form, FuseHeads, Fusion, Kernel, MAX_WARPS, RolloutProduct, Splits,
+    Arithmetic, Form, FuseHeads, Kernel, MAX_WARPS, Reading, RolloutProduct, Splits,
 };
 use crate::cuda::pipeline::{Pipeline, cuts_when_read, operands};
 use crate::cuda::schedule::l2_budget;
@@ -101,11 +101,8 @@ impl Workload<'_> {
         let granules = self.problem.shape().heads * operands(self.problem);
         let turns = 4 * granules.div_ceil(HEADS_IN_FLIGHT);
         let blocks = warps / f64::from(MAX_WARPS);
-        let kernel = FuseHeads {
-            dtype: self.common.dtype,
-            fusion: Fusion::from(&self.problem.config().head_fusion),
-            gradients: self.problem.config().gradients.is_some(),
-        };
+        let reading = Reading::of_layers(self.problem);
+        let kernel = FuseHeads { reading };
         let resident = kernel.variant().blocks_per_multiprocessor;
         let turn_us = self.turn_us(self.common.dtype, blocks, resident, MAX_WARPS);
         let turns_us = turns as f64 * turn_us;

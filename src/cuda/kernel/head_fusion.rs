@@ -4,13 +4,12 @@ use std::ops::Range;
 
 use super::maps::MAX_WARPS;
 use super::parts::WARP;
-use super::{Columns, Fused, Fusion, Kernel, MapSource, Maps, example_shape};
+use super::{Columns, Fused, Kernel, Reading, MapSource, Maps, example_shape};
 use crate::config::{GradientRule, Output, RolloutConfig};
 use crate::cuda::address::Address;
 use crate::cuda::launch::{Geometry, Launch};
 use crate::cuda::parameters::params;
 use crate::cuda::variant::{Variant, flag, symbol};
-use crate::dtype::DType;
 use crate::error::Result;
 use crate::problem::Problem;
 
@@ -33,27 +32,13 @@ params! {
 /// The kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct FuseHeads {
-    /// Element type of the maps.
-    pub dtype: DType,
-    /// How heads become one map.
-    pub fusion: Fusion,
-    /// Entries are weighed by their gradients.
-    pub gradients: bool,
+    /// What it reads.
+    pub reading: Reading,
 }
 
 /// All there are.
 pub(super) fn all() -> impl IntoIterator<Item = FuseHeads> {
-    let fusions = |gradients| {
-        let of_dtype = move |dtype| {
-            Fusion::ALL.map(|fusion| FuseHeads {
-                dtype,
-                fusion,
-                gradients,
-            })
-        };
-        DType::ALL.into_iter().flat_map(of_dtype)
-    };
-    [false, true].into_iter().flat_map(fusions)
+    Reading::all().map(|reading| FuseHeads { reading })
 }
 
 impl FuseHeads {
@@ -96,11 +81,11 @@ impl FuseHeads {
 
 impl Kernel for FuseHeads {
     fn variant(&self) -> Variant {
-        let FuseHeads {
+        let Reading {
             dtype,
             fusion,
             gradients,
-        } = *self;
+        } = self.reading;
         // Gradients take as many registers again as the maps.
         let blocks = if gradients { 2 } else { 3 };
         Variant {
@@ -132,11 +117,11 @@ impl Kernel for FuseHeads {
 
     fn example(&self, layers: usize, tokens: usize) -> Result<Problem> {
         let config = RolloutConfig {
-            head_fusion: self.fusion.of_three_heads(),
-            gradients: self.gradients.then_some(GradientRule::Heads),
+            head_fusion: self.reading.fusion.of_three_heads(),
+            gradients: self.reading.gradients.then_some(GradientRule::Heads),
             output: Output::Cumulative,
             ..RolloutConfig::default()
         };
-        Problem::new(example_shape(layers, tokens), self.dtype, config)
+        Problem::new(example_shape(layers, tokens), self.reading.dtype, config)
     }
 }

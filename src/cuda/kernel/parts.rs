@@ -2,6 +2,7 @@
 
 use crate::config::HeadFusion;
 use crate::dtype::DType;
+use crate::problem::Problem;
 
 /// Threads of a warp.
 pub(super) const WARP: u32 = 32;
@@ -67,6 +68,28 @@ impl Reading {
         fusion: Fusion::Mean,
         gradients: false,
     };
+
+    /// Every one.
+    pub(super) fn all() -> impl Iterator<Item = Reading> {
+        let fusions = |dtype| Fusion::ALL.map(|fusion| (dtype, fusion));
+        let readings = DType::ALL.into_iter().flat_map(fusions);
+        readings.flat_map(|(dtype, fusion)| {
+            [false, true].map(|gradients| Reading {
+                dtype,
+                fusion,
+                gradients,
+            })
+        })
+    }
+
+    /// The layers of `problem` as its caller gives them.
+    pub(in crate::cuda) fn of_layers(problem: &Problem) -> Self {
+        Reading {
+            dtype: problem.dtype(),
+            fusion: Fusion::from(&problem.config().head_fusion),
+            gradients: problem.config().gradients.is_some(),
+        }
+    }
 }
 
 impl From<&HeadFusion> for Fusion {

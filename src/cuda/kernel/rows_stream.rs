@@ -9,7 +9,6 @@ use crate::cuda::address::{Address, Base};
 use crate::cuda::launch::{Geometry, Launch};
 use crate::cuda::parameters::params;
 use crate::cuda::variant::{Variant, flag, symbol};
-use crate::dtype::DType;
 use crate::error::Result;
 use crate::problem::Problem;
 
@@ -123,16 +122,7 @@ pub struct RingOperands {
 
 /// All there are.
 pub(super) fn all() -> impl IntoIterator<Item = RowsStream> {
-    let readings = DType::ALL.into_iter().flat_map(|dtype| {
-        Fusion::ALL.into_iter().flat_map(move |fusion| {
-            [false, true].map(|gradients| Reading {
-                dtype,
-                fusion,
-                gradients,
-            })
-        })
-    });
-    readings
+    Reading::all()
         .filter(|reading| !reading.gradients || RowsStream::weighs(reading.fusion))
         .flat_map(RowsStream::all_of)
 }

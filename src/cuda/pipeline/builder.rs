@@ -8,7 +8,7 @@ use super::tables::tables;
 use crate::cuda::address::{Address, Base};
 use crate::cuda::kernel::{
     Columns, Exclude, FindCuts, FuseHeads, Fused, Fusion, MAX_LAYERS_PER_LAUNCH, MapSource,
-    Matrices, RowsStream, TakeInputs, ZeroFill, padded,
+    Matrices, Reading, RowsStream, TakeInputs, ZeroFill, padded,
 };
 use crate::cuda::launch::Launch;
 use crate::cuda::limits::DeviceLimits;
@@ -106,14 +106,13 @@ pub(in crate::cuda) fn chain_reads_fused(problem: &Problem) -> bool {
 }
 
 pub(super) struct Builder<'a> {
-    pipeline: Pipeline,
+    pub pipeline: Pipeline,
     pub problem: &'a Problem,
     /// Items of one run.
     pub batch: usize,
     /// Items for which buffers have room.
     pub room: usize,
     pub common: Common,
-    pub fusion: Fusion,
     pub normalize: bool,
     /// Kernels that read fused maps discard entries by their cuts.
     pub discard: bool,
@@ -145,7 +144,6 @@ impl<'a> Builder<'a> {
             room,
             limits,
             common: Common::new(problem),
-            fusion: Fusion::from(&problem.config().head_fusion),
             normalize: problem.config().normalize_rows,
             discard: cuts_when_read(problem),
             steps: Vec::new(),
@@ -288,11 +286,8 @@ impl<'a> Builder<'a> {
     /// Fuses `layers` into `fused`, finds their cuts, and takes out excluded tokens.
     pub fn fuse(&mut self, items: &Range<usize>, layers: &Range<usize>, fused: Fused) {
         let (problem, window_len) = (self.problem, self.common.window_len);
-        let kernel = FuseHeads {
-            dtype: self.common.dtype,
-            fusion: self.fusion,
-            gradients: problem.config().gradients.is_some(),
-        };
+        let reading = Reading::of_layers(problem);
+        let kernel = FuseHeads { reading };
         let excludes = !problem.config().exclude_from_attention.is_empty();
         for group in launch_groups(layers) {
             let fused = fused.skip_layers(group.start - layers.start, items.len());

@@ -67,7 +67,7 @@ impl Pipeline {
         limits: &DeviceLimits,
     ) -> Schedule {
         let mut builder = self.builder(problem, batch, room, limits);
-        builder.streaming(self);
+        builder.streaming();
         builder.finish()
     }
 

@@ -167,11 +167,7 @@ impl Builder<'_> {
     /// How a kernel reads the maps of a source.
     fn reading(&self, source: MapSource) -> Reading {
         match source {
-            MapSource::Layers => Reading {
-                dtype: self.common.dtype,
-                fusion: self.fusion,
-                gradients: self.problem.config().gradients.is_some(),
-            },
+            MapSource::Layers => Reading::of_layers(self.problem),
             MapSource::Fused(_) => Reading::FUSED,
         }
     }

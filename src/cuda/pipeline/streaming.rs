@@ -7,8 +7,9 @@ use crate::config::Output;
 use crate::cuda::kernel::{Arithmetic, Form, MapSource, Matrices};
 
 impl Builder<'_> {
-    /// Any output, as far as `pipeline` says how.
-    pub(super) fn streaming(&mut self, pipeline: Pipeline) {
+    /// Any output, as far as the pipeline says how.
+    pub(super) fn streaming(&mut self) {
+        let pipeline = self.pipeline;
         let layers = self.problem.layers();
         if self.batch == 0 || self.common.window_len == 0 {
             self.zero_output();

@@ -12,7 +12,7 @@ use cudarc::driver::{CudaContext, CudaStream};
 
 use super::buffers::{self, DeviceLayer, DeviceOutput, check_run, check_stream, track};
 use super::engine::{Engine, Handover, Memory};
-use super::inputs::RunInputs;
+use super::inputs::{Given, RunInputs};
 use super::workspace::Workspace;
 use crate::cuda::choose::{choose, choose_grouped};
 use crate::cuda::driver::{bind, is_capturing};
@@ -49,6 +49,8 @@ pub struct GroupPlan {
     context: Arc<CudaContext>,
     /// The layers and the output of each problem, one problem after the other.
     addresses: Vec<u64>,
+    /// What each problem is given.
+    given: Vec<Given>,
 }
 
 /// The buffers of one problem of a group.
@@ -132,6 +134,7 @@ impl GroupPlan {
             handover: Handover::new(context)?,
             context: context.clone(),
             addresses: Vec::with_capacity(addresses),
+            given: Vec::with_capacity(problems.len()),
         })
     }
 
@@ -240,9 +243,10 @@ impl GroupPlan {
         if !capturing {
             self.handover.follow(stream)?;
         }
-        let given: Vec<_> = items.iter().map(|item| item.inputs.addresses()).collect();
         self.addresses.clear();
+        self.given.clear();
         for item in &*items {
+            self.given.push(item.inputs.addresses());
             self.addresses.extend(buffers::addresses(item.layers));
             self.addresses.push(item.out.address());
         }
@@ -251,11 +255,11 @@ impl GroupPlan {
             guards.extend(track(stream, item.layers, &mut item.out));
             guards.extend(item.inputs.track(stream));
         }
-        for (engine, given) in self.engines.iter_mut().zip(given) {
+        for (engine, given) in self.engines.iter_mut().zip(&self.given) {
             let all = 0..engine.problem().shape().batch;
             // SAFETY: the context is bound; the inputs have been checked against their problem, and are promised to stay
             // valid.
-            unsafe { engine.give(stream.cu_stream(), capturing, given, all) }?;
+            unsafe { engine.give(stream.cu_stream(), capturing, *given, all) }?;
         }
         let aligned = self.engines.iter().all(Engine::is_aligned);
         // SAFETY: the context is bound. Layers and outputs have been checked against their problems; that they stay valid

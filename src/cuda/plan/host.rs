@@ -192,9 +192,7 @@ impl HostPlan {
         out: &mut [f32],
         progress: &mut dyn FnMut(Progress),
     ) -> Result<()> {
-        self.problem.check_items(&items)?;
-        let part = self.problem.slice_batch(items.clone());
-        part.check_layers(layers, out.len())?;
+        self.problem.check_layers_of(&items, layers, out.len())?;
         self.restart(items.clone())?;
         loop {
             while let Some(chunk) = self.wants() {

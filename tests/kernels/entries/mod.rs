@@ -32,7 +32,6 @@ pub struct Entry {
 /// Every entry.
 pub fn entries() -> impl Iterator<Item = &'static Entry> {
     [
-        traffic::ENTRIES,
         rows::ENTRIES,
         stream::ENTRIES,
         product::ENTRIES,
@@ -42,6 +41,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         range::ENTRIES,
         inputs::ENTRIES,
         values::ENTRIES,
+        traffic::ENTRIES,
     ]
     .into_iter()
     .flatten()
