@@ -5,13 +5,46 @@ use std::num::NonZeroUsize;
 use attention_rollout::Problem;
 use attention_rollout::cuda::cudarc::driver::CudaSlice;
 use attention_rollout::cuda::{
-    DeviceLayer, GroupItem, GroupPlan, HostPlan, Options, PlanCache, StreamingPlan,
+    DeviceLayer, GroupItem, GroupPlan, HostPlan, Options, PlanCache, RunInputs, StreamingPlan,
 };
 
 use super::{OnDevice, cases, open, rows, turn};
 use crate::generate::Generated;
-use crate::machine::{Buffer, download, machine, upload};
+use crate::machine::{Buffer, Machine, download, machine, upload};
 use crate::problems::{assert_right, buffers};
+
+/// Runs `group` with the maps of `turns`, and with what a member is `given` for this run alone; checks all outputs.
+fn run_group<'a>(
+    machine: &Machine,
+    group: &mut GroupPlan,
+    turns: &[Generated],
+    given: impl Fn(usize) -> Option<RunInputs<'a>>,
+) {
+    let stream = machine.context.default_stream();
+    let maps: Vec<Vec<Buffer>> = turns.iter().map(|turn| buffers(machine, turn)).collect();
+    let layers: Vec<Vec<DeviceLayer<'_>>> = maps
+        .iter()
+        .map(|maps| maps.iter().map(Buffer::layer).collect())
+        .collect();
+    let mut outs: Vec<CudaSlice<f32>> = turns
+        .iter()
+        .map(|turn| {
+            let poison = vec![f32::NAN; turn.problem.output_len()];
+            stream.clone_htod(&poison).unwrap()
+        })
+        .collect();
+    let items = layers.iter().zip(&mut outs).enumerate();
+    let mut items: Vec<_> = items
+        .map(|(member, (layers, out))| {
+            GroupItem::new(layers, out).with(given(member).unwrap_or_default())
+        })
+        .collect();
+    group.run(&stream, &mut items).unwrap();
+    drop(items);
+    for (turn, out) in turns.iter().zip(&outs) {
+        assert_right("grouped", turn, &download(&stream, out));
+    }
+}
 
 #[test]
 fn streams_groups_and_hosts_take_windows_too() {
@@ -72,27 +105,7 @@ fn streams_groups_and_hosts_take_windows_too() {
                 group.set_rows(member, rows).unwrap();
             }
         }
-        let maps: Vec<Vec<Buffer>> = turns.iter().map(|t| buffers(&machine, t)).collect();
-        let layers: Vec<Vec<DeviceLayer<'_>>> = maps
-            .iter()
-            .map(|maps| maps.iter().map(Buffer::layer).collect())
-            .collect();
-        let mut outs: Vec<CudaSlice<f32>> = opened
-            .iter()
-            .map(|problem| {
-                let poison = vec![f32::NAN; problem.output_len()];
-                stream.clone_htod(&poison).unwrap()
-            })
-            .collect();
-        let items = layers.iter().zip(&mut outs);
-        let mut items: Vec<_> = items
-            .map(|(layers, out)| GroupItem::new(layers, out))
-            .collect();
-        group.run(&stream, &mut items).unwrap();
-        drop(items);
-        for (turn, out) in turns.iter().zip(&outs) {
-            assert_right("grouped", turn, &download(&stream, out));
-        }
+        run_group(&machine, &mut group, &turns, |_| None);
     }
 }
 
@@ -101,7 +114,6 @@ fn members_of_a_group_are_given_windows_in_device_memory() {
     let Some(machine) = machine("sm_90") else {
         return;
     };
-    let stream = machine.context.default_stream();
     let cases = [0, 2, 3, 6].map(|number| cases().swap_remove(number).1);
     let opened = cases.each_ref().map(|case| open(&turn(case, 0)));
     let mut group = GroupPlan::on(&machine.runtime(), &opened, &Options::default()).unwrap();
@@ -114,31 +126,9 @@ fn members_of_a_group_are_given_windows_in_device_memory() {
             .iter()
             .map(|turn| OnDevice::new(&machine, turn))
             .collect();
-        let maps: Vec<Vec<Buffer>> = turns.iter().map(|t| buffers(&machine, t)).collect();
-        let layers: Vec<Vec<DeviceLayer<'_>>> = maps
-            .iter()
-            .map(|maps| maps.iter().map(Buffer::layer).collect())
-            .collect();
-        let outs = opened.each_ref();
-        let mut outs = outs.map(|problem| {
-            let poison = vec![f32::NAN; problem.output_len()];
-            stream.clone_htod(&poison).unwrap()
+        run_group(&machine, &mut group, &turns, |member| {
+            (index > 0 && member < 3).then(|| on_device[member].inputs())
         });
-        let items = layers.iter().zip(&mut outs).zip(&on_device).enumerate();
-        let mut items: Vec<_> = items
-            .map(|(member, ((layers, out), on_device))| {
-                let item = GroupItem::new(layers, out);
-                match index > 0 && member < 3 {
-                    true => item.with(on_device.inputs()),
-                    false => item,
-                }
-            })
-            .collect();
-        group.run(&stream, &mut items).unwrap();
-        drop(items);
-        for (turn, out) in turns.iter().zip(&outs) {
-            assert_right("grouped", turn, &download(&stream, out));
-        }
     }
 }
 
