@@ -43,7 +43,7 @@ pub(super) struct CudaRunner {
 /// One problem, or several in one submission.
 enum DevicePlan {
     One(Box<Plan>),
-    Many(GroupPlan),
+    Many(Box<GroupPlan>),
 }
 
 impl CudaRunner {
@@ -60,7 +60,7 @@ impl CudaRunner {
         let context = runtime.context();
         let plan = match problems {
             [problem] => DevicePlan::One(Box::new(Plan::on(runtime, problem, options)?)),
-            problems => DevicePlan::Many(GroupPlan::on(runtime, problems, options)?),
+            problems => DevicePlan::Many(Box::new(GroupPlan::on(runtime, problems, options)?)),
         };
         let stream = context
             .new_stream()
