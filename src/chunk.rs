@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::config::Output;
+use crate::error::Result;
 use crate::layer::HostLayer;
 use crate::layout::Shape;
 use crate::problem::Problem;
@@ -87,9 +88,14 @@ pub(crate) fn items_per_chunk(problem: &Problem, bytes: usize) -> usize {
         tokens,
         ..
     } = *problem.shape();
-    let operands = 1 + usize::from(problem.config().gradients.is_some());
-    let elements = operands * problem.layers().len() * heads * tokens * tokens;
-    let maps = elements * problem.dtype().size_bytes();
+    let maps = match problem.queries_keys() {
+        None => {
+            let operands = 1 + usize::from(problem.config().gradients.is_some());
+            let elements = operands * problem.layers().len() * heads * tokens * tokens;
+            elements * problem.dtype().size_bytes()
+        }
+        Some(_) => problem.map_bytes() / batch.max(1),
+    };
     let output = size_of::<f32>() * problem.output_len() / batch.max(1);
     (bytes / (maps + output).max(1)).clamp(1, batch.max(1))
 }
@@ -107,10 +113,15 @@ pub(crate) fn layers_from<'a>(
     problem: &Problem,
     layers: &[HostLayer<'a>],
     first: usize,
-) -> Vec<HostLayer<'a>> {
-    let from = |(layer, operands): (usize, &HostLayer<'a>)| {
-        let skipped = first * problem.strides(layer).batch;
-        operands.map(|tensor| tensor.starting_at(skipped))
+) -> Result<Vec<HostLayer<'a>>> {
+    let from = |(layer, tensors): (usize, &HostLayer<'a>)| {
+        let operands = problem.operands(layer)?;
+        let mut operands = operands.operands();
+        // A tensor for which the problem has no operand is refused where the layers are checked.
+        Ok(tensors.map(|tensor| {
+            let skipped = operands.next().map_or(0, |operand| first * operand.batch_stride);
+            tensor.starting_at(skipped)
+        }))
     };
     layers.iter().enumerate().map(from).collect()
 }

@@ -152,21 +152,104 @@ pub enum Error {
         /// What the layer has.
         got: &'static str,
     },
+    /// Queries do not share keys evenly.
+    #[error("key heads must divide the {heads} heads of the queries, got {got}")]
+    KeyHeads {
+        /// Heads of the queries.
+        heads: usize,
+        /// Heads of the keys.
+        got: usize,
+    },
+    /// Values that may differ by layer are not as many as they must be.
+    #[error(
+        "{what}: expected none, {width} that all layers share, or {width} for each of {layers} layers, got {got}"
+    )]
+    PerLayer {
+        /// Which values.
+        what: &'static str,
+        /// Values of a layer.
+        width: usize,
+        /// Layers of the problem.
+        layers: usize,
+        /// Values given.
+        got: usize,
+    },
+    /// Two things were asked for that exclude each other.
+    #[error("{what} cannot be had together with {with}")]
+    Conflict {
+        /// The one.
+        what: &'static str,
+        /// The other.
+        with: &'static str,
+    },
+    /// The sum of a row of relevance is not what it must be where rows of attention sum to 1.
+    #[error(
+        "layer {layer}, item {item}, row {row}: relevance sums to {got}, must sum to {expected} within {tolerance} of it. \
+         Likely the scale, the base of the LSE or the mask is not the model's, the LSE is of another layer, or queries and \
+         keys were rounded after the model ran (then let the LSE be recomputed)"
+    )]
+    Mass {
+        /// The layer after which it was seen.
+        layer: usize,
+        /// The item of the batch.
+        item: usize,
+        /// The start row; of a whole map, the row of the window.
+        row: usize,
+        /// What is known of the sum.
+        expected: f32,
+        /// The sum.
+        got: f32,
+        /// How far it may be off, relative to what is known.
+        tolerance: f32,
+    },
+    /// A given LSE is not that of the queries and keys.
+    #[error(
+        "layer {layer}, item {item}, head {head}, row {row}: the natural logarithm of the sum is {expected}, was given as \
+         {got}. Likely the scale, the base of the LSE or the mask is not the model's, the LSE is of another layer, or \
+         queries and keys were rounded after the model ran (then let the LSE be recomputed)"
+    )]
+    Lse {
+        /// The layer.
+        layer: usize,
+        /// The item of the batch.
+        item: usize,
+        /// The head.
+        head: usize,
+        /// The row, counted from the start of the item's window.
+        row: usize,
+        /// The LSE of the queries and keys.
+        expected: f32,
+        /// The LSE given, to base e.
+        got: f32,
+    },
+    /// No kernel computes this; the CPU does.
+    #[cfg(feature = "cuda")]
+    #[error("{what} run on the CPU alone")]
+    CpuAlone {
+        /// What no kernel takes.
+        what: &'static str,
+    },
     /// A layer's elements are of another type than the problem says.
-    #[error("layer {layer}: expected {expected} elements, got {got}")]
+    #[error("layer {layer}, {operand}: expected {expected} elements, got {got}")]
     LayerDType {
         /// The layer.
         layer: usize,
-        /// Element type of the problem.
+        /// Which of its tensors.
+        operand: &'static str,
+        /// Element type of the problem; of an LSE, f32.
         expected: DType,
         /// Element type of the layer.
         got: DType,
     },
     /// A layer is too short for the extents and strides of the problem.
-    #[error("layer {layer}: its extents and strides reach {expected} elements, got {got}")]
+    #[error(
+        "layer {layer}, {operand}: its extents and strides reach {expected} elements, got {got}"
+    )]
     LayerLen {
         /// The layer.
         layer: usize,
+        /// Which of its tensors.
+        operand: &'static str,
         /// Elements needed.
         expected: usize,
         /// Elements given.

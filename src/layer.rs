@@ -25,6 +25,16 @@ pub enum Layer<T> {
         /// Derivatives of a score with respect to each entry of `maps`.
         gradients: T,
     },
+    /// Queries and keys, after whatever the model does to them (rotary embedding, normalisation), of the problem's element
+    /// type, laid out as [`QueriesKeys`](crate::QueriesKeys) says.
+    QueriesKeys {
+        /// `[batch, heads, tokens, head_dim]`.
+        queries: T,
+        /// `[batch, key_heads, tokens, head_dim]`.
+        keys: T,
+        /// `[batch, heads, tokens]`, f32, where it is given.
+        lse: Option<T>,
+    },
 }
 
 /// One layer in host memory. `From` makes it from the maps: `&[f32]`, `&[f16]` or `&[bf16]`.
@@ -36,14 +46,19 @@ impl<T> Layer<T> {
         match self {
             Layer::Maps(_) => "maps",
             Layer::Gradients { .. } => "maps and gradients",
+            Layer::QueriesKeys { lse: None, .. } => "queries and keys",
+            Layer::QueriesKeys { lse: Some(_), .. } => "queries, keys and LSE",
         }
     }
 
     /// The tensors, in the order of their names in the arms.
     pub fn operands(&self) -> impl Iterator<Item = &T> {
         let operands = match self {
-            Layer::Maps(maps) => [Some(maps), None],
-            Layer::Gradients { maps, gradients } => [Some(maps), Some(gradients)],
+            Layer::Maps(maps) => [Some(maps), None, None],
+            Layer::Gradients { maps, gradients } => [Some(maps), Some(gradients), None],
+            Layer::QueriesKeys { queries, keys, lse } => {
+                [Some(queries), Some(keys), lse.as_ref()]
+            }
         };
         operands.into_iter().flatten()
     }
@@ -55,6 +70,11 @@ impl<T> Layer<T> {
             Layer::Gradients { maps, gradients } => Layer::Gradients {
                 maps: make(maps),
                 gradients: make(gradients),
+            },
+            Layer::QueriesKeys { queries, keys, lse } => Layer::QueriesKeys {
+                queries: make(queries),
+                keys: make(keys),
+                lse: lse.as_ref().map(make),
             },
         }
     }
@@ -218,6 +238,40 @@ impl OwnedTensor {
     }
 }
 
+/// What a tensor of a layer has to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Operand {
+    /// The word for it.
+    pub name: &'static str,
+    pub dtype: DType,
+    /// Elements that its extents and strides reach.
+    pub len: usize,
+    /// Elements from one item of the batch to the next.
+    pub batch_stride: usize,
+}
+
+impl Operand {
+    fn check(&self, layer: usize, tensor: &impl Tensor) -> Result<()> {
+        if tensor.dtype() != self.dtype {
+            return Err(Error::LayerDType {
+                layer,
+                operand: self.name,
+                expected: self.dtype,
+                got: tensor.dtype(),
+            });
+        }
+        if tensor.len() < self.len {
+            return Err(Error::LayerLen {
+                layer,
+                operand: self.name,
+                expected: self.len,
+                got: tensor.len(),
+            });
+        }
+        Ok(())
+    }
+}
+
 impl Problem {
     /// Checks that layer `layer` of the problem can be read from `operands`.
     ///
@@ -233,11 +287,8 @@ impl Problem {
         layer: usize,
         operands: &Layer<T>,
     ) -> Result<()> {
-        let expected = match self.config().gradients {
-            None => "maps",
-            Some(_) => "maps and gradients",
-        };
-        let got = operands.source();
+        let operand = self.operands(layer)?;
+        let (expected, got) = (operand.source(), operands.source());
         if expected != got {
             return Err(Error::LayerSource {
                 layer,
@@ -245,28 +296,46 @@ impl Problem {
                 got,
             });
         }
-        let mut operands = operands.operands();
-        operands.try_for_each(|tensor| self.check_layer_extent(layer, tensor.dtype(), tensor.len()))
+        let mut pairs = operand.operands().zip(operands.operands());
+        pairs.try_for_each(|(operand, tensor)| operand.check(layer, tensor))
     }
 
-    /// Checks that maps of layer `layer` can be read from `len` elements of `dtype`.
-    pub(crate) fn check_layer_extent(&self, layer: usize, dtype: DType, len: usize) -> Result<()> {
-        if dtype != self.dtype() {
-            return Err(Error::LayerDType {
-                layer,
-                expected: self.dtype(),
-                got: dtype,
+    /// What the tensors of layer `layer` have to be.
+    pub(crate) fn operands(&self, layer: usize) -> Result<Layer<Operand>> {
+        if let Some(source) = self.queries_keys() {
+            let spans = source.spans(self.shape(), layer)?;
+            let strides = source.strides(self.shape(), layer);
+            let operand = |name, len, batch_stride| Operand {
+                name,
+                dtype: self.dtype(),
+                len,
+                batch_stride,
+            };
+            let lse = Operand {
+                dtype: DType::F32,
+                ..operand("LSE", spans.lse, strides.lse.batch)
+            };
+            return Ok(Layer::QueriesKeys {
+                queries: operand("queries", spans.queries, strides.queries.batch),
+                keys: operand("keys", spans.keys, strides.keys.batch),
+                lse: source.has_lse().then_some(lse),
             });
         }
-        let expected = self.strides(layer).span(self.shape())?;
-        if len < expected {
-            return Err(Error::LayerLen {
-                layer,
-                expected,
-                got: len,
-            });
-        }
-        Ok(())
+        let strides = self.strides(layer);
+        let maps = Operand {
+            name: "maps",
+            dtype: self.dtype(),
+            len: strides.span(self.shape())?,
+            batch_stride: strides.batch,
+        };
+        let gradients = Operand {
+            name: "gradients",
+            ..maps
+        };
+        Ok(match self.config().gradients {
+            None => Layer::Maps(maps),
+            Some(_) => Layer::Gradients { maps, gradients },
+        })
     }
 
     /// Checks that there are as many layers as the problem has.

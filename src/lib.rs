@@ -75,6 +75,7 @@ pub mod memory;
 pub mod model;
 pub mod post;
 mod problem;
+mod queries_keys;
 #[cfg(any(feature = "cpu", feature = "cuda"))]
 mod recent;
 #[cfg(feature = "cpu")]
@@ -92,6 +93,7 @@ pub use error::{Error, Result};
 pub use layer::{HostLayer, HostTensor, Layer, OwnedTensor};
 pub use layout::{Shape, Strides, Window};
 pub use problem::{Problem, ProblemBuilder};
+pub use queries_keys::{LogBase, Lse, QueriesKeys, QueriesKeysStrides, TokenStrides};
 pub use validate::{Defect, DefectKind, first_not_finite, validate};
 
 // Compiles the examples of the README, and runs that of the CPU.

@@ -12,6 +12,7 @@ use crate::config::{HeadFusion, Output, Residual, ResidualWeights, RolloutConfig
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::layout::{Shape, Strides, Window};
+use crate::queries_keys::QueriesKeys;
 
 pub use builder::ProblemBuilder;
 
@@ -31,6 +32,8 @@ pub struct Problem {
     dtype: DType,
     config: RolloutConfig,
     strides: Vec<Strides>,
+    /// Where attention is computed from queries and keys.
+    queries_keys: Option<QueriesKeys>,
     windows: Vec<Window>,
     /// The longest window that a run may be given; none where every run has all tokens.
     max_window: Option<usize>,
@@ -66,7 +69,32 @@ impl Problem {
         &self.config
     }
 
-    /// Strides of `layer`.
+    /// How attention follows from queries and keys, where it does.
+    pub fn queries_keys(&self) -> Option<&QueriesKeys> {
+        self.queries_keys.as_ref()
+    }
+
+    /// How far sums of relevance may be from what is known of them, relative to it, where it is known and looked at.
+    #[cfg(feature = "cpu")]
+    pub(crate) fn mass_tolerance(&self) -> Option<f32> {
+        let RolloutConfig {
+            head_fusion,
+            normalize_rows,
+            discard,
+            exclude_from_attention,
+            ..
+        } = &self.config;
+        let source = self.queries_keys()?;
+        let is_known = source.has_lse()
+            && source.sinks.is_empty()
+            && matches!(head_fusion, HeadFusion::Mean | HeadFusion::Weighted(_))
+            && !normalize_rows
+            && discard.is_none()
+            && exclude_from_attention.is_empty();
+        source.mass_tolerance.filter(|_| is_known)
+    }
+
+    /// Strides of `layer`, of maps.
     pub fn strides(&self, layer: usize) -> &Strides {
         &self.strides[layer]
     }
@@ -172,9 +200,16 @@ impl Problem {
     }
 
     /// Bytes of map elements, and of as many gradients where they take part, that any evaluation must read at least once:
-    /// the windows, of the triangle where the maps are causal, and of the last layer only rows that carry start weight.
+    /// the windows, of the triangle where the maps are causal, and of the last layer only rows that carry start weight. Of
+    /// queries, keys and LSE those inside the windows.
     pub fn map_bytes(&self) -> usize {
         let Shape { heads, .. } = self.shape;
+        if let Some(source) = &self.queries_keys {
+            let tokens: usize = self.windows.iter().map(|window| window.len).sum();
+            let elements = (heads + source.key_heads) * source.head_dim;
+            let lse = usize::from(source.has_lse()) * heads * size_of::<f32>();
+            return self.layers.len() * tokens * (elements * self.dtype.size_bytes() + lse);
+        }
         let row_elements = |i: usize, len: usize| if self.config.causal { i + 1 } else { len };
         let mut elements = 0;
         for (item, window) in self.windows.iter().enumerate() {

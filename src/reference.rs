@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::layer::{HostLayer, Layer};
 use crate::layout::{Shape, Window};
 use crate::problem::Problem;
+use crate::queries_keys::Lse;
 
 /// A square matrix over the valid tokens of one item.
 pub(crate) type Matrix = Vec<Vec<f64>>;
@@ -70,11 +71,15 @@ pub(crate) fn layer_matrix(
 ) -> Matrix {
     let config = problem.config();
     let len = problem.windows()[item].len;
+    let computed = probabilities(problem, layer, operands, item);
     let mut ahat = vec![vec![0.0; len]; len];
     let mut fused_f32 = vec![vec![0.0; len]; len];
     for i in 0..len {
         for j in 0..if config.causal { i + 1 } else { len } {
-            let heads = head_entries(problem, layer, operands, item, i, j);
+            let heads = match &computed {
+                None => head_entries(problem, layer, operands, item, i, j),
+                Some(heads) => heads.iter().map(|p| (p[i][j], p[i][j] as f32)).collect(),
+            };
             let (exact, rounded): (Vec<f64>, Vec<f32>) = heads.into_iter().unzip();
             fused_f32[i][j] = fuse_f32(&config.head_fusion, &rounded);
             ahat[i][j] = match &config.head_fusion {
@@ -141,6 +146,7 @@ fn head_entries(
             let (map, gradient) = match operands {
                 Layer::Maps(maps) => return (maps.get(at).into(), maps.get(at)),
                 Layer::Gradients { maps, gradients } => (maps.get(at), gradients.get(at)),
+                Layer::QueriesKeys { .. } => unreachable!("they have no entries of their own"),
             };
             let weighted = (f64::from(gradient) * f64::from(map), gradient * map);
             match problem.config().gradients {
@@ -149,6 +155,64 @@ fn head_entries(
             }
         })
         .collect()
+}
+
+/// The attention of each head that queries and keys give, as [`QueriesKeys`](crate::QueriesKeys) defines it.
+fn probabilities(
+    problem: &Problem,
+    layer: usize,
+    operands: &HostLayer<'_>,
+    item: usize,
+) -> Option<Vec<Matrix>> {
+    let Layer::QueriesKeys { queries, keys, lse } = operands else {
+        return None;
+    };
+    let source = problem.queries_keys()?;
+    let (shape, window) = (problem.shape(), problem.windows()[item]);
+    let strides = source.strides(shape, layer);
+    let is_masked = |i: usize, j: usize| {
+        let far = |window| i.abs_diff(j) >= window;
+        problem.config().causal && j > i || source.sliding_window(layer).is_some_and(far)
+    };
+    let head = |head: usize| {
+        let query = |i| strides.queries.at(item, head, window.start + i);
+        let key_head = source.key_head(shape.heads, head);
+        let key = |j| strides.keys.at(item, key_head, window.start + j);
+        let score = |i: usize, j: usize| {
+            let (q, k) = (query(i), key(j));
+            let product: f64 = (0..source.head_dim)
+                .map(|c| f64::from(queries.get(q + c)) * f64::from(keys.get(k + c)))
+                .sum();
+            let scaled = f64::from(source.scale()) * product;
+            let capped = source.soft_cap(layer).map_or(scaled, |cap| {
+                let cap = f64::from(cap);
+                cap * (scaled / cap).tanh()
+            });
+            capped - f64::from(source.slope(shape.heads, layer, head)) * i.abs_diff(j) as f64
+        };
+        let row = |i: usize| {
+            let keys = (0..window.len).map(|j| (!is_masked(i, j)).then(|| score(i, j)));
+            let scores: Vec<Option<f64>> = keys.collect();
+            let given = lse.map(|lse| lse.get(strides.lse.at(item, head, window.start + i)));
+            let lse = match (given, source.lse) {
+                (Some(given), Lse::Given(base)) => f64::from(given) * base.ln(),
+                _ => {
+                    let sink = source.sink(shape.heads, layer, head).map(f64::from);
+                    let summed: Vec<f64> = scores.iter().copied().flatten().chain(sink).collect();
+                    let largest = summed.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let sum: f64 = summed.iter().map(|s| (s - largest).exp()).sum();
+                    largest + sum.ln()
+                }
+            };
+            let entry = |score: &Option<f64>| match score {
+                Some(score) if !lse.is_infinite() => (score - lse).exp(),
+                _ => 0.0,
+            };
+            scores.iter().map(entry).collect()
+        };
+        (0..window.len).map(row).collect()
+    };
+    Some((0..shape.heads).map(head).collect())
 }
 
 /// `value`, or `zero` where it is less; NaN stays NaN.

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use crate::dtype::{Element, with_element};
 use crate::error::{Error, Result};
-use crate::layer::HostLayer;
+use crate::layer::{HostLayer, HostTensor};
 use crate::layout::Shape;
 use crate::problem::Problem;
 
@@ -54,6 +54,22 @@ pub enum DefectKind {
         /// The gradient.
         value: f32,
     },
+    /// An element of a query is infinite or NaN.
+    Query {
+        /// The element.
+        column: usize,
+        /// Its value.
+        value: f32,
+    },
+    /// An element of a key is infinite or NaN; the head is one of keys.
+    Key {
+        /// The element.
+        column: usize,
+        /// Its value.
+        value: f32,
+    },
+    /// A logarithm of a sum is NaN.
+    Lse,
     /// The row does not sum to 1.
     RowSum {
         /// Sum of the row's valid entries.
@@ -81,6 +97,13 @@ impl fmt::Display for Defect {
             DefectKind::Gradient { column, value } => {
                 write!(f, "the gradient in column {column} is {value}")
             }
+            DefectKind::Query { column, value } => {
+                write!(f, "element {column} of the query is {value}")
+            }
+            DefectKind::Key { column, value } => {
+                write!(f, "element {column} of the key is {value}")
+            }
+            DefectKind::Lse => f.write_str("the LSE is NaN"),
             DefectKind::RowSum { sum, tolerance } => {
                 write!(f, "the row sums to {sum}, more than {tolerance} from 1")
             }
@@ -90,7 +113,8 @@ impl fmt::Display for Defect {
 
 /// Finds the first row, in the order layer, item, head, row, with an entry that is not finite or is negative, or whose
 /// sum is off 1 by more than `tolerance`. Looks at what a rollout reads: the layers of the range, inside the windows,
-/// up to the diagonal where the maps are causal; and at the gradients beside them, which must be finite.
+/// up to the diagonal where the maps are causal; and at the gradients beside them, which must be finite. Of queries, keys
+/// and LSE looks whether they are numbers; rows whose sums are off 1 show in a run.
 ///
 /// `None` where all is well.
 ///
@@ -151,6 +175,9 @@ fn first_defect(problem: &Problem, layers: &[HostLayer<'_>], rule: Rule) -> Resu
         let (maps, gradients) = match layers[layer] {
             HostLayer::Maps(maps) => (maps, None),
             HostLayer::Gradients { maps, gradients } => (maps, Some(gradients)),
+            HostLayer::QueriesKeys { queries, keys, lse } => {
+                return check_tokens(problem, [queries, keys], lse, place, rows);
+            }
         };
         with_element!(maps.dtype(), T => {
             check_rows::<T>(problem, maps.as_slice()?, place, rows.clone(), rule)
@@ -185,6 +212,45 @@ fn check_gradients<T: Element>(
         kind => kind,
     };
     Some(Defect { kind, ..defect })
+}
+
+/// The first token of those in `rows`, counted from the window's start, whose query, key or LSE is not a number.
+fn check_tokens(
+    problem: &Problem,
+    [queries, keys]: [HostTensor<'_>; 2],
+    lse: Option<HostTensor<'_>>,
+    place: Place,
+    rows: Range<usize>,
+) -> Option<Defect> {
+    let Place { layer, item, head } = place;
+    let source = problem.queries_keys()?;
+    let strides = source.strides(problem.shape(), layer);
+    let window = problem.windows()[item];
+    let not_finite = |tensor: HostTensor<'_>, first: usize| {
+        let mut elements = (0..source.head_dim).map(|column| (column, tensor.get(first + column)));
+        elements.find(|(_, value)| !value.is_finite())
+    };
+    (rows.start..rows.end.min(window.len)).find_map(|i| {
+        let row = window.start + i;
+        let query = not_finite(queries, strides.queries.at(item, head, row));
+        let key = (head < source.key_heads)
+            .then(|| not_finite(keys, strides.keys.at(item, head, row)))
+            .flatten();
+        let is_nan = lse.is_some_and(|lse| lse.get(strides.lse.at(item, head, row)).is_nan());
+        let kind = match (query, key, is_nan) {
+            (Some((column, value)), _, _) => DefectKind::Query { column, value },
+            (None, Some((column, value)), _) => DefectKind::Key { column, value },
+            (None, None, true) => DefectKind::Lse,
+            (None, None, false) => return None,
+        };
+        Some(Defect {
+            layer,
+            item,
+            head,
+            row,
+            kind,
+        })
+    })
 }
 
 /// Checks the rows that are in `rows`, counted from the window's start, and in the window.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::cpu::choice::Choice;
 use crate::cpu::gemm;
 use crate::cpu::memory::Floats;
+use crate::cpu::scores;
 use crate::cpu::team::{Member, Shared, Team};
 use crate::error::Result;
 use crate::problem::Problem;
@@ -37,6 +38,8 @@ pub(crate) struct Prepared<S> {
     pub scratch: S,
     /// Bytes of maps read, for all items.
     pub map_bytes: usize,
+    /// Floats of each member's own that the entries of maps are computed in, where they are.
+    source_floats: usize,
 }
 
 impl<S> Prepared<S> {
@@ -46,6 +49,7 @@ impl<S> Prepared<S> {
             choice,
             scratch,
             map_bytes: problem.map_bytes(),
+            source_floats: scores::floats(problem),
         }
     }
 
@@ -91,9 +95,13 @@ pub(crate) struct Engine<S> {
 
 impl<S: Scratch> Engine<S> {
     pub fn new(team: Arc<Team>, problems: Vec<Prepared<S>>) -> Result<Self> {
-        let own = |p: &Prepared<S>| match p.alone(p.items(), team.members()).is_empty() {
-            true => p.scratch.member_floats(),
-            false => p.scratch.member_floats() + p.scratch.alone_floats(),
+        let own = |p: &Prepared<S>| {
+            let alone = match p.alone(p.items(), team.members()).is_empty() {
+                true => 0,
+                false => p.scratch.alone_floats(),
+            };
+            let own = p.source_floats.saturating_add(p.scratch.member_floats());
+            own.saturating_add(alone)
         };
         let own = problems.iter().map(own).max().unwrap_or(0);
         let members = (0..team.members())
@@ -104,7 +112,8 @@ impl<S: Scratch> Engine<S> {
         let shared = shared.map(|p| p.scratch.team_floats()).max().unwrap_or(0);
         let mut order: Vec<usize> = (0..problems.len()).collect();
         order.sort_by_key(|&p| std::cmp::Reverse(problems[p].item_bytes()));
-        let multiplies = problems.iter().any(|p| p.scratch.multiplies());
+        let multiplies = |p: &Prepared<S>| p.scratch.multiplies() || p.source_floats > 0;
+        let multiplies = problems.iter().any(multiplies);
         if multiplies {
             prepare_products(&team)?;
         }
@@ -141,15 +150,16 @@ impl<S: Scratch> Engine<S> {
     }
 
     /// Calls `compute` for each of the items `items(problem)` of every problem: once, or once on every member where the
-    /// team shares the item. Problems with large items come first, so that no member ends on one alone.
+    /// team shares the item. Problems with large items come first, so that no member ends on one alone. All are computed,
+    /// also where one fails.
     ///
     /// # Errors
     /// [`Error::HostMemory`](crate::Error::HostMemory), before anything is computed, where this thread runs its first
-    /// products and the system has not the memory for them.
+    /// products and the system has not the memory for them; else that of the first item, of the first problem, that has one.
     pub fn run(
         &mut self,
         items: impl Fn(&Prepared<S>) -> Range<usize> + Sync,
-        compute: impl Fn(Task<'_, S>) + Sync,
+        compute: impl Fn(Task<'_, S>) -> Result<()> + Sync,
     ) -> Result<()> {
         if self.multiplies {
             // The caller need not be the thread that made the team; the others are.
@@ -167,6 +177,16 @@ impl<S: Scratch> Engine<S> {
         }
         let next = AtomicUsize::new(0);
         let shared = Shared::new(&mut self.shared);
+        let failed = Mutex::new(None);
+        let compute = |task: Task<'_, S>| {
+            let at = (task.index, task.item);
+            if let Err(error) = compute(task) {
+                let mut first = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                if first.as_ref().is_none_or(|(before, _)| at < *before) {
+                    *first = Some((at, error));
+                }
+            }
+        };
         let (problems, members) = (&self.problems, &self.members);
         let (order, ends) = (&self.order, &self.claims);
         self.team.run(|member| {
@@ -188,10 +208,7 @@ impl<S: Scratch> Engine<S> {
                         item,
                         prepared,
                         member: Member::ALONE,
-                        memory: Memory {
-                            own: &mut own,
-                            team: None,
-                        },
+                        memory: Memory::new(&mut own, prepared, None),
                     });
                 }
             }
@@ -202,15 +219,13 @@ impl<S: Scratch> Engine<S> {
                         item,
                         prepared,
                         member,
-                        memory: Memory {
-                            own: &mut own,
-                            team: Some(shared),
-                        },
+                        memory: Memory::new(&mut own, prepared, Some(shared)),
                     });
                 }
             }
         });
-        Ok(())
+        let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        failed.map_or(Ok(()), |(_, error)| Err(error))
     }
 }
 
@@ -241,8 +256,18 @@ pub(crate) struct Task<'a, S> {
 pub(crate) struct Memory<'a> {
     /// Its own memory.
     pub own: &'a mut [f32],
+    /// Its own too, to compute entries of maps in.
+    pub source: Shared<'a>,
     /// The team's, where the team computes the item.
     pub team: Option<Shared<'a>>,
+}
+
+impl<'a> Memory<'a> {
+    fn new<S>(own: &'a mut [f32], prepared: &Prepared<S>, team: Option<Shared<'a>>) -> Self {
+        let (source, own) = own.split_at_mut(prepared.source_floats);
+        let source = Shared::new(source);
+        Memory { own, source, team }
+    }
 }
 
 /// Memory holds nothing between items, so one that a panic left behind is as good as any.

@@ -9,7 +9,7 @@
 )]
 
 mod entries;
-mod fold;
+pub(crate) mod fold;
 mod pass;
 mod sink;
 #[cfg(test)]
@@ -23,8 +23,11 @@ pub(crate) use crate::cpu::fuse::sink::Accumulate;
 use crate::cpu::fuse::entries::{Attention, GradientWeighted, HeadEntries};
 use crate::cpu::fuse::pass::{FuseRows, Prefetch};
 use crate::cpu::fuse::sink::Store;
+use crate::cpu::scores::{ItemScores, ScoreRows};
 use crate::cpu::simd::{InnerLoop, Lanes, Simd};
+use crate::cpu::team::{Member, Shared};
 use crate::dtype::{Element, with_element};
+use crate::error::Result;
 use crate::layer::{HostLayer, HostTensor, Layer};
 use crate::problem::Problem;
 
@@ -39,6 +42,39 @@ pub(crate) struct ItemMaps<'a> {
     pub operands: HostLayer<'a>,
     pub layer: usize,
     pub item: usize,
+    /// The member's own, to compute entries in where they are computed.
+    pub memory: Shared<'a>,
+}
+
+/// Some rows of one item's maps of one layer, wherever they come from.
+#[derive(Clone, Copy)]
+pub(crate) enum ItemRows<'a> {
+    Maps(MapRows<'a>),
+    Scores(ScoreRows<'a>),
+}
+
+impl<'a> From<MapRows<'a>> for ItemRows<'a> {
+    fn from(rows: MapRows<'a>) -> Self {
+        ItemRows::Maps(rows)
+    }
+}
+
+impl ItemRows<'_> {
+    /// Writes the fused rows, times `weight`, into `fused`, `[rows, len]`.
+    pub fn fuse(self, simd: Simd, weight: f32, fused: &mut [f32]) {
+        match self {
+            ItemRows::Maps(rows) => rows.fuse(simd, weight, fused),
+            ItemRows::Scores(rows) => rows.fuse(simd, weight, fused),
+        }
+    }
+
+    /// Adds the fused rows, times their weights, to sums, row after row.
+    pub fn accumulate(self, simd: Simd, to: Accumulate<'_>) {
+        match self {
+            ItemRows::Maps(rows) => rows.accumulate(simd, to),
+            ItemRows::Scores(rows) => rows.accumulate(simd, to),
+        }
+    }
 }
 
 impl<'a> ItemMaps<'a> {
@@ -47,8 +83,73 @@ impl<'a> ItemMaps<'a> {
         self.problem.windows()[self.item].len
     }
 
+    /// The queries and keys, where the maps are computed from them.
+    pub fn scores(&self) -> Option<ItemScores<'a>> {
+        let Layer::QueriesKeys { queries, keys, lse } = self.operands else {
+            return None;
+        };
+        Some(ItemScores {
+            problem: self.problem,
+            source: self.problem.queries_keys()?,
+            queries,
+            keys,
+            lse,
+            layer: self.layer,
+            item: self.item,
+            memory: self.memory,
+        })
+    }
+
+    /// Looks whether a given LSE is that of the queries and keys, in some rows of the heads that fall to this member.
+    ///
+    /// # Errors
+    /// [`Error::Lse`](crate::Error::Lse).
+    pub fn probe(&self, simd: Simd, member: Member<'_>) -> Result<()> {
+        match self.scores().filter(|_| self.len() > 0) {
+            Some(scores) => scores.probe(simd, member),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes what the rows of relevance `[start rows, len]` must sum to after this layer, where that is known and looked at.
+    pub fn expect_masses(&self, relevance: &[f32]) {
+        if let Some(scores) = self.scores() {
+            scores.expect_masses(relevance);
+        }
+    }
+
+    /// Checks the rows of relevance after this layer against what was noted before it.
+    ///
+    /// # Errors
+    /// [`Error::Mass`](crate::Error::Mass).
+    pub fn check_masses(&self, relevance: &[f32]) -> Result<()> {
+        self.scores()
+            .map_or(Ok(()), |scores| scores.check_masses(relevance))
+    }
+
+    /// Checks what the rows of `Ahat` from `first` on, `[rows, len]`, sum to, where that is known and looked at.
+    ///
+    /// # Errors
+    /// [`Error::Mass`](crate::Error::Mass).
+    pub fn check_rows(&self, first: usize, ahat: &[f32]) -> Result<()> {
+        self.scores()
+            .map_or(Ok(()), |scores| scores.check_rows(first, ahat))
+    }
+
     /// The rows `rows`, counted from the window's start.
-    pub fn rows(&self, rows: Range<usize>) -> MapRows<'a> {
+    pub fn rows(&self, rows: Range<usize>) -> ItemRows<'a> {
+        match self.scores() {
+            None => self.map_rows(rows).into(),
+            Some(of) => ItemRows::Scores(ScoreRows {
+                of,
+                first: rows.start,
+                count: rows.len(),
+            }),
+        }
+    }
+
+    /// The rows `rows` of maps in memory.
+    fn map_rows(&self, rows: Range<usize>) -> MapRows<'a> {
         let strides = self.problem.strides(self.layer);
         let window = self.problem.windows()[self.item];
         let first = self.item * strides.batch + window.start * (strides.row + 1);
@@ -58,6 +159,7 @@ impl<'a> ItemMaps<'a> {
                 let rule = self.problem.config().gradients;
                 (maps, rule.map(|rule| (gradients, rule)))
             }
+            Layer::QueriesKeys { .. } => unreachable!("their rows are computed"),
         };
         MapRows {
             maps,
@@ -76,13 +178,16 @@ impl<'a> ItemMaps<'a> {
 
     /// Asks for the first entries of the rows `rows`, as far ahead as a pass over them would, to be prefetched.
     pub fn prefetch(&self, simd: Simd, rows: Range<usize>) {
-        let rows = self.rows(rows);
-        rows.dispatch(simd, Prefetch(rows));
+        if let ItemRows::Maps(rows) = self.rows(rows) {
+            rows.dispatch(simd, Prefetch(rows));
+        }
     }
 
     /// The fused map, where it lies among the maps: there is but one head, in f32, as it is, and nothing in it is absent.
     pub fn fused(&self) -> Option<FusedEntries<'a>> {
-        let rows = self.rows(0..self.len());
+        let ItemRows::Maps(rows) = self.rows(0..self.len()) else {
+            return None;
+        };
         let as_it_is = rows.heads == 1
             && rows.gradients.is_none()
             && rows.causal_from.is_none()

@@ -137,11 +137,12 @@ impl GroupPlan {
         }
         let items: &[GroupItem<'_>] = items;
         self.engine.run(Prepared::items, |task| {
-            let item = &items[task.index];
+            let (member, item) = (task.index, &items[task.index]);
             match given.binary_search_by_key(&task.index, |&(member, _)| member) {
                 Err(_) => task.rollout(item.layers, item.out),
                 Ok(at) => task.rollout_of(&given[at].1, item.layers, item.out),
             }
+            .map_err(|error| of_member(member, error))
         })
     }
 }

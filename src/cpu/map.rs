@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::cpu::discard::{Cutoff, KeptEntries};
 use crate::cpu::engine::Prepared;
-use crate::cpu::fuse::{Accumulate, FusedEntries, ItemMaps, MapRows};
+use crate::cpu::fuse::{Accumulate, FusedEntries, ItemMaps, ItemRows};
 use crate::cpu::simd::{InnerLoop, Lanes, MOST_LANES, Simd};
 use crate::cpu::team::{Member, Shared};
 use crate::layer::HostLayer;
@@ -19,15 +19,23 @@ pub(crate) struct Run<'a> {
     pub layers: &'a [HostLayer<'a>],
     /// The output of the whole problem.
     pub out: Shared<'a>,
+    /// The member's own, to compute entries of maps in.
+    pub source: Shared<'a>,
 }
 
 impl<'a> Run<'a> {
-    pub fn new<S>(prepared: &'a Prepared<S>, layers: &'a [HostLayer<'a>], out: Shared<'a>) -> Self {
+    pub fn new<S>(
+        prepared: &'a Prepared<S>,
+        layers: &'a [HostLayer<'a>],
+        out: Shared<'a>,
+        source: Shared<'a>,
+    ) -> Self {
         Run {
             simd: prepared.choice.simd,
             problem: &prepared.problem,
             layers,
             out,
+            source,
         }
     }
 
@@ -38,6 +46,7 @@ impl<'a> Run<'a> {
             operands: self.layers[layer],
             layer,
             item,
+            memory: self.source,
         }
     }
 }
@@ -126,7 +135,7 @@ impl<'a> FusedMap<'a> {
     ) {
         let len = self.maps.len();
         let weights_stride = rows.len();
-        let mut add = |entries: MapRows<'_>, first: usize, column: usize| {
+        let mut add = |entries: ItemRows<'_>, first: usize, column: usize| {
             let to = Accumulate {
                 start_rows,
                 weights: &weights[first - rows.start..],
@@ -138,24 +147,24 @@ impl<'a> FusedMap<'a> {
         };
         let (whole, cutoff) = match &self.discard {
             None => return add(self.maps.rows(rows.clone()), rows.start, 0),
-            Some((whole, None)) => return add(whole.part(rows.clone(), 0..len), rows.start, 0),
+            Some((whole, None)) => return add(whole.part(rows.clone(), 0..len).into(), rows.start, 0),
             Some((whole, Some(cutoff))) => (*whole, cutoff),
         };
         for (rows, kept) in cutoff.kept(rows.clone()) {
             match kept {
-                KeptEntries::All => add(whole.part(rows.clone(), 0..len), rows.start, 0),
+                KeptEntries::All => add(whole.part(rows.clone(), 0..len).into(), rows.start, 0),
                 KeptEntries::Above { least, column } => {
                     let inside = whole.part(rows.clone(), column..len);
-                    add(inside.more_than(least), rows.start, column);
+                    add(inside.more_than(least).into(), rows.start, column);
                     if column > 0 {
-                        add(whole.part(rows.clone(), 0..column), rows.start, 0);
+                        add(whole.part(rows.clone(), 0..column).into(), rows.start, 0);
                     }
                 }
                 KeptEntries::ByEntry => {
                     for i in rows {
                         let row = &mut row[..len];
                         cutoff.keep(self.simd, i..i + 1, whole, row);
-                        add(FusedEntries::new(row, len).part(0..1, 0..len), i, 0);
+                        add(FusedEntries::new(row, len).part(0..1, 0..len).into(), i, 0);
                     }
                 }
             }

@@ -2,7 +2,8 @@
 //!
 //! From a problem to the inner loops: a [`Choice`] says how, the forms measure out their scratch and compute, an
 //! engine hands items out to the members of a team. [`Form::Rows`] carries rows through the layers, [`Form::Product`]
-//! multiplies matrices; both take fused rows from `map`, which takes them from `fuse`, the only code that reads maps.
+//! multiplies matrices; both take fused rows from `map`, which takes them from `fuse`, the only code that reads maps, or
+//! from `scores`, which computes them of queries and keys.
 
 mod cache;
 mod choice;
@@ -16,6 +17,7 @@ mod map;
 mod memory;
 mod panels;
 mod plan;
+mod scores;
 mod simd;
 mod streaming;
 mod team;

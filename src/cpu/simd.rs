@@ -135,6 +135,46 @@ pub(crate) trait Lanes: Copy {
     /// The smaller of the two, `kept` where they are equal, NaN where one of them is.
     fn min(self, kept: Self::Vector, value: Self::Vector) -> Self::Vector;
 
+    /// `value` where it is more than `least` or NaN, else `least`, which is a number.
+    fn at_least(self, least: Self::Vector, value: Self::Vector) -> Self::Vector;
+
+    /// `value * 2^power` of whole powers: at most some subnormal number where it is below 2^-126, infinite from 2^128 on.
+    fn times_power_of_two(self, value: Self::Vector, power: Self::Vector) -> Self::Vector;
+
+    /// The sum of all lanes.
+    fn sum(self, vector: Self::Vector) -> f32;
+
+    /// `e^x`, to two units in the last place above 2^-126; 0 below about e^-104, and NaN where `x` is.
+    ///
+    /// Cody and Waite's reduction and the polynomial of Cephes (`expf`).
+    #[inline(always)]
+    fn exp(self, x: Self::Vector) -> Self::Vector {
+        /// Beside this, the places after the binary point are gone: numbers are rounded to whole ones.
+        const ROUNDS: f32 = 12_582_912.0;
+        /// `ln 2` in two parts, the first of few bits, so that its multiples are exact.
+        const LN_2: [f32; 2] = [0.693_359_375, -2.121_944_4e-4];
+        const POLYNOMIAL: [f32; 6] = [
+            1.987_569_1e-4,
+            1.398_199_9e-3,
+            8.333_452e-3,
+            4.166_579_6e-2,
+            1.666_666_5e-1,
+            0.5,
+        ];
+        // So far down that the power of two vanishes, and an infinite x does no harm.
+        let x = self.at_least(self.splat(-110.0), x);
+        let rounded = self.mul_add(x, self.splat(std::f32::consts::LOG2_E), self.splat(ROUNDS));
+        let power = self.add(rounded, self.splat(-ROUNDS));
+        let rest = self.mul_add(power, self.splat(-LN_2[0]), x);
+        let rest = self.mul_add(power, self.splat(-LN_2[1]), rest);
+        let mut sum = self.splat(POLYNOMIAL[0]);
+        for coefficient in &POLYNOMIAL[1..] {
+            sum = self.mul_add(sum, rest, self.splat(*coefficient));
+        }
+        let sum = self.mul_add(self.mul(sum, rest), rest, rest);
+        self.times_power_of_two(self.add(sum, self.splat(1.0)), power)
+    }
+
     /// Bit by bit from the lowest, whether the lanes have `a <= b`; false where one of them is NaN.
     fn at_most(self, a: Self::Vector, b: Self::Vector) -> u32;
 
@@ -232,6 +272,44 @@ mod tests {
                 let brain: Vec<bf16> = a.iter().map(|&v| bf16::from_f32(v)).collect();
                 same("bf16", lanes.load(&brain), &|i| brain[i].to_f32());
             }
+        }
+    }
+
+    /// Exponentials and sums of lanes, against f64.
+    struct Exponentials;
+
+    impl InnerLoop for Exponentials {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<L: Lanes>(self, lanes: L) {
+            let exp = |x: f32| {
+                let mut got = vec![0.0; L::LANES];
+                lanes.store(lanes.exp(lanes.splat(x)), &mut got);
+                got[L::LANES - 1]
+            };
+            for step in 0..=176_000 {
+                let x = step as f32 * 1e-3 - 87.5;
+                let (got, want) = (f64::from(exp(x)), f64::from(x).exp());
+                let most = 2.4e-7 * want + f64::from(f32::MIN_POSITIVE);
+                let error = (got - want).abs();
+                assert!(error <= most || want > 2.3e38, "e^{x}: {got:e}, {want:e}");
+            }
+            assert_eq!(exp(0.0), 1.0);
+            for x in [f32::NEG_INFINITY, f32::MIN, -1e6, -110.0] {
+                assert_eq!(exp(x), 0.0, "e^{x}");
+            }
+            assert!(exp(f32::NAN).is_nan());
+            assert!([100.0, 1e3, 1e4].iter().all(|&x| exp(x) == f32::INFINITY));
+            let numbers: Vec<f32> = (0..L::LANES).map(|lane| (lane * lane) as f32).collect();
+            assert_eq!(lanes.sum(lanes.load(&numbers)), numbers.iter().sum::<f32>());
+        }
+    }
+
+    #[test]
+    fn exponentials_are_exact_to_a_few_units_in_the_last_place() {
+        for simd in Simd::available() {
+            simd.dispatch(Exponentials);
         }
     }
 

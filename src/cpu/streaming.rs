@@ -183,7 +183,7 @@ impl StreamingPlan {
     /// strides are the problem's.
     ///
     /// # Errors
-    /// [`Error::StreamedLayers`] where the range has been pushed; else as [`Problem::check_layer`];
+    /// [`Error::StreamedLayers`] where the range has been pushed; [`Error::Lse`], [`Error::Mass`]; as [`Problem::check_layer`];
     /// [`Error::HostMemory`] as [`Plan::run`](crate::cpu::Plan::run). After an error the stream is as it was.
     pub fn push_layer(&mut self, operands: HostLayer<'_>) -> Result<()> {
         let expected = self.problem.layers().len();
@@ -213,14 +213,16 @@ impl StreamingPlan {
             let (member, item, simd) = (task.member, task.item, prepared.choice.simd);
             let window = prepared.problem.windows()[item];
             if window.len == 0 {
-                return;
+                return Ok(());
             }
             let maps = ItemMaps {
                 problem: &prepared.problem,
                 operands,
                 layer,
                 item,
+                memory: task.memory.source,
             };
+            let probed = maps.probe(simd, member);
             let (own, shared) = prepared.scratch.carve(task.memory);
             let layer = LayerStep {
                 simd,
@@ -230,7 +232,7 @@ impl StreamingPlan {
                 shared,
             };
             let slab = |slabs| Slab::of_matrix(slabs, pushed * batch + item, tokens, window);
-            match kept {
+            let made = match kept {
                 SharedState::Layers(layers) => layer.write(slab(layers)),
                 SharedState::Rollouts { rollouts, slabs } => {
                     let rollout = |step: usize| rollouts.rollout(step % 2 * batch + item);
@@ -238,9 +240,10 @@ impl StreamingPlan {
                         before: (pushed > 0).then(|| rollout(pushed - 1)),
                         to: rollout(pushed),
                         slab: slabs.map(slab),
-                    });
+                    })
                 }
-            }
+            };
+            probed.and(made)
         })?;
         self.pushed += 1;
         Ok(())
@@ -276,9 +279,10 @@ impl StreamingPlan {
                 };
                 let out = Shared::new(out);
                 engine.run(Prepared::items, |task| {
-                    let run = Run::new(task.prepared, &layers[..expected], out);
+                    let source = task.memory.source;
+                    let run = Run::new(task.prepared, &layers[..expected], out, source);
                     let scratch = &task.prepared.scratch;
-                    rows::item(run, task.member, task.item, scratch, task.memory);
+                    rows::item(run, task.member, task.item, scratch, task.memory)
                 })?;
             }
             State::Rollouts { slabs, .. } if self.problem.config().output == Output::Cumulative => {
@@ -300,6 +304,7 @@ impl StreamingPlan {
                         let (_, shared) = prepared.scratch.carve(task.memory);
                         product::start_rows(problem, member, item, shared, rollout, out);
                     }
+                    Ok(())
                 })?;
             }
         }

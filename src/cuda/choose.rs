@@ -26,7 +26,7 @@ const NEAR: f64 = 1.1;
 /// # Errors
 /// [`Error::Architecture`] where the device is too old; [`Error::SizeOverflow`] where an extent does not fit a launch;
 /// [`Error::Variant`] where `options.variant` names a kernel that
-/// does not exist, or that no way of computing this problem on this device uses.
+/// does not exist, or that no way of computing this problem on this device uses; [`Error::CpuAlone`] for queries and keys.
 pub fn choose(problem: &Problem, limits: &DeviceLimits, options: &Options) -> Result<Schedule> {
     choose_for(problem, problem.shape().batch, limits, options)
 }
@@ -169,6 +169,11 @@ impl<'a> Workload<'a> {
 
     /// Checks that there is a way to launch anything for the problem on the device.
     fn check(&self) -> Result<()> {
+        if self.problem.queries_keys().is_some() {
+            return Err(Error::CpuAlone {
+                what: "queries and keys",
+            });
+        }
         if self.limits.arch < DeviceLimits::OLDEST_ARCH {
             return Err(Error::Architecture {
                 required: DeviceLimits::OLDEST_ARCH,

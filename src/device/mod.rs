@@ -240,7 +240,7 @@ impl AnyPlan {
             match next {
                 Next::Push(chunk) => {
                     let first = chunk.start - items.start;
-                    let layers = layers_from(&self.problem, layers, first);
+                    let layers = layers_from(&self.problem, layers, first)?;
                     self.push(&layers)?;
                 }
                 Next::Done(chunk) => {

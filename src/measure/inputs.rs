@@ -61,6 +61,11 @@ impl Inputs {
                     maps: copy(maps)?,
                     gradients: copy(gradients)?,
                 },
+                Layer::QueriesKeys { queries, keys, lse } => Layer::QueriesKeys {
+                    queries: copy(queries)?,
+                    keys: copy(keys)?,
+                    lse: lse.as_ref().map(copy).transpose()?,
+                },
             })
         };
         Ok(Inputs {

@@ -6,6 +6,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::layout::{Shape, Strides, Window};
 use crate::memory::filled;
+use crate::queries_keys::QueriesKeys;
 
 /// Collects what a [`Problem`] is made of; [`build`](ProblemBuilder::build) checks it.
 #[derive(Clone, Debug)]
@@ -14,6 +15,7 @@ pub struct ProblemBuilder {
     dtype: DType,
     config: RolloutConfig,
     strides: StridesOf,
+    queries_keys: Option<QueriesKeys>,
     windows: Option<Vec<Window>>,
     max_window: Option<usize>,
 }
@@ -36,6 +38,7 @@ impl ProblemBuilder {
             dtype,
             config: RolloutConfig::default(),
             strides: StridesOf::Contiguous,
+            queries_keys: None,
             windows: None,
             max_window: None,
         }
@@ -56,6 +59,12 @@ impl ProblemBuilder {
     /// Strides layer by layer.
     pub fn layer_strides(mut self, strides: Vec<Strides>) -> Self {
         self.strides = StridesOf::Each(strides);
+        self
+    }
+
+    /// Attention is computed from queries and keys, whose element type is that of the problem; maps unless called.
+    pub fn queries_keys(mut self, queries_keys: QueriesKeys) -> Self {
+        self.queries_keys = Some(queries_keys);
         self
     }
 
@@ -87,6 +96,7 @@ impl ProblemBuilder {
             dtype,
             mut config,
             strides,
+            queries_keys,
             windows,
             max_window,
         } = self;
@@ -100,6 +110,15 @@ impl ProblemBuilder {
         check::count("strides, one per layer", shape.layers, strides.len())?;
         for layer in &strides {
             layer.span(&shape)?;
+        }
+        if let Some(source) = &queries_keys {
+            source.check(&shape)?;
+            if config.gradients.is_some() {
+                return Err(Error::Conflict {
+                    what: "gradients",
+                    with: "queries and keys",
+                });
+            }
         }
         if let Some(got) = max_window.filter(|&max| max > shape.tokens) {
             return Err(Error::Parameter {
@@ -139,6 +158,7 @@ impl ProblemBuilder {
             dtype,
             config,
             strides,
+            queries_keys,
             windows,
             max_window,
             layers,

@@ -20,6 +20,7 @@ impl Problem {
         self.shape() == other.shape()
             && self.dtype() == other.dtype()
             && self.max_window() == other.max_window()
+            && self.queries_keys() == other.queries_keys()
             && (0..self.shape().layers).all(|layer| self.strides(layer) == other.strides(layer))
             && fixed(self.config()) == fixed(other.config())
     }

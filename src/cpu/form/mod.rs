@@ -64,25 +64,40 @@ impl Scratch for FormScratch {
 
 impl Task<'_, FormScratch> {
     /// Computes the item's output from `layers` into `out`, the output of the whole problem. Lengths have been checked.
-    pub fn rollout(self, layers: &[HostLayer<'_>], out: Shared<'_>) {
+    ///
+    /// # Errors
+    /// [`Error::Lse`](crate::Error::Lse), [`Error::Mass`](crate::Error::Mass).
+    pub fn rollout(self, layers: &[HostLayer<'_>], out: Shared<'_>) -> Result<()> {
         let problem = &self.prepared.problem;
-        self.rollout_of(problem, layers, out);
+        self.rollout_of(problem, layers, out)
     }
 
     /// As [`rollout`](Task::rollout), of an item of `problem`, which is made of items of the task's.
-    pub fn rollout_of(self, problem: &Problem, layers: &[HostLayer<'_>], out: Shared<'_>) {
+    ///
+    /// # Errors
+    /// As [`rollout`](Task::rollout).
+    pub fn rollout_of(
+        self,
+        problem: &Problem,
+        layers: &[HostLayer<'_>],
+        out: Shared<'_>,
+    ) -> Result<()> {
         let run = Run {
             problem,
-            ..Run::new(self.prepared, layers, out)
+            ..Run::new(self.prepared, layers, out, self.memory.source)
         };
-        match &self.prepared.scratch {
+        let mut layers = problem.layers();
+        let probed = layers.try_for_each(|layer| run.maps(layer, self.item).probe(run.simd, self.member));
+        // Whatever the probe says, the others wait at the barriers.
+        let computed = match &self.prepared.scratch {
             FormScratch::Rows(scratch) => {
-                rows::item(run, self.member, self.item, scratch, self.memory);
+                rows::item(run, self.member, self.item, scratch, self.memory)
             }
             FormScratch::Product(scratch) => {
                 let (own, shared) = scratch.carve(self.memory);
-                product::item(run, self.member, self.item, own, shared);
+                product::item(run, self.member, self.item, own, shared)
             }
-        }
+        };
+        probed.and(computed)
     }
 }

@@ -61,7 +61,7 @@ impl ProductScratch {
     fn new(problem: &Problem, rollouts: usize, keeps_ahat: bool) -> Result<Self> {
         let tokens = problem.longest_window();
         let square = checked("workspace", &[tokens, tokens])?;
-        let few = rows::most_chunk_elements(1, tokens)?;
+        let few = rows::most_chunk_elements(problem, 1, tokens)?;
         let (map, candidates) = match problem.config().discard {
             Some(_) => (square, discard::scratch(tokens)),
             None => (0, 0),
@@ -153,13 +153,16 @@ pub(crate) fn rollouts(problem: &Problem) -> usize {
 }
 
 /// The output of `item`, by one member or by the whole team.
+///
+/// # Errors
+/// [`Error::Mass`](crate::Error::Mass).
 pub(crate) fn item(
     run: Run<'_>,
     member: Member<'_>,
     item: usize,
     mut own: ProductOwn<'_>,
     shared: ProductShared<'_>,
-) {
+) -> Result<()> {
     let Run { problem, out, .. } = run;
     let tokens = problem.shape().tokens;
     let square = tokens * tokens;
@@ -181,7 +184,7 @@ pub(crate) fn item(
     }
     member.wait();
     if len == 0 {
-        return;
+        return Ok(());
     }
     if writes_ahat(problem) {
         let layer = LayerStep {
@@ -194,6 +197,7 @@ pub(crate) fn item(
         return layer.write(Slab::of_matrix(out, item, tokens, window));
     }
     let rollout = |step: usize| shared.rollouts.rollout(step % 2);
+    let mut checked = Ok(());
     for (at, layer) in problem.layers().enumerate() {
         let slab = match output {
             Output::Cumulative => Some(at * problem.shape().batch + item),
@@ -212,11 +216,13 @@ pub(crate) fn item(
             own: own.reborrow(),
             shared,
         };
-        layer.step(buffers);
+        // The others wait at the barriers of all layers.
+        checked = checked.and(layer.step(buffers));
     }
     if let Output::Rows(_) = output {
         start_rows(problem, member, item, shared, rollout(steps - 1), out);
     }
+    checked
 }
 
 /// The rollouts of a step, and the window of an output that its result is also written to.
@@ -237,12 +243,15 @@ pub(crate) struct LayerStep<'a> {
 }
 
 impl LayerStep<'_> {
-    /// `to = Ahat before`, or `to = Ahat` where nothing came before. Ends with a barrier.
-    pub fn step(self, StepBuffers { before, to, slab }: StepBuffers<'_>) {
+    /// `to = Ahat before`, or `to = Ahat` where nothing came before. Ends with a barrier, whatever it returns.
+    ///
+    /// # Errors
+    /// [`Error::Mass`](crate::Error::Mass).
+    pub fn step(self, StepBuffers { before, to, slab }: StepBuffers<'_>) -> Result<()> {
         let (member, shared, len) = (self.member, self.shared, self.maps.len());
         let panels = Panels::new(len, self.maps.problem.config().causal, member.members());
         let Some(before) = before else {
-            self.make_rows(false, |first, rows| {
+            let checked = self.make_rows(false, |first, rows| {
                 // SAFETY: every member makes rows of its own.
                 unsafe {
                     panels.copy_rows(first, rows, to);
@@ -251,9 +260,10 @@ impl LayerStep<'_> {
                     }
                 }
             });
-            return member.wait();
+            member.wait();
+            return checked;
         };
-        self.make_rows(true, |_, _| ());
+        let checked = self.make_rows(true, |_, _| ());
         member.wait();
         // SAFETY: nobody writes `Ahat` before the barrier at the end of this step.
         let ahat = unsafe { shared.ahat.get(0..len * len) };
@@ -267,21 +277,29 @@ impl LayerStep<'_> {
             }
         }
         member.wait();
+        checked
     }
 
-    /// Writes `Ahat` by itself into `slab`. Ends with a barrier.
-    pub fn write(self, slab: Slab<'_>) {
+    /// Writes `Ahat` by itself into `slab`. Ends with a barrier, whatever it returns.
+    ///
+    /// # Errors
+    /// [`Error::Mass`](crate::Error::Mass).
+    pub fn write(self, slab: Slab<'_>) -> Result<()> {
         let (member, len) = (self.member, self.maps.len());
         // SAFETY: every member makes rows of its own.
-        self.make_rows(false, |first, rows| unsafe {
+        let checked = self.make_rows(false, |first, rows| unsafe {
             slab.copy_rows(first, rows, len);
         });
         member.wait();
+        checked
     }
 
     /// Makes the rows of `Ahat` that fall to this member, a few at a time, and shows them to `take`, `[rows, len]` from
     /// row `first` on. With `keep` they stay in what is shared, `[len, len]`; else each few take the place of the last.
-    fn make_rows(self, keep: bool, mut take: impl FnMut(usize, &[f32])) {
+    ///
+    /// # Errors
+    /// [`Error::Mass`](crate::Error::Mass): the first, when all rows are made.
+    fn make_rows(self, keep: bool, mut take: impl FnMut(usize, &[f32])) -> Result<()> {
         let LayerStep {
             simd,
             member,
@@ -295,7 +313,8 @@ impl LayerStep<'_> {
         let fused_map = FusedMap::new(simd, maps, whole, own.candidates);
         let weight = maps.problem.residual(maps.layer).attention;
         let part = member.part(len);
-        let few = rows::chunk_rows(1, len);
+        let few = rows::chunk_rows(maps.problem, 1, len);
+        let mut checked = Ok(());
         for first in part.clone().step_by(few) {
             let rows = first..part.end.min(first + few);
             let made = match keep {
@@ -306,7 +325,9 @@ impl LayerStep<'_> {
             fused_map.rows(rows.clone(), weight, made);
             add_residual(&fused_map, rows, made);
             take(first, made);
+            checked = checked.and_then(|()| maps.check_rows(first, made));
         }
+        checked
     }
 }
 

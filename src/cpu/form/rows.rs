@@ -15,38 +15,47 @@ use crate::cpu::fuse::{Accumulate, FusedEntries};
 use crate::cpu::gemm::{self, MatrixMut, MatrixRef};
 use crate::cpu::map::{FusedMap, Run, row_sums, whole_by_team};
 use crate::cpu::team::Member;
+use crate::error::Result;
 use crate::problem::Problem;
 
 use scratch::{GEMM_START_ROWS, RowsBuffers, RowsShared, blocks};
 pub(crate) use scratch::{RowsScratch, chunk_rows, most_chunk_elements};
 
 /// The relevance rows `[start rows, tokens]` of `item`, by one member or by the whole team.
+///
+/// # Errors
+/// [`Error::Mass`](crate::Error::Mass).
 pub(crate) fn item(
     run: Run<'_>,
     member: Member<'_>,
     item: usize,
     scratch: &RowsScratch,
     memory: Memory<'_>,
-) {
+) -> Result<()> {
     let mut own = scratch.carve(memory.own);
     match memory.team {
         None => {
             let len = run.problem.start_rows() * run.problem.shape().tokens;
             // SAFETY: this item was handed to this member alone.
             let out = unsafe { run.out.get_mut(item * len..(item + 1) * len) };
-            item_alone(run, item, &mut own, out);
+            item_alone(run, item, &mut own, out)
         }
         Some(team) => item_by_team(run, member, item, &mut own, scratch.carve_shared(team)),
     }
 }
 
-fn item_alone(run: Run<'_>, item: usize, scratch: &mut RowsBuffers<'_>, out: &mut [f32]) {
+fn item_alone(
+    run: Run<'_>,
+    item: usize,
+    scratch: &mut RowsBuffers<'_>,
+    out: &mut [f32],
+) -> Result<()> {
     let Run { simd, problem, .. } = run;
     let rows = problem.start_rows();
     let len = problem.windows()[item].len;
     if len == 0 {
         out.fill(0.0);
-        return;
+        return Ok(());
     }
     start(problem, item, scratch);
     for layer in problem.layers().rev() {
@@ -70,6 +79,7 @@ fn item_alone(run: Run<'_>, item: usize, scratch: &mut RowsBuffers<'_>, out: &mu
             }
             _ => {}
         }
+        maps.expect_masses(&scratch.relevance[..rows * len]);
         let next = &mut scratch.next[..rows * len];
         next.fill(0.0);
         for block_rows in blocks(problem, len) {
@@ -86,8 +96,10 @@ fn item_alone(run: Run<'_>, item: usize, scratch: &mut RowsBuffers<'_>, out: &mu
             }
         }
         std::mem::swap(&mut scratch.relevance, &mut scratch.next);
+        maps.check_masses(&scratch.relevance[..rows * len])?;
     }
     finish(problem, item, scratch.relevance, out);
+    Ok(())
 }
 
 fn item_by_team(
@@ -96,7 +108,7 @@ fn item_by_team(
     item: usize,
     scratch: &mut RowsBuffers<'_>,
     shared: RowsShared<'_>,
-) {
+) -> Result<()> {
     let Run {
         simd, problem, out, ..
     } = run;
@@ -109,8 +121,9 @@ fn item_by_team(
             // SAFETY: only member 0 touches this item's output.
             unsafe { out.get_mut(item * out_len..(item + 1) * out_len) }.fill(0.0);
         }
-        return;
+        return Ok(());
     }
+    let mut checked = Ok(());
     let blocks_len = blocks(problem, len).len();
     start(problem, item, scratch);
     for (step, layer) in problem.layers().rev().enumerate() {
@@ -138,12 +151,18 @@ fn item_by_team(
             );
         }
         member.wait();
+        if member.index == 0 {
+            maps.expect_masses(&scratch.relevance[..rows * len]);
+        }
         let next = &mut scratch.relevance[..rows * len];
         next.fill(0.0);
         for index in 0..blocks_len {
             let at = set + index * rows * len;
             // SAFETY: this set is not written again before the next layer's barrier.
             add(next, unsafe { parts.get(at..at + rows * len) });
+        }
+        if member.index == 0 && checked.is_ok() {
+            checked = maps.check_masses(next);
         }
     }
     if member.index == 0 {
@@ -153,6 +172,7 @@ fn item_by_team(
     }
     // The next item's first parts overwrite this item's.
     member.wait();
+    checked
 }
 
 /// Writes the item's start rows into the relevance.
@@ -242,7 +262,7 @@ impl FusedMap<'_> {
             self.accumulate(run, start_rows, weights, fused, part);
             return;
         }
-        let chunk_rows = chunk_rows(start_rows, len);
+        let chunk_rows = chunk_rows(problem, start_rows, len);
         for first in run.clone().step_by(chunk_rows) {
             let chunk = first..run.end.min(first + chunk_rows);
             let depth = chunk.len();

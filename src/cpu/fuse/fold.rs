@@ -3,7 +3,7 @@
 use crate::cpu::simd::Lanes;
 
 /// How entries of the heads, in order, become one.
-pub(super) trait Fold: Copy {
+pub(crate) trait Fold: Copy {
     #[inline(always)]
     fn first<L: Lanes>(self, _lanes: L, value: L::Vector) -> L::Vector {
         value
@@ -18,7 +18,7 @@ pub(super) trait Fold: Copy {
 }
 
 #[derive(Clone, Copy)]
-pub(super) struct Mean {
+pub(crate) struct Mean {
     pub scale: f32,
 }
 
@@ -42,7 +42,7 @@ impl Fold for Mean {
 
 /// The largest entry, or the smallest.
 #[derive(Clone, Copy)]
-pub(super) struct Extreme<const LARGEST: bool>;
+pub(crate) struct Extreme<const LARGEST: bool>;
 
 impl<const LARGEST: bool> Fold for Extreme<LARGEST> {
     #[inline(always)]
@@ -63,7 +63,7 @@ impl<const LARGEST: bool> Fold for Extreme<LARGEST> {
 
 /// The entries of one head, 0 for those up to this; all of them where this is NaN.
 #[derive(Clone, Copy)]
-pub(super) struct Above(pub f32);
+pub(crate) struct Above(pub f32);
 
 impl Fold for Above {
     #[inline(always)]
@@ -84,7 +84,7 @@ impl Fold for Above {
 }
 
 #[derive(Clone, Copy)]
-pub(super) struct Weighted<'a> {
+pub(crate) struct Weighted<'a> {
     pub weights: &'a [f32],
 }
 

@@ -56,6 +56,21 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn at_least(self, least: Vector, value: Vector) -> Vector {
+        array::from_fn(|lane| Scalar.at_least(least[lane], value[lane]))
+    }
+
+    #[inline(always)]
+    fn times_power_of_two(self, value: Vector, power: Vector) -> Vector {
+        array::from_fn(|lane| Scalar.times_power_of_two(value[lane], power[lane]))
+    }
+
+    #[inline(always)]
+    fn sum(self, vector: Vector) -> f32 {
+        (vector[0] + vector[1]) + (vector[2] + vector[3])
+    }
+
+    #[inline(always)]
     fn at_most(self, a: Vector, b: Vector) -> u32 {
         (0..4).fold(0, |mask, lane| mask | u32::from(a[lane] <= b[lane]) << lane)
     }

@@ -60,6 +60,22 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
+    fn at_least(self, least: f32, value: f32) -> f32 {
+        if value < least { least } else { value }
+    }
+
+    #[inline(always)]
+    fn times_power_of_two(self, value: f32, power: f32) -> f32 {
+        let exponent = power.clamp(-127.0, 128.0) as i32 + 127;
+        value * f32::from_bits((exponent as u32) << 23)
+    }
+
+    #[inline(always)]
+    fn sum(self, vector: f32) -> f32 {
+        vector
+    }
+
+    #[inline(always)]
     fn at_most(self, a: f32, b: f32) -> u32 {
         u32::from(a <= b)
     }

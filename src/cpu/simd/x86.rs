@@ -127,6 +127,35 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn at_least(self, least: __m256, value: __m256) -> __m256 {
+        // SAFETY: `self` proves AVX. The second where either is NaN.
+        unsafe { _mm256_max_ps(least, value) }
+    }
+
+    #[inline(always)]
+    fn times_power_of_two(self, value: __m256, power: __m256) -> __m256 {
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let most = _mm256_min_ps(power, _mm256_set1_ps(128.0));
+            let power = _mm256_max_ps(most, _mm256_set1_ps(-127.0));
+            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(power), _mm256_set1_epi32(127));
+            let factor = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent));
+            _mm256_mul_ps(value, factor)
+        }
+    }
+
+    #[inline(always)]
+    fn sum(self, vector: __m256) -> f32 {
+        // SAFETY: `self` proves AVX.
+        unsafe {
+            let (low, high) = (_mm256_castps256_ps128(vector), _mm256_extractf128_ps::<1>(vector));
+            let four = _mm_add_ps(low, high);
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+
+    #[inline(always)]
     fn at_most(self, a: __m256, b: __m256) -> u32 {
         // SAFETY: `self` proves AVX.
         unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LE_OQ>(a, b)) as u32 }
@@ -236,6 +265,24 @@ impl Lanes for Avx512 {
             let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(value, value);
             _mm512_mask_mov_ps(smaller, is_nan, value)
         }
+    }
+
+    #[inline(always)]
+    fn at_least(self, least: __m512, value: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512. The second where either is NaN.
+        unsafe { _mm512_max_ps(least, value) }
+    }
+
+    #[inline(always)]
+    fn times_power_of_two(self, value: __m512, power: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_scalef_ps(value, power) }
+    }
+
+    #[inline(always)]
+    fn sum(self, vector: __m512) -> f32 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_reduce_add_ps(vector) }
     }
 
     #[inline(always)]

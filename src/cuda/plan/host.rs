@@ -197,7 +197,7 @@ impl HostPlan {
         loop {
             while let Some(chunk) = self.wants() {
                 let first = chunk.start - items.start;
-                self.push(&layers_from(&self.problem, layers, first))?;
+                self.push(&layers_from(&self.problem, layers, first)?)?;
             }
             let Some(chunk) = self.pop()? else {
                 return Ok(());

@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::cpu::discard;
 use crate::cpu::engine::Scratch;
 use crate::cpu::memory::Parts;
+use crate::cpu::scores;
 use crate::cpu::team::Shared;
 use crate::error::Result;
 use crate::layout::product as checked;
@@ -28,9 +29,17 @@ pub(super) const GEMM_START_ROWS: usize = 16;
 /// ... which wants deeper blocks, of one chunk each.
 const GEMM_BLOCK_ROWS: usize = 128;
 
+/// Whether rows are computed, many at a time.
+fn are_computed(problem: &Problem) -> bool {
+    problem.queries_keys().is_some()
+}
+
 /// Rows of a block.
 pub(super) fn block_rows(problem: &Problem, len: usize) -> usize {
     let rows = match problem.start_rows() {
+        0..=GEMM_START_ROWS if are_computed(problem) => len
+            .div_ceil(MOST_BLOCKS)
+            .next_multiple_of(scores::ROWS),
         0..=GEMM_START_ROWS => (BLOCK_HEAD_ROWS / problem.shape().heads)
             .max(BLOCK_ROWS)
             .max(CHUNK_ELEMENTS / len)
@@ -41,8 +50,9 @@ pub(super) fn block_rows(problem: &Problem, len: usize) -> usize {
 }
 
 /// Rows of a chunk.
-pub(crate) fn chunk_rows(start_rows: usize, len: usize) -> usize {
+pub(crate) fn chunk_rows(problem: &Problem, start_rows: usize, len: usize) -> usize {
     let rows = match start_rows {
+        0..=GEMM_START_ROWS if are_computed(problem) => scores::ROWS,
         0..=GEMM_START_ROWS => CHUNK_ELEMENTS / len,
         _ => GEMM_BLOCK_ROWS,
     };
@@ -52,6 +62,7 @@ pub(crate) fn chunk_rows(start_rows: usize, len: usize) -> usize {
 /// Rows of a block at most, in windows of at most `len` tokens.
 fn most_block_rows(problem: &Problem, len: usize) -> usize {
     let rows = match problem.start_rows() {
+        0..=GEMM_START_ROWS if are_computed(problem) => block_rows(problem, len),
         // A chunk's elements have as many rows as columns at most.
         0..=GEMM_START_ROWS => (BLOCK_HEAD_ROWS / problem.shape().heads)
             .max(BLOCK_ROWS)
@@ -71,8 +82,15 @@ fn most_blocks(start_rows: usize, len: usize) -> usize {
 }
 
 /// Elements of a chunk at most, in windows of at most `len` tokens.
-pub(crate) fn most_chunk_elements(start_rows: usize, len: usize) -> Result<usize> {
+pub(crate) fn most_chunk_elements(
+    problem: &Problem,
+    start_rows: usize,
+    len: usize,
+) -> Result<usize> {
     match start_rows {
+        0..=GEMM_START_ROWS if are_computed(problem) => {
+            checked("workspace", &[scores::ROWS.min(len), len])
+        }
         0..=GEMM_START_ROWS => Ok(CHUNK_ELEMENTS.max(len)),
         _ => checked("workspace", &[GEMM_BLOCK_ROWS.min(len), len]),
     }
@@ -124,7 +142,7 @@ impl RowsScratch {
         let (start_rows, len) = (problem.start_rows(), problem.longest_window());
         let sized = |extents: &[usize]| checked("workspace", extents);
         let relevance = sized(&[start_rows, len])?;
-        let fused = most_chunk_elements(start_rows, len)?;
+        let fused = most_chunk_elements(problem, start_rows, len)?;
         let weights = sized(&[start_rows + 1, most_block_rows(problem, len)])?;
         let parts = sized(&[2, most_blocks(start_rows, len), start_rows, len])?;
         let (map, candidates) = match problem.config().discard {
@@ -202,10 +220,10 @@ mod tests {
             for len in 1..=shape.tokens {
                 most[0] = most[0].max(block_rows(&problem, len));
                 most[1] = most[1].max(blocks(&problem, len).len());
-                most[2] = most[2].max(chunk_rows(start_rows, len) * len);
+                most[2] = most[2].max(chunk_rows(&problem, start_rows, len) * len);
                 assert!(most[0] <= most_block_rows(&problem, len));
                 assert!(most[1] <= most_blocks(start_rows, len));
-                assert!(most[2] <= most_chunk_elements(start_rows, len).unwrap());
+                assert!(most[2] <= most_chunk_elements(&problem, start_rows, len).unwrap());
             }
         }
     }

@@ -1,0 +1,347 @@
+//! The scores of some queries and keys of one head, and what they are shifted and multiplied by to be attention.
+
+use std::ops::Range;
+
+use super::inner::{Exponential, Statistics};
+use super::{ItemScores, chunks};
+use crate::cpu::gemm::{self, MatrixMut, MatrixRef};
+use crate::cpu::simd::{MOST_LANES, Simd};
+use crate::dtype::{Element, with_element};
+use crate::layer::HostTensor;
+use crate::queries_keys::{Lse, MOST_HEAD_DIM, TokenStrides};
+
+/// Queries of a block: what the GEMM crate's widest kernel takes at a time.
+pub(crate) const QUERIES: usize = 48;
+
+/// Keys of a block: with as many queries, scores that stay in a second-level cache.
+pub(super) const KEYS: usize = 1024;
+
+/// Queries of one block: `first`, `first + step`, ..., counted from the window's start.
+#[derive(Clone, Copy)]
+pub(super) struct Queries {
+    pub first: usize,
+    pub step: usize,
+    pub count: usize,
+}
+
+impl Queries {
+    /// The queries `rows`, one after the other.
+    pub fn adjoining(rows: Range<usize>) -> Self {
+        Queries {
+            first: rows.start,
+            step: 1,
+            count: rows.len(),
+        }
+    }
+
+    /// The row of a lane, also where that is none of the block's.
+    pub fn row(&self, lane: usize) -> usize {
+        self.first + lane * self.step
+    }
+
+    /// The last row.
+    fn last(&self) -> usize {
+        self.row(self.count - 1)
+    }
+
+    /// Lanes of the block: whole vectors.
+    pub fn stride(&self) -> usize {
+        self.count.next_multiple_of(MOST_LANES)
+    }
+}
+
+/// What scores are computed in.
+pub(super) struct Scoring<'a> {
+    /// `[head_dim, queries]`.
+    pub queries: &'a mut [f32],
+    /// `[keys, head_dim]`, where they are not read in place.
+    pub keys: &'a mut [f32],
+    /// `[keys, queries]`.
+    pub scores: &'a mut [f32],
+    /// What is added to scaled scores before, and what their exponentials are multiplied by after: `[heads, queries]`.
+    pub shifts: &'a mut [f32],
+    pub factors: &'a mut [f32],
+}
+
+/// Scores of one head: entries are `factor * exp(scale * score + shift)`.
+pub(super) struct HeadScores<'a> {
+    pub head: usize,
+    pub keys: Range<usize>,
+    /// Lanes from key to key.
+    pub stride: usize,
+    /// `[keys, queries]`.
+    pub scores: &'a [f32],
+    pub scale: f32,
+    /// One per lane.
+    pub shifts: &'a [f32],
+    pub factors: &'a [f32],
+}
+
+impl HeadScores<'_> {
+    /// How entries follow from scores, but for their factors.
+    pub fn exponentials(&self) -> Exponential<'_> {
+        Exponential {
+            scale: self.scale,
+            shifts: self.shifts,
+        }
+    }
+}
+
+/// The shift of a lane whose entries are all 0.
+const NONE: f32 = f32::MIN;
+
+impl ItemScores<'_> {
+    /// The keys that any of `queries` attends to; those between are masked one by one.
+    fn present(&self, queries: Queries) -> Range<usize> {
+        let (first, last) = (queries.first, queries.last());
+        let window = self.source.sliding_window(self.layer);
+        let start = window.map_or(0, |window| first.saturating_sub(window - 1));
+        let end = match (self.problem.config().causal, window) {
+            (true, _) => last + 1,
+            (false, Some(window)) => self.len().min(last.saturating_add(window)),
+            (false, None) => self.len(),
+        };
+        start..end
+    }
+
+    /// Shows `take` the scores of every head and chunk of keys, all heads of one chunk before the next.
+    pub(super) fn visit(
+        &self,
+        simd: Simd,
+        queries: Queries,
+        scoring: &mut Scoring<'_>,
+        mut take: impl FnMut(&HeadScores<'_>),
+    ) {
+        let heads = self.problem.shape().heads;
+        let present = self.present(queries);
+        let in_one = chunks(present.clone()).count() == 1;
+        match self.source.lse {
+            Lse::Given(base) => {
+                (0..heads).for_each(|head| self.given(head, base.ln(), queries, scoring));
+            }
+            Lse::Recomputed if in_one => {}
+            Lse::Recomputed => {
+                (0..heads).for_each(|head| self.recompute(simd, head, queries, scoring));
+            }
+        }
+        for keys in chunks(present) {
+            for head in 0..heads {
+                let scale = self.score(head, keys.clone(), queries, scoring);
+                if in_one && self.source.lse == Lse::Recomputed {
+                    self.begin(head, queries, scoring);
+                    self.gather(simd, head, keys.clone(), scale, queries, scoring);
+                    self.end(head, queries, scoring);
+                }
+                let lanes = lanes(head, queries);
+                take(&HeadScores {
+                    head,
+                    keys: keys.clone(),
+                    stride: queries.stride(),
+                    scores: &scoring.scores[..keys.len() * queries.stride()],
+                    scale,
+                    shifts: &scoring.shifts[lanes.clone()],
+                    factors: &scoring.factors[lanes],
+                });
+            }
+        }
+    }
+
+    /// Shifts and factors of one head from the LSE given.
+    fn given(&self, head: usize, ln_base: f64, queries: Queries, scoring: &mut Scoring<'_>) {
+        let at = lanes(head, queries);
+        scoring.shifts[at.clone()].fill(NONE);
+        scoring.factors[at.clone()].fill(0.0);
+        for lane in 0..queries.count {
+            let lse = self.given_lse(head, queries.row(lane), ln_base);
+            if !lse.is_infinite() {
+                scoring.shifts[at.start + lane] = -lse;
+                scoring.factors[at.start + lane] = 1.0;
+            }
+        }
+    }
+
+    /// The natural LSE given for a row; NaN where none is.
+    pub(super) fn given_lse(&self, head: usize, row: usize, ln_base: f64) -> f32 {
+        let strides = self.source.strides(self.problem.shape(), self.layer).lse;
+        let token = self.problem.windows()[self.item].start + row;
+        let at = strides.at(self.item, head, token);
+        let given = self.lse.map_or(f32::NAN, |lse| lse.get(at));
+        (f64::from(given) * ln_base) as f32
+    }
+
+    /// Shifts and factors of one head from all its scores: less the largest, and divided by the sum.
+    pub(super) fn recompute(
+        &self,
+        simd: Simd,
+        head: usize,
+        queries: Queries,
+        scoring: &mut Scoring<'_>,
+    ) {
+        self.begin(head, queries, scoring);
+        for keys in chunks(self.present(queries)) {
+            let scale = self.score(head, keys.clone(), queries, scoring);
+            self.gather(simd, head, keys, scale, queries, scoring);
+        }
+        self.end(head, queries, scoring);
+    }
+
+    /// Before the first scores: the largest of none is the least number, and their sum is 0; with a sink, its own.
+    fn begin(&self, head: usize, queries: Queries, scoring: &mut Scoring<'_>) {
+        let sink = self
+            .source
+            .sink(self.problem.shape().heads, self.layer, head);
+        let (largest, sum) = sink.map_or((f32::MIN, 0.0), |sink| (sink, 1.0));
+        scoring.shifts[lanes(head, queries)].fill(largest);
+        scoring.factors[lanes(head, queries)].fill(sum);
+    }
+
+    /// Takes the largest scores into the shifts, and the sums of their exponentials into the factors.
+    fn gather(
+        &self,
+        simd: Simd,
+        head: usize,
+        keys: Range<usize>,
+        scale: f32,
+        queries: Queries,
+        scoring: &mut Scoring<'_>,
+    ) {
+        let at = lanes(head, queries);
+        simd.dispatch(Statistics {
+            scores: &scoring.scores[..keys.len() * queries.stride()],
+            stride: queries.stride(),
+            scale,
+            largest: &mut scoring.shifts[at.clone()],
+            sums: &mut scoring.factors[at],
+        });
+    }
+
+    /// After the last scores.
+    fn end(&self, head: usize, queries: Queries, scoring: &mut Scoring<'_>) {
+        let at = lanes(head, queries);
+        let lanes = scoring.shifts[at.clone()]
+            .iter_mut()
+            .zip(&mut scoring.factors[at])
+            .enumerate();
+        for (lane, (shift, factor)) in lanes {
+            (*shift, *factor) = match *factor {
+                _ if lane >= queries.count => (NONE, 0.0),
+                0.0 => (NONE, 0.0),
+                sum => (-*shift, 1.0 / sum),
+            };
+        }
+    }
+
+    /// Writes the scores of `queries` and `keys` of one head, what is masked infinitely low. What they still are to be
+    /// multiplied by.
+    fn score(
+        &self,
+        head: usize,
+        keys: Range<usize>,
+        queries: Queries,
+        scoring: &mut Scoring<'_>,
+    ) -> f32 {
+        let (shape, dim) = (self.problem.shape(), self.source.head_dim);
+        let start = self.problem.windows()[self.item].start;
+        let strides = self.source.strides(shape, self.layer);
+        let stride = queries.stride();
+        let packed = &mut scoring.queries[..dim * stride];
+        packed.fill(0.0);
+        with_element!(self.queries.dtype(), T => {
+            let all = self.queries.as_slice::<T>().unwrap_or_default();
+            for lane in 0..queries.count {
+                let at = strides.queries.at(self.item, head, start + queries.row(lane));
+                pack(&all[at..at + dim], &mut packed[lane..], stride);
+            }
+        });
+        let key_head = self.source.key_head(shape.heads, head);
+        let first = strides.keys.at(self.item, key_head, start + keys.start);
+        let keys_in_place = in_place(&self.keys, strides.keys, dim);
+        let left = match keys_in_place {
+            Some(all) => MatrixRef::new(&all[first..], strides.keys.token, keys.len(), dim),
+            None => {
+                let widened = &mut scoring.keys[..keys.len() * dim];
+                with_element!(self.keys.dtype(), T => {
+                    let all = self.keys.as_slice::<T>().unwrap_or_default();
+                    for (key, to) in widened.chunks_exact_mut(dim).enumerate() {
+                        T::widen(&all[first + key * strides.keys.token..][..dim], to);
+                    }
+                });
+                MatrixRef::new(widened, dim, keys.len(), dim)
+            }
+        };
+        let scores = &mut scoring.scores[..keys.len() * stride];
+        let right = MatrixRef::new(packed, stride, dim, stride);
+        let to = MatrixMut::new(scores, stride, keys.len(), stride);
+        gemm::multiply(to, false, left, right);
+        let scale = self.adjust(head, keys.clone(), queries, scores);
+        self.mask(keys, queries, scores);
+        scale
+    }
+
+    /// Caps scores and lowers them by distance, where that is asked for. What they still are to be multiplied by.
+    fn adjust(
+        &self,
+        head: usize,
+        keys: Range<usize>,
+        queries: Queries,
+        scores: &mut [f32],
+    ) -> f32 {
+        let slope = self
+            .source
+            .slope(self.problem.shape().heads, self.layer, head);
+        let cap = self.source.soft_cap(self.layer);
+        let scale = self.source.scale();
+        // What is masked is infinitely low before it is multiplied by what is left.
+        if slope == 0.0 && cap.is_none() && scale > 0.0 {
+            return scale;
+        }
+        for (key, scores) in keys.zip(scores.chunks_exact_mut(queries.stride())) {
+            for (lane, score) in scores.iter_mut().enumerate() {
+                let scaled = *score * scale;
+                let capped = cap.map_or(scaled, |cap| cap * (scaled / cap).tanh());
+                *score = capped - slope * queries.row(lane).abs_diff(key) as f32;
+            }
+        }
+        1.0
+    }
+
+    /// Makes the scores of masked keys infinitely low.
+    fn mask(&self, keys: Range<usize>, queries: Queries, scores: &mut [f32]) {
+        let causal = self.problem.config().causal;
+        let window = self.source.sliding_window(self.layer);
+        let is_masked = |row: usize, key: usize| {
+            causal && key > row || window.is_some_and(|window| row.abs_diff(key) >= window)
+        };
+        for (key, scores) in keys.zip(scores.chunks_exact_mut(queries.stride())) {
+            // Where the first and the last row see a key, so do those between.
+            if !is_masked(queries.first, key) && !is_masked(queries.last(), key) {
+                continue;
+            }
+            for (lane, score) in scores[..queries.count].iter_mut().enumerate() {
+                if is_masked(queries.row(lane), key) {
+                    *score = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+}
+
+/// Where the lanes of a head lie among those of all heads.
+pub(super) fn lanes(head: usize, queries: Queries) -> Range<usize> {
+    head * QUERIES..head * QUERIES + queries.stride()
+}
+
+/// Keys that the GEMM crate can read where they lie.
+fn in_place<'a>(keys: &HostTensor<'a>, strides: TokenStrides, dim: usize) -> Option<&'a [f32]> {
+    keys.as_slice().filter(|_| strides.token >= dim)
+}
+
+/// Writes a query, as f32, into every `stride`-th element of `to`.
+fn pack<T: Element>(query: &[T], to: &mut [f32], stride: usize) {
+    let mut wide = [0.0; MOST_HEAD_DIM];
+    let wide = &mut wide[..query.len()];
+    T::widen(query, wide);
+    for (to, element) in to.iter_mut().step_by(stride).zip(wide) {
+        *to = *element;
+    }
+}
