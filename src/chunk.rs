@@ -119,7 +119,9 @@ pub(crate) fn layers_from<'a>(
         let mut operands = operands.operands();
         // A tensor for which the problem has no operand is refused where the layers are checked.
         Ok(tensors.map(|tensor| {
-            let skipped = operands.next().map_or(0, |operand| first * operand.batch_stride);
+            let skipped = operands
+                .next()
+                .map_or(0, |operand| first * operand.batch_stride);
             tensor.starting_at(skipped)
         }))
     };

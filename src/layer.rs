@@ -56,9 +56,7 @@ impl<T> Layer<T> {
         let operands = match self {
             Layer::Maps(maps) => [Some(maps), None, None],
             Layer::Gradients { maps, gradients } => [Some(maps), Some(gradients), None],
-            Layer::QueriesKeys { queries, keys, lse } => {
-                [Some(queries), Some(keys), lse.as_ref()]
-            }
+            Layer::QueriesKeys { queries, keys, lse } => [Some(queries), Some(keys), lse.as_ref()],
         };
         operands.into_iter().flatten()
     }

@@ -7,6 +7,7 @@
 //! | I have | I call |
 //! |---|---|
 //! | maps in host memory | [`cpu::Plan`]; [`cuda::HostPlan`] to send them through GPUs |
+//! | queries and keys, no maps | [`cpu::Plan`] of a problem with [`QueriesKeys`] |
 //! | maps in device memory, in cudarc's slices | [`cuda::Plan`] with [`cuda::DeviceLayer`] |
 //! | addresses and a stream of another framework | [`cuda::DeviceLayer::from_raw`], as below |
 //! | tensors of candle | the crate `attention-rollout-candle`: [`guide::hosts`] |

@@ -42,7 +42,6 @@ pub(crate) const MOST_HEAD_DIM: usize = 256;
 /// # Ok::<(), attention_rollout::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
 pub struct QueriesKeys {
     /// Elements of a query and of a key: a multiple of 8, at most 256.
     pub head_dim: usize,
@@ -318,7 +317,10 @@ impl QueriesKeys {
             }
         }
         let not_negative = [
-            ("a soft cap", self.soft_caps.iter().copied().reduce(f32::min)),
+            (
+                "a soft cap",
+                self.soft_caps.iter().copied().reduce(f32::min),
+            ),
             ("the mass tolerance", self.mass_tolerance),
         ];
         for (what, least) in not_negative {

@@ -147,7 +147,9 @@ impl<'a> FusedMap<'a> {
         };
         let (whole, cutoff) = match &self.discard {
             None => return add(self.maps.rows(rows.clone()), rows.start, 0),
-            Some((whole, None)) => return add(whole.part(rows.clone(), 0..len).into(), rows.start, 0),
+            Some((whole, None)) => {
+                return add(whole.part(rows.clone(), 0..len).into(), rows.start, 0);
+            }
             Some((whole, Some(cutoff))) => (*whole, cutoff),
         };
         for (rows, kept) in cutoff.kept(rows.clone()) {

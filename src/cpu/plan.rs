@@ -109,7 +109,10 @@ impl Plan {
     ///
     /// # Errors
     /// As [`Problem::check_layers`]; [`Error::StartRow`](crate::Error::StartRow) where a start row of
-    /// [`set_rows`](Plan::set_rows) lies outside its window; [`Error::HostMemory`](crate::Error::HostMemory).
+    /// [`set_rows`](Plan::set_rows) lies outside its window; [`Error::HostMemory`](crate::Error::HostMemory). Where queries,
+    /// keys and LSE do not belong together ([`QueriesKeys::mass_tolerance`](crate::QueriesKeys::mass_tolerance)),
+    /// [`Error::Lse`](crate::Error::Lse) or [`Error::Mass`](crate::Error::Mass) of the first such item, after all have been
+    /// computed: then `out` holds nothing of use.
     pub fn run(&mut self, layers: &[HostLayer<'_>], out: &mut [f32]) -> Result<()> {
         self.problem().check_layers(layers, out.len())?;
         self.problem().check_rows()?;

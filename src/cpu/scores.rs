@@ -91,7 +91,16 @@ impl<'a> ItemScores<'a> {
     fn buffers(&self) -> Buffers<'a> {
         let parts = parts(self.problem).unwrap_or(Parts([0; 8]));
         // SAFETY: this member's alone, and each of the functions that ask for it is done with it when it returns.
-        let [queries, keys, scores, folded, shifts, factors, weights, masses] = self
+        let [
+            queries,
+            keys,
+            scores,
+            folded,
+            shifts,
+            factors,
+            weights,
+            masses,
+        ] = self
             .memory
             .carve(parts)
             .map(|part| unsafe { part.get_mut(0..part.len()) });

@@ -126,8 +126,11 @@ fn magnitudes(problem: &Problem) -> Problem {
             ResidualWeights::PerLayer(all.iter().map(magnitude).collect())
         }
     };
-    Problem::builder(*problem.shape(), problem.dtype())
-        .config(config)
+    let mut builder = Problem::builder(*problem.shape(), problem.dtype()).config(config);
+    if let Some(source) = problem.queries_keys() {
+        builder = builder.queries_keys(source.clone());
+    }
+    builder
         .layer_strides(
             (0..problem.shape().layers)
                 .map(|l| *problem.strides(l))

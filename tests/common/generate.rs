@@ -92,6 +92,15 @@ pub struct Generated {
 }
 
 impl Storage {
+    /// All of it.
+    pub fn whole(&self) -> HostTensor<'_> {
+        match self {
+            Storage::F32(values) => HostTensor::from(&values[..]),
+            Storage::F16(values) => HostTensor::from(&values[..]),
+            Storage::Bf16(values) => HostTensor::from(&values[..]),
+        }
+    }
+
     fn tensor(&self, elements: Range<usize>) -> HostTensor<'_> {
         match self {
             Storage::F32(values) => HostTensor::from(&values[elements]),

@@ -7,4 +7,6 @@ pub mod compare;
 pub mod generate;
 #[cfg(feature = "cuda")]
 pub mod nvrtc;
+#[cfg(feature = "cpu")]
+pub mod queries_keys;
 pub mod tensors;

@@ -3,6 +3,7 @@
 mod against_reference;
 #[path = "../common/mod.rs"]
 mod common;
+mod queries_keys;
 mod real_data;
 mod run_inputs;
 mod sources;

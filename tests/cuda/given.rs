@@ -56,6 +56,7 @@ fn raw_addresses_work_and_what_does_not_fit_is_refused() {
         ),
         Error::LayerLen {
             layer: 1,
+            operand: "maps",
             expected: 324,
             got: 323
         }

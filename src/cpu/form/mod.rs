@@ -87,7 +87,8 @@ impl Task<'_, FormScratch> {
             ..Run::new(self.prepared, layers, out, self.memory.source)
         };
         let mut layers = problem.layers();
-        let probed = layers.try_for_each(|layer| run.maps(layer, self.item).probe(run.simd, self.member));
+        let probed =
+            layers.try_for_each(|layer| run.maps(layer, self.item).probe(run.simd, self.member));
         // Whatever the probe says, the others wait at the barriers.
         let computed = match &self.prepared.scratch {
             FormScratch::Rows(scratch) => {

@@ -279,13 +279,7 @@ impl ItemScores<'_> {
     }
 
     /// Caps scores and lowers them by distance, where that is asked for. What they still are to be multiplied by.
-    fn adjust(
-        &self,
-        head: usize,
-        keys: Range<usize>,
-        queries: Queries,
-        scores: &mut [f32],
-    ) -> f32 {
+    fn adjust(&self, head: usize, keys: Range<usize>, queries: Queries, scores: &mut [f32]) -> f32 {
         let slope = self
             .source
             .slope(self.problem.shape().heads, self.layer, head);

@@ -148,7 +148,10 @@ impl Lanes for Avx2 {
     fn sum(self, vector: __m256) -> f32 {
         // SAFETY: `self` proves AVX.
         unsafe {
-            let (low, high) = (_mm256_castps256_ps128(vector), _mm256_extractf128_ps::<1>(vector));
+            let (low, high) = (
+                _mm256_castps256_ps128(vector),
+                _mm256_extractf128_ps::<1>(vector),
+            );
             let four = _mm_add_ps(low, high);
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))

@@ -17,4 +17,5 @@ macro_rules! assert_error {
 }
 
 mod problem;
+mod queries_keys;
 mod run;

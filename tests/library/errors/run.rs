@@ -70,11 +70,11 @@ fn gradients_that_do_not_fit_their_maps() {
     );
     assert_eq!(
         error(&weighed, with(HostTensor::from(&tensors[1][..]))),
-        "layer 1: its extents and strides reach 96 elements, got 95"
+        "layer 1, gradients: its extents and strides reach 96 elements, got 95"
     );
     assert_eq!(
         error(&weighed, with(HostTensor::from(&halves[..]))),
-        "layer 1: expected f32 elements, got f16"
+        "layer 1, gradients: expected f32 elements, got f16"
     );
     assert_eq!(
         error(&plain, with(maps)),
@@ -132,6 +132,7 @@ fn layers_and_outputs_that_do_not_fit_a_run() {
         both(&[good, HostLayer::from(&halves[..])], 8),
         Error::LayerDType {
             layer: 1,
+            operand: "maps",
             expected: DType::F32,
             got: DType::F16
         }
@@ -140,6 +141,7 @@ fn layers_and_outputs_that_do_not_fit_a_run() {
         both(&[HostLayer::from(&maps[1..]), good], 8),
         Error::LayerLen {
             layer: 0,
+            operand: "maps",
             expected: 96,
             got: 95
         }
@@ -173,6 +175,7 @@ fn streams_that_are_given_too_little_or_too_much() {
         stream.push_layer(HostLayer::from(&maps[1..])).unwrap_err(),
         Error::LayerLen {
             layer: 1,
+            operand: "maps",
             expected: 96,
             got: 95
         }

@@ -37,9 +37,9 @@ fn are_computed(problem: &Problem) -> bool {
 /// Rows of a block.
 pub(super) fn block_rows(problem: &Problem, len: usize) -> usize {
     let rows = match problem.start_rows() {
-        0..=GEMM_START_ROWS if are_computed(problem) => len
-            .div_ceil(MOST_BLOCKS)
-            .next_multiple_of(scores::ROWS),
+        0..=GEMM_START_ROWS if are_computed(problem) => {
+            len.div_ceil(MOST_BLOCKS).next_multiple_of(scores::ROWS)
+        }
         0..=GEMM_START_ROWS => (BLOCK_HEAD_ROWS / problem.shape().heads)
             .max(BLOCK_ROWS)
             .max(CHUNK_ELEMENTS / len)
