@@ -152,7 +152,7 @@ pub(crate) trait Lanes: Copy {
         /// Beside this, the places after the binary point are gone: numbers are rounded to whole ones.
         const ROUNDS: f32 = 12_582_912.0;
         /// `ln 2` in two parts, the first of few bits, so that its multiples are exact.
-        const LN_2: [f32; 2] = [0.693_359_375, -2.121_944_4e-4];
+        const LN_2: [f32; 2] = [355.0 / 512.0, -2.121_944_4e-4];
         const POLYNOMIAL: [f32; 6] = [
             1.987_569_1e-4,
             1.398_199_9e-3,

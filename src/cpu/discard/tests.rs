@@ -4,6 +4,7 @@ use super::key::key;
 use super::*;
 use crate::cpu::fuse::ItemMaps;
 use crate::cpu::map::FusedMap;
+use crate::cpu::team::Shared;
 use crate::{DType, DiscardScope, RolloutConfig, Shape};
 
 /// A map of few different values, so that many are equal, some of them special.
@@ -45,6 +46,7 @@ fn accumulated(simd: Simd, problem: &Problem, map: FusedEntries<'_>) -> Vec<f32>
         operands: map.entries.into(),
         layer: 0,
         item: 0,
+        memory: Shared::new(&mut []),
     };
     let fused = FusedMap::new(simd, maps, Some(map), &mut vec![0.0; scratch(len)]);
     let (mut row, mut sums) = (vec![f32::NAN; len], vec![0.0; len]);
