@@ -96,6 +96,7 @@ pub enum LogBase {
 
 impl LogBase {
     /// The natural logarithm of the base.
+    #[cfg(feature = "cpu")]
     pub(crate) fn ln(self) -> f64 {
         match self {
             LogBase::E => 1.0,
@@ -236,6 +237,7 @@ impl QueriesKeys {
     }
 
     /// From how many tokens away on `layer` masks keys, where it does.
+    #[cfg(feature = "cpu")]
     pub(crate) fn sliding_window(&self, layer: usize) -> Option<usize> {
         let window = of_layer(&self.sliding_windows, 1, layer).first();
         window.copied().filter(|&window| window != 0)
