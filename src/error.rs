@@ -487,3 +487,14 @@ pub enum Error {
         bytes: usize,
     },
 }
+
+impl Error {
+    /// The error with its item, where it names one of a part of a batch, counted in the batch: the part begins at item
+    /// `first`.
+    pub fn in_batch(mut self, first: usize) -> Self {
+        if let Error::Mass { item, .. } | Error::Lse { item, .. } = &mut self {
+            *item += first;
+        }
+        self
+    }
+}

@@ -3,6 +3,7 @@
 //! What only asks where, how long and of what type the tensors are goes through [`Layer::operands`] and need not know the
 //! source. What computes takes the arms apart, so that the compiler points at all of it when a source is added.
 
+use std::convert::Infallible;
 use std::ops::Range;
 
 use crate::dtype::{DType, Element, with_element};
@@ -63,18 +64,33 @@ impl<T> Layer<T> {
 
     /// The layer of what `make` makes of each tensor.
     pub fn map<'s, U>(&'s self, mut make: impl FnMut(&'s T) -> U) -> Layer<U> {
-        match self {
-            Layer::Maps(maps) => Layer::Maps(make(maps)),
+        let made: Result<_, Infallible> = self.try_map(|tensor| Ok(make(tensor)));
+        match made {
+            Ok(layer) => layer,
+            Err(never) => match never {},
+        }
+    }
+
+    /// As [`map`](Layer::map), up to the first tensor of which nothing can be made.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn try_map<'s, U, E>(
+        &'s self,
+        mut make: impl FnMut(&'s T) -> Result<U, E>,
+    ) -> Result<Layer<U>, E> {
+        Ok(match self {
+            Layer::Maps(maps) => Layer::Maps(make(maps)?),
             Layer::Gradients { maps, gradients } => Layer::Gradients {
-                maps: make(maps),
-                gradients: make(gradients),
+                maps: make(maps)?,
+                gradients: make(gradients)?,
             },
             Layer::QueriesKeys { queries, keys, lse } => Layer::QueriesKeys {
-                queries: make(queries),
-                keys: make(keys),
-                lse: lse.as_ref().map(make),
+                queries: make(queries)?,
+                keys: make(keys)?,
+                lse: lse.as_ref().map(make).transpose()?,
             },
-        }
+        })
     }
 }
 

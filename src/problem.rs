@@ -74,9 +74,9 @@ impl Problem {
         self.queries_keys.as_ref()
     }
 
-    /// How far sums of relevance may be from what is known of them, relative to it, where it is known and looked at.
-    #[cfg(feature = "cpu")]
-    pub(crate) fn mass_tolerance(&self) -> Option<f32> {
+    /// How far sums of relevance may be from what is known of them, relative to it; `None` where nothing is known
+    /// ([`QueriesKeys::mass_tolerance`] says when), or nobody shall look.
+    pub fn mass_tolerance(&self) -> Option<f32> {
         let RolloutConfig {
             head_fusion,
             normalize_rows,

@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::thread::available_parallelism;
 
+use attention_rollout::Problem;
 use attention_rollout::cpu;
 use attention_rollout::device::Device;
 
@@ -27,6 +28,21 @@ pub fn open(args: &DeviceArgs) -> Result<Device> {
             reason,
         }),
     }
+}
+
+/// As [`open`], for these problems: `auto` is the CPU where no GPU computes one of them.
+pub fn open_for<'p>(
+    args: &DeviceArgs,
+    mut problems: impl Iterator<Item = &'p Problem>,
+) -> Result<Device> {
+    if args.device != DeviceArg::Auto || !problems.any(|problem| problem.queries_keys().is_some()) {
+        return open(args);
+    }
+    report::note(format_args!(
+        "computing on the CPU: queries and keys run there alone"
+    ));
+    limit_threads(args)?;
+    open_cpu(args)
 }
 
 /// The CPU, with the threads that the options ask for.

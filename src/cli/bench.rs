@@ -13,10 +13,11 @@ use serde_json::json;
 
 use crate::backend;
 use crate::error::{Error, Result};
-use crate::input::{FeatureMaps, FileFeature, InputFile, Tensors};
+use crate::input::{FeatureLayer, InputFile, Tensors};
 use crate::job::{Job, jobs, problem};
 use crate::options::{ConfigArgs, DeviceArg, DeviceArgs, OutputKind, SelectArgs};
 use crate::report;
+use crate::scores::ScoreExtentsArgs;
 
 /// Time a rollout on a device and compare it with reading its maps once, the least any rollout must do.
 ///
@@ -26,7 +27,7 @@ use crate::report;
 #[derive(Args, Debug)]
 pub struct BenchArgs {
     /// Maps to measure with, as `run` reads them (all features together are one run); random maps unless given
-    #[arg(conflicts_with_all = ["shape", "dtype"])]
+    #[arg(conflicts_with_all = ["shape", "dtype", "queries_keys"])]
     input: Option<PathBuf>,
 
     /// Extents of random maps: LAYERS,BATCH,HEADS,TOKENS
@@ -36,6 +37,9 @@ pub struct BenchArgs {
     /// Element type of random maps: f32 | f16 | bf16
     #[arg(long, default_value = "f32")]
     dtype: DType,
+
+    #[command(flatten)]
+    scores: ScoreExtentsArgs,
 
     #[command(flatten)]
     select: SelectArgs,
@@ -94,11 +98,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         ));
     }
     args.config.check_heeded(Some(args.output_kind), false)?;
-    // Before random maps are made, by the threads that it says.
-    let device = backend::open(&args.device)?;
-    let members = match &args.input {
+    let (device, members) = match &args.input {
         Some(path) => file_members(args, path)?,
-        None => vec![random_member(args)?],
+        None => random_member(args)?,
     };
     if members.iter().all(|(problem, _)| problem.map_bytes() == 0) {
         return Err(Error::argument("bench", "maps to read", "none"));
@@ -123,27 +125,29 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 }
 
 /// Every feature of a file.
-fn file_members(args: &BenchArgs, path: &Path) -> Result<Vec<(Problem, Inputs)>> {
+fn file_members(args: &BenchArgs, path: &Path) -> Result<(Device, Vec<(Problem, Inputs)>)> {
     let file = InputFile::open(path)?;
     let tensors = file.tensors()?;
     let jobs = jobs(&tensors, &args.select, &args.config, args.output_kind)?;
+    let device = backend::open_for(&args.device, jobs.iter().map(|job| &job.problem))?;
     let member = |job: Job<'_>| {
         let place = || Error::rollout(job.feature.place());
         let maps = job
             .feature
-            .maps(0..job.feature.shape.batch)
+            .layers(0..job.feature.shape.batch)
             .map_err(place())?;
-        let layers: Vec<_> = maps.iter().map(FeatureMaps::host_layer).collect();
+        let layers: Vec<_> = maps.iter().map(FeatureLayer::host_layer).collect();
         let inputs = Inputs::copied(&layers).map_err(place())?;
         Ok((job.problem, inputs))
     };
-    jobs.into_iter().map(member).collect()
+    let members: Result<_> = jobs.into_iter().map(member).collect();
+    Ok((device, members?))
 }
 
-fn random_member(args: &BenchArgs) -> Result<(Problem, Inputs)> {
+fn random_member(args: &BenchArgs) -> Result<(Device, Vec<(Problem, Inputs)>)> {
     let ShapeArg(shape) = args.shape;
     args.config.check_rows_for([""].into_iter())?;
-    let feature = FileFeature::without_maps(shape, args.dtype);
+    let feature = args.scores.feature(shape, args.dtype);
     let problem = problem(
         &Tensors::none(),
         &feature,
@@ -151,8 +155,10 @@ fn random_member(args: &BenchArgs) -> Result<(Problem, Inputs)> {
         &args.config,
         args.output_kind,
     )?;
+    // Before random maps are made, by the threads that it says.
+    let device = backend::open_for(&args.device, std::iter::once(&problem))?;
     let inputs = Inputs::random(&problem, 0).map_err(Error::rollout("bench"))?;
-    Ok((problem, inputs))
+    Ok((device, vec![(problem, inputs)]))
 }
 
 /// How many times as long as reading the maps a rollout takes.

@@ -16,6 +16,7 @@ use safetensors::tensor::TensorView;
 
 use crate::error::{Error, Result, shown_path};
 use crate::header;
+use crate::scores::{FileScores, ScoreExtents};
 use crate::shown::shown;
 
 /// A memory-mapped safetensors file.
@@ -104,17 +105,17 @@ pub struct Tensors<'a> {
     views: BTreeMap<String, TensorView<'a>>,
 }
 
-/// One stack of attention layers: the tensors `<prefix>layer.<l>`.
+/// One stack of attention layers: the tensors `<prefix>layer.<l>`, or `<prefix>query.<l>` and those beside them.
 pub struct FileFeature<'a> {
     /// What stands before `layer.<l>`: empty, or a path that ends in `/`.
     pub prefix: String,
     /// Extents of the maps; `heads` is 1 where the tensors are `[batch, tokens, tokens]`.
     pub shape: Shape,
-    /// Element type of the maps.
+    /// Element type of the maps, or of queries and keys.
     pub dtype: DType,
-    layers: Vec<TensorView<'a>>,
-    /// As many as layers where they take part, else none.
-    gradients: Vec<TensorView<'a>>,
+    /// Extents of queries and keys, where there are no maps.
+    pub scores: Option<ScoreExtents>,
+    layers: Vec<Layer<TensorView<'a>>>,
 }
 
 impl<'a> Tensors<'a> {
@@ -141,30 +142,49 @@ impl<'a> Tensors<'a> {
 
     /// Every feature, by prefix. Tensors with other names are ignored.
     pub fn features(&self) -> Result<Vec<FileFeature<'a>>> {
-        let mut stacks: BTreeMap<&str, BTreeMap<usize, &TensorView<'a>>> = BTreeMap::new();
-        for (name, view) in &self.views {
-            if let Some((prefix, number)) = layer_name(name)? {
-                stacks.entry(prefix).or_default().insert(number, view);
+        type Stacks<'s, 'a> = BTreeMap<&'s str, BTreeMap<usize, &'s TensorView<'a>>>;
+        let stacks = |kind: &str| -> Result<Stacks<'_, 'a>> {
+            let mut stacks = Stacks::new();
+            for (name, view) in &self.views {
+                if let Some((prefix, number)) = numbered(name, kind)? {
+                    stacks.entry(prefix).or_default().insert(number, view);
+                }
             }
-        }
-        if stacks.is_empty() {
+            Ok(stacks)
+        };
+        let (maps, queries) = (stacks("layer.")?, stacks("query.")?);
+        if maps.is_empty() && queries.is_empty() {
             return Err(Error::input(
                 self.path,
-                "expected tensors named layer.<l> or <feature>/layer.<l>, got none",
+                "expected tensors named layer.<l> or query.<l>, or below <feature>/, got none",
             ));
         }
-        stacks
+        if let Some(prefix) = queries.keys().find(|prefix| maps.contains_key(*prefix)) {
+            return Err(Error::tensor(
+                &format!("{prefix}query.<l>"),
+                format!("no {prefix}layer.<l> beside it"),
+                "both",
+            ));
+        }
+        let mut features: Vec<FileFeature<'a>> = maps
             .into_iter()
-            .map(|(prefix, layers)| FileFeature::new(prefix, layers))
-            .collect()
+            .map(|(prefix, layers)| FileFeature::of_maps(prefix, layers))
+            .chain(
+                queries
+                    .into_iter()
+                    .map(|(prefix, queries)| FileFeature::of_scores(self, prefix, queries)),
+            )
+            .collect::<Result<_>>()?;
+        features.sort_by(|a, b| a.prefix.cmp(&b.prefix));
+        Ok(features)
     }
 }
 
-/// Prefix and number of a tensor called `<prefix>layer.<l>`, `None` for any other name.
-fn layer_name(name: &str) -> Result<Option<(&str, usize)>> {
+/// Prefix and number of a tensor called `<prefix><kind><number>`, `None` for any other name.
+fn numbered<'n>(name: &'n str, kind: &str) -> Result<Option<(&'n str, usize)>> {
     let base = name.rfind('/').map_or(0, |slash| slash + 1);
     let (prefix, base) = name.split_at(base);
-    let Some(digits) = base.strip_prefix("layer.") else {
+    let Some(digits) = base.strip_prefix(kind) else {
         return Ok(None);
     };
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
@@ -185,21 +205,40 @@ fn layer_name(name: &str) -> Result<Option<(&str, usize)>> {
     }
 }
 
+/// The tensors of a stack, from 0 on without a gap; `name` is that of one.
+pub fn consecutive<'a>(
+    name: impl Fn(usize) -> String,
+    numbered: BTreeMap<usize, &TensorView<'a>>,
+) -> Result<Vec<TensorView<'a>>> {
+    for (expected, &got) in numbered.keys().enumerate() {
+        if expected != got {
+            return Err(Error::MissingTensor {
+                name: name(expected),
+                needed_by: name(got),
+            });
+        }
+    }
+    Ok(numbered.into_values().cloned().collect())
+}
+
 impl<'a> FileFeature<'a> {
-    /// The extents of random maps.
-    pub fn without_maps(shape: Shape, dtype: DType) -> Self {
+    /// The extents of random maps, or of random queries and keys.
+    pub fn without_tensors(shape: Shape, dtype: DType, scores: Option<ScoreExtents>) -> Self {
         FileFeature {
             prefix: String::new(),
             shape,
             dtype,
+            scores,
             layers: Vec::new(),
-            gradients: Vec::new(),
         }
     }
 
-    /// The feature with the gradients beside its layers: `<prefix>gradient.<l>`, of their shape and type.
+    /// The feature with the gradients beside its maps: `<prefix>gradient.<l>`, of their shape and type.
     pub fn with_gradients(self, tensors: &Tensors<'a>) -> Result<Self> {
-        let gradient = |(layer, maps): (usize, &TensorView<'a>)| {
+        let weighed = |(layer, operands): (usize, Layer<TensorView<'a>>)| {
+            let Layer::Maps(maps) = operands else {
+                return Ok(operands);
+            };
             let name = format!("{}gradient.{layer}", self.prefix);
             let view = tensors.require(&name, "--gradients")?;
             if (view.dtype(), view.shape()) != (maps.dtype(), maps.shape()) {
@@ -214,26 +253,19 @@ impl<'a> FileFeature<'a> {
                     format!("{} {:?}", view.dtype(), view.shape()),
                 ));
             }
-            Ok(view.clone())
+            let gradients = view.clone();
+            Ok(Layer::Gradients { maps, gradients })
         };
-        let gradients = self.layers.iter().enumerate().map(gradient);
+        let layers = self.layers.into_iter().enumerate().map(weighed);
         Ok(FileFeature {
-            gradients: gradients.collect::<Result<_>>()?,
+            layers: layers.collect::<Result<_>>()?,
             ..self
         })
     }
 
-    fn new(prefix: &str, layers: BTreeMap<usize, &TensorView<'a>>) -> Result<Self> {
-        for (expected, &got) in layers.keys().enumerate() {
-            if expected != got {
-                return Err(Error::MissingTensor {
-                    name: format!("{prefix}layer.{expected}"),
-                    needed_by: format!("{prefix}layer.{got}"),
-                });
-            }
-        }
-        let layers: Vec<TensorView<'a>> = layers.into_values().cloned().collect();
+    fn of_maps(prefix: &str, layers: BTreeMap<usize, &TensorView<'a>>) -> Result<Self> {
         let name = |layer: usize| format!("{prefix}layer.{layer}");
+        let layers = consecutive(name, layers)?;
         let mut first = None;
         for (layer, view) in layers.iter().enumerate() {
             let dtype = map_dtype(&name(layer), view)?;
@@ -265,9 +297,50 @@ impl<'a> FileFeature<'a> {
                 tokens,
             },
             dtype,
-            layers,
-            gradients: Vec::new(),
+            scores: None,
+            layers: layers.into_iter().map(Layer::Maps).collect(),
         })
+    }
+
+    fn of_scores(
+        tensors: &Tensors<'a>,
+        prefix: &str,
+        queries: BTreeMap<usize, &TensorView<'a>>,
+    ) -> Result<Self> {
+        let FileScores {
+            shape,
+            dtype,
+            extents,
+            layers,
+        } = FileScores::read(tensors, prefix, queries)?;
+        Ok(FileFeature {
+            prefix: prefix.to_owned(),
+            shape,
+            dtype,
+            scores: Some(extents),
+            layers,
+        })
+    }
+
+    /// The feature without the LSE in the file.
+    pub fn without_lse(self) -> Self {
+        let bare = |layer| match layer {
+            Layer::QueriesKeys { queries, keys, .. } => Layer::QueriesKeys {
+                queries,
+                keys,
+                lse: None,
+            },
+            other => other,
+        };
+        let extents = |scores| ScoreExtents {
+            has_lse: false,
+            ..scores
+        };
+        FileFeature {
+            scores: self.scores.map(extents),
+            layers: self.layers.into_iter().map(bare).collect(),
+            ..self
+        }
     }
 
     /// The prefix without its slash; as it is where that would be another feature's (`/`, `a//`). Empty where there
@@ -291,31 +364,34 @@ impl<'a> FileFeature<'a> {
     pub fn refuse(&self, expected: &str, defect: &Defect) -> Error {
         let stack = match defect.kind {
             DefectKind::Gradient { .. } => "gradient",
+            DefectKind::Query { .. } => "query",
+            DefectKind::Key { .. } => "key",
+            DefectKind::Lse => "lse",
             _ => "layer",
         };
         let name = format!("{}{stack}.{}", self.prefix, defect.layer);
         Error::tensor(&name, expected, defect.to_string())
     }
 
-    /// The maps of `items` in every layer, and their gradients where these take part, straight from the file; a copy only
-    /// where the file does not align them.
-    pub fn maps(&self, items: Range<usize>) -> attention_rollout::Result<Vec<FeatureMaps<'a>>> {
+    /// The layers of `items`, straight from the file; a copy only of what the file does not align.
+    pub fn layers(&self, items: Range<usize>) -> attention_rollout::Result<Vec<FeatureLayer<'a>>> {
         let of_items = |view: &TensorView<'a>| {
             // An item's bytes divide the tensor's, because the batch is its first axis.
             let item = view.data().len().checked_div(self.shape.batch).unwrap_or(0);
             let bytes = &view.data()[items.start * item..items.end * item];
-            match HostTensor::from_bytes(self.dtype, bytes) {
+            let dtype = match view.dtype() {
+                Dtype::F16 => DType::F16,
+                Dtype::BF16 => DType::Bf16,
+                _ => DType::F32,
+            };
+            match HostTensor::from_bytes(dtype, bytes) {
                 Some(tensor) => Ok(Elements::InFile(tensor)),
-                None => OwnedTensor::copied(self.dtype, bytes).map(Elements::Copied),
+                None => OwnedTensor::copied(dtype, bytes).map(Elements::Copied),
             }
         };
-        (self.layers.iter().enumerate())
-            .map(|(layer, view)| {
-                Ok(FeatureMaps {
-                    maps: of_items(view)?,
-                    gradients: self.gradients.get(layer).map(of_items).transpose()?,
-                })
-            })
+        let layers = self.layers.iter();
+        layers
+            .map(|layer| layer.try_map(of_items).map(FeatureLayer))
             .collect()
     }
 }
@@ -335,27 +411,18 @@ impl Elements<'_> {
     }
 }
 
-/// One layer's maps, and their gradients where these take part.
-pub struct FeatureMaps<'a> {
-    maps: Elements<'a>,
-    gradients: Option<Elements<'a>>,
-}
+/// One layer of some items.
+pub struct FeatureLayer<'a>(Layer<Elements<'a>>);
 
-impl FeatureMaps<'_> {
+impl FeatureLayer<'_> {
     /// The layer as the library takes it.
     pub fn host_layer(&self) -> HostLayer<'_> {
-        let maps = self.maps.tensor();
-        match &self.gradients {
-            None => Layer::Maps(maps),
-            Some(gradients) => Layer::Gradients {
-                maps,
-                gradients: gradients.tensor(),
-            },
-        }
+        self.0.map(Elements::tensor)
     }
 }
 
-fn map_dtype(name: &str, view: &TensorView<'_>) -> Result<DType> {
+/// The element type of maps, or of queries and keys.
+pub fn map_dtype(name: &str, view: &TensorView<'_>) -> Result<DType> {
     match view.dtype() {
         Dtype::F32 => Ok(DType::F32),
         Dtype::F16 => Ok(DType::F16),

@@ -9,6 +9,7 @@ use safetensors::tensor::TensorView;
 use crate::error::{Error, Result};
 use crate::input::{FileFeature, Tensors, numbers};
 use crate::options::{ConfigArgs, FusionArg, OutputKind, RowsArg, SelectArgs, is_below};
+use crate::scores::check_shape;
 
 /// One feature and the problem over its maps.
 pub struct Job<'a> {
@@ -36,6 +37,10 @@ pub fn jobs<'a>(
             ));
         }
     }
+    let has_scores = features.iter().any(|feature| feature.scores.is_some());
+    if let Some(option) = config.scores.first_given().filter(|_| !has_scores) {
+        return Err(Error::argument(option, "tensors query.<l>", "none"));
+    }
     features
         .into_iter()
         .map(|feature| {
@@ -43,6 +48,7 @@ pub fn jobs<'a>(
                 Some(_) => feature.with_gradients(tensors)?,
                 None => feature,
             };
+            let feature = config.scores.settle(feature)?;
             let problem = problem(tensors, &feature, select, config, kind)?;
             Ok(Job { feature, problem })
         })
@@ -84,6 +90,9 @@ pub fn problem(
         && let Some(windows) = beside.windows()?
     {
         builder = builder.windows(windows);
+    }
+    if let Some(source) = config.scores.source(tensors, feature)? {
+        builder = builder.queries_keys(source);
     }
     builder.build().map_err(Error::rollout(feature.place()))
 }
@@ -142,7 +151,7 @@ impl<'a> Beside<'_, 'a> {
             RowsArg::Last => StartRows::Last,
             RowsArg::Mean => StartRows::Mean,
             RowsArg::MeanOf(count) => self.mean_of(count.get())?,
-            RowsArg::Tensor(tensor) => StartRows::PerItem(self.row_indices(tensor)?),
+            RowsArg::Tensors(tensors) => StartRows::PerItem(self.rows_of_tensors(tensors)?),
             RowsArg::Count(tensor) => StartRows::PerItem(self.counted_rows(tensor)?),
         })
     }
@@ -163,6 +172,20 @@ impl<'a> Beside<'_, 'a> {
         let mut weights = vec![0.0; tokens];
         weights[..count].fill(1.0 / count as f32);
         Ok(StartRows::Weights { rows: 1, weights })
+    }
+
+    /// The rows of one tensor after the other, item by item.
+    fn rows_of_tensors(&self, tensors: &[String]) -> Result<Vec<usize>> {
+        let rows = tensors.iter().map(|tensor| self.row_indices(tensor));
+        let rows: Vec<Vec<usize>> = rows.collect::<Result<_>>()?;
+        let batch = self.feature.shape.batch;
+        let of_item = |item: usize| {
+            rows.iter().flat_map(move |rows| {
+                let count = rows.len() / batch;
+                rows[item * count..(item + 1) * count].to_vec()
+            })
+        };
+        Ok((0..batch).flat_map(of_item).collect())
     }
 
     /// As many rows for each item.
@@ -247,14 +270,6 @@ impl<'a> Beside<'_, 'a> {
             .map(Some)
             .map_err(Error::rollout(format!("tensor {name}")))
     }
-}
-
-fn check_shape(name: &str, view: &TensorView<'_>, expected: &[usize]) -> Result<()> {
-    if view.shape() == expected {
-        return Ok(());
-    }
-    let (expected, got) = (format!("shape {expected:?}"), format!("{:?}", view.shape()));
-    Err(Error::tensor(name, expected, got))
 }
 
 /// Checks that `view` is `[batch, tokens, ...]`.

@@ -20,6 +20,7 @@ pub(crate) mod progress;
 pub(crate) mod relevance;
 pub(crate) mod report;
 pub(crate) mod run;
+pub(crate) mod scores;
 #[cfg(feature = "cuda")]
 pub(crate) mod selftest;
 pub(crate) mod shown;

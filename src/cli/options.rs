@@ -9,12 +9,13 @@ use attention_rollout::{Discard, DiscardScope, GradientRule};
 use clap::{Args, ValueEnum};
 
 use crate::error::{Error, Result};
+use crate::scores::ScoresArgs;
 
 /// What to compute.
 #[derive(Args, Clone, Debug)]
 pub struct ConfigArgs {
     /// Start rows, counted from the first valid token: 0 | 3,7 | last | mean | mean:S (of the first S rows) |
-    /// tensor:NAME (one row per item, or several) | count:NAME (row max(k - 1, 0) of an item with k non-zero tokens in NAME); row 0 unless given
+    /// tensor:NAME[,tensor:NAME...] (one row per item, or several) | count:NAME (row max(k - 1, 0) of an item with k non-zero tokens in NAME); row 0 unless given
     #[arg(long, value_name = "ROWS")]
     pub rows: Option<RowsArg>,
 
@@ -79,6 +80,9 @@ pub struct ConfigArgs {
     /// Promise that no token attends to a later one; the upper triangle is then never read
     #[arg(long)]
     pub causal: bool,
+
+    #[command(flatten)]
+    pub scores: ScoresArgs,
 }
 
 impl ConfigArgs {
@@ -245,7 +249,8 @@ pub enum RowsArg {
     Mean,
     /// The mean of so many first rows.
     MeanOf(NonZeroUsize),
-    Tensor(String),
+    /// Those of one tensor after the other.
+    Tensors(Vec<String>),
     Count(String),
 }
 
@@ -253,10 +258,16 @@ impl FromStr for RowsArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Some(rows) = named(text, "tensor:", RowsArg::Tensor)
-            .or_else(|| named(text, "count:", RowsArg::Count))
-        {
+        if let Some(rows) = named(text, "count:", RowsArg::Count) {
             return rows;
+        }
+        if text.starts_with("tensor:") {
+            let name = |part: &str| {
+                let expected = || "expected tensor:NAME after the comma".to_owned();
+                named(part, "tensor:", |name| name).unwrap_or_else(|| Err(expected()))
+            };
+            let names: Result<_, _> = text.split(',').map(name).collect();
+            return names.map(RowsArg::Tensors);
         }
         if let Some(count) = text.strip_prefix("mean:") {
             let expected = |_| "expected how many rows after mean:, at least 1".to_owned();

@@ -10,10 +10,11 @@ use serde_json::json;
 
 use crate::backend;
 use crate::error::{Error, Result};
-use crate::input::{FileFeature, Tensors};
+use crate::input::Tensors;
 use crate::job::problem;
 use crate::options::{ConfigArgs, DeviceArgs, OutputKind, SelectArgs};
 use crate::report;
+use crate::scores::ScoreExtentsArgs;
 
 /// Show how a problem would be computed on this machine: the form chosen, the workspace, the bytes to move, and the
 /// floor on a CPU, the time it takes to read the maps once.
@@ -38,6 +39,9 @@ pub struct PlanArgs {
     /// Element type of the maps: f32 | f16 | bf16
     #[arg(long, default_value = "f32")]
     dtype: DType,
+
+    #[command(flatten)]
+    scores: ScoreExtentsArgs,
 
     /// What comes out: relevance of start rows, the whole rollout, or the rollout after each layer
     #[arg(long, value_enum, default_value_t = OutputKind::Rows)]
@@ -68,7 +72,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     };
     args.config.check_heeded(Some(args.output_kind), false)?;
     args.config.check_rows_for([""].into_iter())?;
-    let feature = FileFeature::without_maps(shape, args.dtype);
+    let feature = args.scores.feature(shape, args.dtype);
     let select = SelectArgs::default();
     let problem = problem(
         &Tensors::none(),
@@ -77,7 +81,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         &args.config,
         args.output_kind,
     )?;
-    let device = backend::open(&args.device)?;
+    let device = backend::open_for(&args.device, std::iter::once(&problem))?;
     let plan = device.plan(&problem).map_err(Error::rollout("plan"))?;
 
     let (map_bytes, output_bytes) = (problem.map_bytes(), 4 * problem.output_len());

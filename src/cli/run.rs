@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use attention_rollout::QueriesKeys;
 use attention_rollout::device::Device;
 use clap::Args;
 use serde_json::json;
@@ -23,7 +24,8 @@ use crate::sink::{Outputs, ResultSink};
 /// Compute the rollout of attention maps saved in a safetensors file.
 #[derive(Args, Debug)]
 pub struct RunArgs {
-    /// File with tensors layer.<l> or <feature>/layer.<l>, [batch, heads, tokens, tokens] or [batch, tokens, tokens]
+    /// File with tensors layer.<l> or <feature>/layer.<l>, [batch, heads, tokens, tokens] or [batch, tokens, tokens]; or
+    /// query.<l> and key.<l>, [batch, heads, tokens, head size], with or without lse.<l>, [batch, heads, tokens]
     pub input: PathBuf,
 
     /// File to write: [<feature>/]relevance, rollout or rollout.<l>, in f32
@@ -100,7 +102,8 @@ pub fn run(args: &RunArgs) -> Result<()> {
     let tensors = file.tensors()?;
     let jobs = jobs(&tensors, &args.select, &args.config, args.output_kind)?;
     note_ignored_gradients(args, &tensors, &jobs);
-    let device = backend::open(&args.device)?;
+    note_unknown_mass(&jobs);
+    let device = backend::open_for(&args.device, jobs.iter().map(|job| &job.problem))?;
     let special_tokens = args.config.special_tokens();
     let outputs: Vec<Outputs> = jobs
         .iter()
@@ -150,6 +153,22 @@ fn note_ignored_gradients(args: &RunArgs, tensors: &Tensors<'_>, jobs: &[Job<'_>
         report::note(format_args!(
             "the gradients in {} are ignored; --gradients heads or fused takes them into account",
             shown_path(&args.input)
+        ));
+    }
+}
+
+/// Tells where a given LSE is not held to the sums of relevance.
+fn note_unknown_mass(jobs: &[Job<'_>]) {
+    let is_unknown = |job: &&Job<'_>| {
+        let source = job.problem.queries_keys();
+        let is_looked_at =
+            |source: &&QueriesKeys| source.has_lse() && source.mass_tolerance.is_some();
+        source.filter(is_looked_at).is_some() && job.problem.mass_tolerance().is_none()
+    };
+    if let Some(job) = jobs.iter().find(is_unknown) {
+        report::note(format_args!(
+            "{}: what relevance sums to is not known with these options, so only some rows of the LSE are looked at",
+            job.feature.place()
         ));
     }
 }

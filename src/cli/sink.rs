@@ -8,7 +8,7 @@ use attention_rollout::{DType, HostLayer, Output, Problem, post, validate};
 
 use crate::error::{Error, Result};
 use crate::heatmap::Drawing;
-use crate::input::{FeatureMaps, Tensors};
+use crate::input::{FeatureLayer, Tensors};
 use crate::job::{Job, check_leading_shape};
 use crate::output::{TensorFile, TensorSpec};
 use crate::pending::{self, PendingFile};
@@ -136,14 +136,15 @@ impl ResultSink<'_> {
                 None => return Ok((time, Some(variant))),
                 Some(Next::Push(items)) => {
                     let of_batch = all.start + items.start..all.start + items.end;
-                    let maps = job.feature.maps(of_batch.clone()).map_err(place())?;
-                    let layers: Vec<_> = maps.iter().map(FeatureMaps::host_layer).collect();
+                    let maps = job.feature.layers(of_batch.clone()).map_err(place())?;
+                    let layers: Vec<_> = maps.iter().map(FeatureLayer::host_layer).collect();
                     if let Some(tolerance) = validate {
                         let part = problem.slice_batch(items);
                         check_maps(job, &part, &layers, of_batch.start, tolerance)?;
                     }
                     started = Instant::now();
-                    plan.push(&layers).map_err(place())?;
+                    let pushed = plan.push(&layers);
+                    pushed.map_err(|error| place()(error.in_batch(all.start)))?;
                     time += started.elapsed();
                 }
                 Some(Next::Done(chunk)) => {

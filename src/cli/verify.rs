@@ -5,15 +5,15 @@ use std::path::PathBuf;
 
 use attention_rollout::device::Device;
 use attention_rollout::{
-    HeadFusion, HostLayer, Problem, Residual, ResidualWeights, RolloutConfig, first_not_finite,
-    reference,
+    HeadFusion, HostLayer, HostTensor, Layer, Problem, QueriesKeys, Residual, ResidualWeights,
+    RolloutConfig, first_not_finite, reference,
 };
 use clap::Args;
 use serde_json::json;
 
 use crate::backend;
 use crate::error::{Error, Result};
-use crate::input::{FeatureMaps, InputFile};
+use crate::input::{FeatureLayer, InputFile};
 use crate::job::{Job, jobs};
 use crate::options::{ConfigArgs, DeviceArg, DeviceArgs, OutputKind, SelectArgs};
 use crate::progress::MapProgress;
@@ -78,7 +78,11 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
         .map(|(kind, name)| Ok((name, jobs(&tensors, &args.select, &args.config, kind)?)))
         .collect::<Result<_>>()?;
 
-    let devices = devices(&args.device)?;
+    let problems = per_kind
+        .iter()
+        .flat_map(|(_, jobs)| jobs)
+        .map(|job| &job.problem);
+    let devices = devices(&args.device, problems)?;
     let total = per_kind.iter().flat_map(|(_, jobs)| jobs);
     let mut progress = MapProgress::start(total.map(|job| job.problem.map_bytes() as u64).sum());
     let mut checks = Vec::new();
@@ -117,8 +121,8 @@ fn check(
     let items = 0..job.problem.shape().batch.min(items.get());
     let place = || Error::rollout(job.feature.place());
     let problem = job.problem.slice_batch(items.clone());
-    let maps = job.feature.maps(items).map_err(place())?;
-    let layers: Vec<HostLayer<'_>> = maps.iter().map(FeatureMaps::host_layer).collect();
+    let maps = job.feature.layers(items).map_err(place())?;
+    let layers: Vec<HostLayer<'_>> = maps.iter().map(FeatureLayer::host_layer).collect();
     // Forms may differ where a NaN or an infinity takes part: nothing to hold them to.
     let defect = first_not_finite(&problem, &layers).map_err(place())?;
     if let Some(defect) = defect {
@@ -161,8 +165,11 @@ fn check(
 }
 
 /// The CPU, and the GPU where there is one, unless the options name a device.
-fn devices(args: &DeviceArgs) -> Result<Vec<Device>> {
-    let first = backend::open(args)?;
+fn devices<'p>(
+    args: &DeviceArgs,
+    problems: impl Iterator<Item = &'p Problem>,
+) -> Result<Vec<Device>> {
+    let first = backend::open_for(args, problems)?;
     if args.device == DeviceArg::Auto && first.name() != "cpu" {
         return Ok(vec![backend::open_cpu(args)?, first]);
     }
@@ -186,7 +193,8 @@ pub fn max_error(got: &[f32], expected: &[f64]) -> f64 {
 
 /// How far f32 arithmetic may be from the reference: `8 u sqrt(n)` times the largest element, with unit roundoff
 /// `u = 2^-24` and `n` operations on the way to each element. That is the probabilistic bound of Higham & Mary 2019
-/// (SIAM J. Sci. Comput. 41, A2815) with `lambda = 8`, for maps without negative entries.
+/// (SIAM J. Sci. Comput. 41, A2815) with `lambda = 8`, for maps without negative entries. Entries from queries and keys add
+/// those of a product and an exponential, and what a score loses, `2 u` times the largest that there can be.
 fn budget(
     problem: &Problem,
     layers: &[HostLayer<'_>],
@@ -194,15 +202,37 @@ fn budget(
 ) -> attention_rollout::Result<f64> {
     let shape = problem.shape();
     // Per layer: heads to fuse, tokens to sum, and the scaling, residual and normalisation.
-    let operations = problem.layers().len() * (shape.heads + 2 * shape.tokens + 4);
+    let scores = problem.queries_keys();
+    let per_entry = scores.map_or(0, |source| source.head_dim + 16);
+    let operations = problem.layers().len() * (shape.heads + 2 * shape.tokens + 4 + per_entry);
     let largest = |values: &[f64]| values.iter().fold(0.0, |max: f64, v| max.max(v.abs()));
     let magnitude = match without_cancellation(problem)? {
         Some(problem) => largest(&reference::rollout(&problem, layers)?),
         None => largest(expected),
     };
     let unit_roundoff = f64::from(f32::EPSILON) / 2.0;
-    let relative = 8.0 * unit_roundoff * (operations as f64).sqrt();
+    let score = scores.map_or(0.0, |source| largest_score(source, layers));
+    let relative = unit_roundoff * (8.0 * (operations as f64).sqrt() + 2.0 * score);
     Ok(relative * magnitude + f64::from(f32::MIN_POSITIVE))
+}
+
+/// The largest absolute score that there can be: that of the longest query and the longest key.
+fn largest_score(source: &QueriesKeys, layers: &[HostLayer<'_>]) -> f64 {
+    let length = |tensor: &HostTensor<'_>, head_dim: usize| {
+        let squares = (0..tensor.len() / head_dim).map(|token| {
+            let elements = (0..head_dim).map(|at| f64::from(tensor.get(token * head_dim + at)));
+            elements.map(|element| element * element).sum::<f64>()
+        });
+        squares.fold(0.0, f64::max).sqrt()
+    };
+    let of_layer = |layer: &HostLayer<'_>| match layer {
+        Layer::QueriesKeys { queries, keys, .. } => {
+            length(queries, source.head_dim) * length(keys, source.head_dim)
+        }
+        _ => 0.0,
+    };
+    let largest = layers.iter().map(of_layer).fold(0.0, f64::max);
+    f64::from(source.scale()).abs() * largest
 }
 
 /// How far products with fused maps rounded to f16 may be from the reference: each layer rounds one factor, by at most
@@ -236,11 +266,13 @@ fn without_cancellation(problem: &Problem) -> attention_rollout::Result<Option<P
         residual,
         ..config.clone()
     };
-    Problem::builder(*problem.shape(), problem.dtype())
+    let mut builder = Problem::builder(*problem.shape(), problem.dtype())
         .config(config)
-        .windows(problem.windows().to_vec())
-        .build()
-        .map(Some)
+        .windows(problem.windows().to_vec());
+    if let Some(source) = problem.queries_keys() {
+        builder = builder.queries_keys(source.clone());
+    }
+    builder.build().map(Some)
 }
 
 fn print_table(checks: &[Check]) -> Result<()> {

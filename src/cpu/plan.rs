@@ -216,6 +216,7 @@ impl Plan {
         inputs: RunInputs<'_>,
     ) -> Result<()> {
         self.problem().check_items(&items)?;
+        let first = items.start;
         let mut part = self.problem().slice_batch(items);
         inputs.tell(&mut part)?;
         part.check_layers(layers, out.len())?;
@@ -223,7 +224,10 @@ impl Plan {
         let out = Shared::new(out);
         self.engine.run(
             |_| 0..part.shape().batch,
-            |task| task.rollout_of(&part, layers, out),
+            |task| {
+                task.rollout_of(&part, layers, out)
+                    .map_err(|error| error.in_batch(first))
+            },
         )
     }
 

@@ -23,6 +23,9 @@ impl Inputs {
     /// [`Error::HostMemory`](crate::Error::HostMemory).
     pub fn random(problem: &Problem, seed: u64) -> Result<Self> {
         let (shape, dtype) = (problem.shape(), problem.dtype());
+        if problem.queries_keys().is_some() {
+            return Inputs::random_scores(problem, seed);
+        }
         let elements = product(
             "random maps",
             &[shape.batch, shape.heads, shape.tokens, shape.tokens],
@@ -48,26 +51,34 @@ impl Inputs {
         })
     }
 
+    /// Queries and keys, uniform from -1 to 1. The LSE of a problem that has one would be as random.
+    fn random_scores(problem: &Problem, seed: u64) -> Result<Self> {
+        let layer = |layer: usize| {
+            let mut operand = 0;
+            problem.operands(layer)?.try_map(|wanted| {
+                operand += 1;
+                let mut tensor = OwnedTensor::zeroed(wanted.dtype, wanted.len)?;
+                with_element!(wanted.dtype, T => {
+                    let elements = tensor.as_mut_slice().unwrap_or_default();
+                    fill_signed::<T>(elements, mix(seed ^ (3 * layer + operand) as u64));
+                });
+                Ok(tensor)
+            })
+        };
+        Ok(Inputs {
+            layers: (0..problem.shape().layers)
+                .map(layer)
+                .collect::<Result<_>>()?,
+        })
+    }
+
     /// A copy of `layers`.
     ///
     /// # Errors
     /// [`Error::HostMemory`](crate::Error::HostMemory).
     pub fn copied(layers: &[HostLayer<'_>]) -> Result<Self> {
         let copy = |tensor: &HostTensor<'_>| OwnedTensor::copied(tensor.dtype(), tensor.bytes());
-        let layer = |layer: &HostLayer<'_>| {
-            Ok(match layer {
-                Layer::Maps(maps) => Layer::Maps(copy(maps)?),
-                Layer::Gradients { maps, gradients } => Layer::Gradients {
-                    maps: copy(maps)?,
-                    gradients: copy(gradients)?,
-                },
-                Layer::QueriesKeys { queries, keys, lse } => Layer::QueriesKeys {
-                    queries: copy(queries)?,
-                    keys: copy(keys)?,
-                    lse: lse.as_ref().map(copy).transpose()?,
-                },
-            })
-        };
+        let layer = |layer: &HostLayer<'_>| layer.try_map(copy);
         Ok(Inputs {
             layers: layers.iter().map(layer).collect::<Result<_>>()?,
         })

@@ -12,6 +12,7 @@ mod limits;
 mod messages;
 mod outputs;
 mod paths;
+mod queries_keys;
 mod real_data;
 mod relevance;
 mod signals;

@@ -74,7 +74,7 @@ fn run(args: &RunArgs) -> Result<()> {
 
 fn compute(args: &RunArgs, job: &Job<'_>) -> Vec<f32> {
     let problem = &job.problem;
-    let maps = job.feature.maps(0..problem.shape().batch);
+    let maps = job.feature.layers(0..problem.shape().batch);
     let maps = maps.expect("the file is small");
     let layers: Vec<_> = maps.iter().map(|maps| maps.host_layer()).collect();
     let options = cpu::Options {
