@@ -383,7 +383,7 @@ fn what_is_missing_is_named_with_feature_and_layer() {
     );
     assert_eq!(
         with(|saved| saved.layers.push(vec![0.5; 3])),
-        "feature visit/codes: layer 1: its extents and strides reach 4 elements, got 3"
+        "feature visit/codes: layer 1, maps: its extents and strides reach 4 elements, got 3"
     );
     assert_eq!(
         with(|saved| saved.rows = vec![2]),
