@@ -171,7 +171,7 @@ fn tensors_that_do_not_fit_are_named() {
             .expect_failure(2, parts);
     };
     let query = ("query.0", queries());
-    refused(&[query.clone()], "", &["key.0", "query.0"]);
+    refused(std::slice::from_ref(&query), "", &["key.0", "query.0"]);
     refused(
         &[
             query.clone(),

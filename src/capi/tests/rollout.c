@@ -296,7 +296,7 @@ static void refusals(void) {
     layers_at(layers, maps), layers[2].maps_count = (size_t)-1;
     REFUSED(AR_STATUS_INVALID, "overflow", ar_plan_run(plan, layers, LAYERS, out, ROW, NULL));
     layers_at(layers, maps), layers[1].maps_count--;
-    REFUSED(AR_STATUS_INVALID, "layer 1: its extents and strides reach 324 elements, got 323",
+    REFUSED(AR_STATUS_INVALID, "layer 1, maps: its extents and strides reach 324 elements, got 323",
             ar_plan_run(plan, layers, LAYERS, out, ROW, NULL));
     layers_at(layers, maps), layers[0].gradients = maps[1], layers[0].gradients_count = MAPS;
     REFUSED(AR_STATUS_INVALID, "layer 0: expected maps, got maps and gradients", ar_plan_run(plan, layers, LAYERS, out, ROW, NULL));
