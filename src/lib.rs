@@ -14,6 +14,7 @@
 //! | a program in C or C++ | the header `attention_rollout.h`: [`guide::hosts`] |
 //! | sessions of ort, tensors of burn or tch | their addresses and streams: [`guide::hosts`] |
 //! | a model that runs just now, layer by layer | [`cpu::StreamingPlan`], [`cuda::StreamingPlan`] |
+//! | layers from disk, the last one first | [`cpu::TopDownPlan`] |
 //! | a machine that may have a GPU or not | [`device::Device`] |
 //! | many problems of different sizes at once | [`cpu::GroupPlan`], [`cuda::GroupPlan`] |
 //! | one problem after the other, of changing sizes | [`cpu::PlanCache`], [`cuda::PlanCache`] on a [`cuda::Runtime`] |

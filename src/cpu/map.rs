@@ -21,6 +21,15 @@ pub(crate) struct Run<'a> {
     pub out: Shared<'a>,
     /// The member's own, to compute entries of maps in.
     pub source: Shared<'a>,
+    /// Which part of the row form this is; all of it unless given.
+    pub stage: Option<&'a Stage<'a>>,
+}
+
+/// Some layers of row form, of which alone there are operands, and where it has got to.
+pub(crate) struct Stage<'a> {
+    pub layers: Range<usize>,
+    /// The relevance that the layers after them have left, laid out as the output; none before the first.
+    pub relevance: Option<Shared<'a>>,
 }
 
 impl<'a> Run<'a> {
@@ -36,14 +45,21 @@ impl<'a> Run<'a> {
             layers,
             out,
             source,
+            stage: None,
         }
+    }
+
+    /// The layers that take part.
+    pub fn steps(&self) -> Range<usize> {
+        self.stage
+            .map_or(self.problem.layers(), |stage| stage.layers.clone())
     }
 
     /// The maps of `item` in `layer`.
     pub fn maps(&self, layer: usize, item: usize) -> ItemMaps<'a> {
         ItemMaps {
             problem: self.problem,
-            operands: self.layers[layer],
+            operands: self.layers[layer - self.stage.map_or(0, |stage| stage.layers.start)],
             layer,
             item,
             memory: self.source,

@@ -21,6 +21,7 @@ mod scores;
 mod simd;
 mod streaming;
 mod team;
+mod top_down;
 
 use std::num::NonZeroUsize;
 
@@ -30,6 +31,7 @@ pub use group::{GroupItem, GroupPlan};
 pub use plan::Plan;
 pub use simd::Simd;
 pub use streaming::StreamingPlan;
+pub use top_down::TopDownPlan;
 
 pub use crate::chunk::Progress;
 use crate::error::Result;
@@ -42,6 +44,7 @@ const _: () = {
     moves_and_is_shared::<Plan>();
     moves_and_is_shared::<PlanCache>();
     moves_and_is_shared::<StreamingPlan>();
+    moves_and_is_shared::<TopDownPlan>();
     moves_and_is_shared::<GroupPlan>();
 };
 

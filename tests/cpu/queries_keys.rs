@@ -6,7 +6,7 @@ use crate::common::compare::check_close;
 use crate::common::generate::Case;
 use crate::common::queries_keys::{ScoresCase, ScoresGenerated, scores_case};
 use attention_rollout::cpu::{
-    Choice, Form, GroupItem, GroupPlan, Options, Plan, Simd, StreamingPlan,
+    Choice, Form, GroupItem, GroupPlan, Options, Plan, Simd, StreamingPlan, TopDownPlan,
 };
 use attention_rollout::{
     Error, HostLayer, HostTensor, Layer, LogBase, Lse, Output, QueriesKeys, Shape, StartRows,
@@ -76,6 +76,20 @@ proptest! {
         }
         stream.finish(&mut got).unwrap();
         check("streamed", &generated, &got)?;
+
+        let mut got = vec![f32::NAN; problem.output_len()];
+        match TopDownPlan::new(problem, &threads(2)) {
+            Ok(mut plan) => {
+                for layer in problem.layers().rev() {
+                    plan.push_layer(layers[layer]).unwrap();
+                }
+                plan.finish(&mut got).unwrap();
+                check("from the top", &generated, &got)?;
+            }
+            Err(error) => {
+                prop_assert!(!matches!(problem.config().output, Output::Rows(_)), "{}", error);
+            }
+        }
 
         let mut twice = [vec![f32::NAN; got.len()], vec![f32::NAN; got.len()]];
         let mut group = GroupPlan::new(&[problem.clone(), problem.clone()], &threads(2)).unwrap();
@@ -306,5 +320,54 @@ fn rows_whose_lse_is_infinite_are_empty() {
         .unwrap();
         assert!((got[..40].iter().sum::<f32>() - 0.5).abs() < 1e-5);
         assert!((got[40..].iter().sum::<f32>() - 1.0).abs() < 1e-5);
+    }
+}
+
+#[test]
+fn layers_from_the_top_are_those_of_one_run() {
+    let generated = sound(LogBase::E).generate();
+    let (problem, layers) = (&generated.problem, generated.layers());
+    for count in [1, 2, 3] {
+        let mut whole = Plan::new(problem, &threads(count)).unwrap();
+        let want = whole.run_to_vec(&layers).unwrap();
+        let mut plan = TopDownPlan::new(problem, &threads(count)).unwrap();
+        let mut got = vec![f32::NAN; want.len()];
+        // Twice, and once from an error on.
+        for _ in 0..2 {
+            for layer in layers.iter().rev() {
+                plan.push_layer(*layer).unwrap();
+            }
+            let more = plan.push_layer(layers[0]).unwrap_err();
+            assert!(matches!(
+                more,
+                Error::StreamedLayers {
+                    expected: 3,
+                    got: 4
+                }
+            ));
+            plan.finish(&mut got).unwrap();
+            assert_eq!(got, want, "{count} threads");
+            plan.push_layer(layers[2]).unwrap();
+            let few = plan.finish(&mut got).unwrap_err();
+            assert!(matches!(
+                few,
+                Error::StreamedLayers {
+                    expected: 3,
+                    got: 1
+                }
+            ));
+            // The first layer is not the second.
+            let Layer::QueriesKeys { queries, keys, .. } = layers[0] else {
+                unreachable!()
+            };
+            let Layer::QueriesKeys { lse, .. } = layers[1] else {
+                unreachable!()
+            };
+            let wrong = plan
+                .push_layer(Layer::QueriesKeys { queries, keys, lse })
+                .unwrap_err();
+            assert!(matches!(wrong, Error::Lse { layer: 1, .. }), "{wrong}");
+            assert_eq!(plan.pushed(), 0);
+        }
     }
 }

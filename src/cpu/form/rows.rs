@@ -57,8 +57,8 @@ fn item_alone(
         out.fill(0.0);
         return Ok(());
     }
-    start(problem, item, scratch);
-    for layer in problem.layers().rev() {
+    start(run, item, scratch);
+    for layer in run.steps().rev() {
         let maps = run.maps(layer, item);
         let whole = problem.config().discard.map(|_| {
             maps.fused().unwrap_or_else(|| {
@@ -70,11 +70,11 @@ fn item_alone(
         let fused_map = FusedMap::new(simd, maps, whole, scratch.candidates);
         // What is read next: all of the layer before, or the first row wanted of the next item.
         match layer.checked_sub(1) {
-            Some(before) if problem.layers().contains(&before) => {
+            Some(before) if run.steps().contains(&before) => {
                 run.maps(before, item).prefetch(simd, 0..len);
             }
             _ if item + 1 < problem.shape().batch => {
-                let last = problem.layers().end - 1;
+                let last = run.steps().end - 1;
                 run.maps(last, item + 1).prefetch(simd, 0..1);
             }
             _ => {}
@@ -125,8 +125,8 @@ fn item_by_team(
     }
     let mut checked = Ok(());
     let blocks_len = blocks(problem, len).len();
-    start(problem, item, scratch);
-    for (step, layer) in problem.layers().rev().enumerate() {
+    start(run, item, scratch);
+    for (step, layer) in run.steps().rev().enumerate() {
         let maps = run.maps(layer, item);
         // SAFETY: all have passed the last layer's barrier, and there is one at the end of this layer.
         let whole = unsafe { whole_by_team(simd, member, maps, map) };
@@ -175,11 +175,21 @@ fn item_by_team(
     checked
 }
 
-/// Writes the item's start rows into the relevance.
-fn start(problem: &Problem, item: usize, scratch: &mut RowsBuffers<'_>) {
-    let len = problem.windows()[item].len;
-    for row in 0..problem.start_rows() {
-        problem.start_weights(item, row, &mut scratch.relevance[row * len..][..len]);
+/// Writes the item's start rows into the relevance, or what later layers have made of them.
+fn start(run: Run<'_>, item: usize, scratch: &mut RowsBuffers<'_>) {
+    let (problem, rows) = (run.problem, run.problem.start_rows());
+    let (window, tokens) = (problem.windows()[item], problem.shape().tokens);
+    let left = run.stage.and_then(|stage| stage.relevance);
+    for row in 0..rows {
+        let to = &mut scratch.relevance[row * window.len..][..window.len];
+        match left {
+            None => problem.start_weights(item, row, to),
+            Some(left) => {
+                let at = (item * rows + row) * tokens + window.start;
+                // SAFETY: it is written when the item is done, after a barrier that all who compute it pass.
+                to.copy_from_slice(unsafe { left.get(at..at + window.len) });
+            }
+        }
     }
 }
 
