@@ -12,6 +12,10 @@ pub mod hosts {}
 #[doc = include_str!("measuring.md")]
 pub mod measuring {}
 
+/// From queries and keys, where there are no maps.
+#[doc = include_str!("queries_keys.md")]
+pub mod queries_keys {}
+
 /// Getting attention maps out of a model and into a file.
 #[doc = include_str!("saving_maps.md")]
 pub mod saving_maps {}

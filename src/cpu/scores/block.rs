@@ -11,7 +11,7 @@ use crate::layer::HostTensor;
 use crate::queries_keys::{Lse, MOST_HEAD_DIM, TokenStrides};
 
 /// Queries of a block: what the GEMM crate's widest kernel takes at a time.
-pub(crate) const QUERIES: usize = 48;
+pub(crate) const QUERIES: usize = 64;
 
 /// Keys of a block: with as many queries, scores that stay in a second-level cache.
 pub(super) const KEYS: usize = 1024;
