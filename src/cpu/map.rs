@@ -140,13 +140,13 @@ impl<'a> FusedMap<'a> {
     }
 
     /// Adds the rows `rows` times `weights`, `[start rows, rows]`, to `part`, `[start rows, len]`, where nothing is excluded.
-    /// `row` has room for one.
+    /// `fused` has room for a chunk of rows.
     pub fn accumulate(
         &self,
         rows: Range<usize>,
         start_rows: usize,
         weights: &[f32],
-        row: &mut [f32],
+        fused: &mut [f32],
         part: &mut [f32],
     ) {
         let len = self.maps.len();
@@ -162,7 +162,22 @@ impl<'a> FusedMap<'a> {
             entries.accumulate(self.simd, to);
         };
         let (whole, cutoff) = match &self.discard {
-            None => return add(self.maps.rows(rows.clone()), rows.start, 0),
+            None => {
+                let entries = self.maps.rows(rows.clone());
+                if entries.need_no_fusing(start_rows) {
+                    return add(entries, rows.start, 0);
+                }
+                let chunk_rows = fused.len() / len;
+                for first in rows.clone().step_by(chunk_rows) {
+                    let chunk = first..rows.end.min(first + chunk_rows);
+                    let count = chunk.len();
+                    let fused = &mut fused[..count * len];
+                    self.maps.rows(chunk).fuse(self.simd, 1.0, fused);
+                    let fused = FusedEntries::new(fused, len);
+                    add(fused.part(0..count, 0..len).into(), first, 0);
+                }
+                return;
+            }
             Some((whole, None)) => {
                 return add(whole.part(rows.clone(), 0..len).into(), rows.start, 0);
             }
@@ -180,7 +195,7 @@ impl<'a> FusedMap<'a> {
                 }
                 KeptEntries::ByEntry => {
                     for i in rows {
-                        let row = &mut row[..len];
+                        let row = &mut fused[..len];
                         cutoff.keep(self.simd, i..i + 1, whole, row);
                         add(FusedEntries::new(row, len).part(0..1, 0..len).into(), i, 0);
                     }

@@ -3,8 +3,9 @@
 //! Rows are taken in blocks of a length that depends on the problem alone. Each block's part of the new relevance is
 //! summed by itself and the parts are added in block order, so the result does not depend on who computed which block.
 //!
-//! Few start rows are multiplied with fused entries as these come out of the maps. Fused rows are kept, a chunk at a
-//! time, only where more must be known first: their sums, or what is discarded or excluded.
+//! One start row is multiplied with the entries of each head as these come out of the maps, where fused entries are sums of
+//! them. For several, and where more must be known first (the sums of rows, or what is discarded or excluded), rows are
+//! fused a chunk at a time.
 
 mod scratch;
 
@@ -71,7 +72,8 @@ fn item_alone(
         // What is read next: all of the layer before, or the first row wanted of the next item.
         match layer.checked_sub(1) {
             Some(before) if run.steps().contains(&before) => {
-                run.maps(before, item).prefetch(simd, 0..len);
+                let first_block = blocks(problem, len).next().unwrap_or_default();
+                run.maps(before, item).prefetch(simd, first_block);
             }
             _ if item + 1 < problem.shape().batch => {
                 let last = run.steps().end - 1;

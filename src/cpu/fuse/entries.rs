@@ -57,6 +57,40 @@ impl<T: Element> HeadEntries for Attention<'_, T> {
     }
 }
 
+/// The entries that are more than `least`; 0 for the others.
+#[derive(Clone, Copy)]
+pub(super) struct Above<E> {
+    pub entries: E,
+    pub least: f32,
+}
+
+impl<E: HeadEntries> HeadEntries for Above<E> {
+    const BYTES: usize = E::BYTES;
+    const OPERANDS: usize = E::OPERANDS;
+
+    #[inline(always)]
+    fn len(self) -> usize {
+        self.entries.len()
+    }
+
+    #[inline(always)]
+    unsafe fn read<W: Lanes>(self, lanes: W, at: usize) -> W::Vector {
+        // SAFETY: as the caller vouches.
+        let entries = unsafe { self.entries.read(lanes, at) };
+        lanes.zero_at_most(entries, lanes.splat(self.least))
+    }
+
+    #[inline(always)]
+    fn folded<W: Lanes>(self, lanes: W, folded: W::Vector) -> W::Vector {
+        self.entries.folded(lanes, folded)
+    }
+
+    #[inline(always)]
+    fn prefetch<W: Lanes>(self, lanes: W, at: usize, bytes: usize) {
+        self.entries.prefetch(lanes, at, bytes);
+    }
+}
+
 /// The maps times their gradients, what is negative taken as 0: head by head, or once they are folded.
 #[derive(Clone, Copy)]
 pub(super) struct GradientWeighted<'a, T> {

@@ -61,28 +61,6 @@ impl<const LARGEST: bool> Fold for Extreme<LARGEST> {
     }
 }
 
-/// The entries of one head, 0 for those up to this; all of them where this is NaN.
-#[derive(Clone, Copy)]
-pub(crate) struct Above(pub f32);
-
-impl Fold for Above {
-    #[inline(always)]
-    fn first<L: Lanes>(self, lanes: L, value: L::Vector) -> L::Vector {
-        lanes.zero_at_most(value, lanes.splat(self.0))
-    }
-
-    #[inline(always)]
-    fn next<L: Lanes>(
-        self,
-        _lanes: L,
-        _kept: L::Vector,
-        _value: L::Vector,
-        _head: usize,
-    ) -> L::Vector {
-        unreachable!("there is one head")
-    }
-}
-
 #[derive(Clone, Copy)]
 pub(crate) struct Weighted<'a> {
     pub weights: &'a [f32],

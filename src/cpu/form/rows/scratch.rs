@@ -14,11 +14,16 @@ use crate::problem::Problem;
 /// Elements of a chunk of fused rows: half of a 32 KiB first-level cache.
 const CHUNK_ELEMENTS: usize = 4096;
 
-/// Rows of a block, over all heads, at least: many enough that adding up the parts costs little ...
-const BLOCK_HEAD_ROWS: usize = 64;
+/// Rows of a block, over all heads: many enough that they are read in long streams and that adding up the parts costs
+/// little ...
+const BLOCK_HEAD_ROWS: usize = 512;
 
-/// ... and rows, where there are many heads: few enough that a team finds work for all.
+/// ... and rows, where there are many heads: few enough that a team finds work for all ...
 const BLOCK_ROWS: usize = 16;
+
+/// ... or where there are few: in as many blocks at least, of so many rows.
+const FEW_HEADS_BLOCKS: usize = 4;
+const FEW_HEADS_BLOCK_ROWS: usize = 256;
 
 /// Blocks of an item at most, so that the parts of a large one take little memory.
 const MOST_BLOCKS: usize = 64;
@@ -40,13 +45,19 @@ pub(super) fn block_rows(problem: &Problem, len: usize) -> usize {
         0..=GEMM_START_ROWS if are_computed(problem) => {
             len.div_ceil(MOST_BLOCKS).next_multiple_of(scores::ROWS)
         }
-        0..=GEMM_START_ROWS => (BLOCK_HEAD_ROWS / problem.shape().heads)
-            .max(BLOCK_ROWS)
+        0..=GEMM_START_ROWS => streamed_rows(problem, len)
             .max(CHUNK_ELEMENTS / len)
             .max(len.div_ceil(MOST_BLOCKS)),
         _ => GEMM_BLOCK_ROWS,
     };
     rows.min(len)
+}
+
+/// Rows of a block that is read in long streams; for longer windows not fewer.
+fn streamed_rows(problem: &Problem, len: usize) -> usize {
+    (BLOCK_HEAD_ROWS / problem.shape().heads)
+        .min((len / FEW_HEADS_BLOCKS).max(FEW_HEADS_BLOCK_ROWS))
+        .max(BLOCK_ROWS)
 }
 
 /// Rows of a chunk.
@@ -64,8 +75,7 @@ fn most_block_rows(problem: &Problem, len: usize) -> usize {
     let rows = match problem.start_rows() {
         0..=GEMM_START_ROWS if are_computed(problem) => block_rows(problem, len),
         // A chunk's elements have as many rows as columns at most.
-        0..=GEMM_START_ROWS => (BLOCK_HEAD_ROWS / problem.shape().heads)
-            .max(BLOCK_ROWS)
+        0..=GEMM_START_ROWS => streamed_rows(problem, len)
             .max(CHUNK_ELEMENTS.isqrt())
             .max(len.div_ceil(MOST_BLOCKS)),
         _ => GEMM_BLOCK_ROWS,
