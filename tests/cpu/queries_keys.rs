@@ -9,8 +9,8 @@ use attention_rollout::cpu::{
     Choice, Form, GroupItem, GroupPlan, Options, Plan, Simd, StreamingPlan, TopDownPlan,
 };
 use attention_rollout::{
-    Error, HostLayer, HostTensor, Layer, LogBase, Lse, Output, QueriesKeys, Shape, StartRows,
-    reference,
+    DType, Error, HostLayer, HostTensor, Layer, LogBase, Lse, Output, Problem, QueriesKeys, Shape,
+    StartRows, reference,
 };
 use proptest::prelude::*;
 
@@ -261,7 +261,7 @@ fn queries_and_keys_that_were_rounded_afterwards_are_refused() {
     let mut case = sound(LogBase::E);
     case.source.scale = Some(1.0);
     let exact = case.generate();
-    case.case.dtype = attention_rollout::DType::Bf16;
+    case.case.dtype = DType::Bf16;
     let rounded = case.generate();
     let layers: Vec<_> = rounded
         .layers()
@@ -367,4 +367,21 @@ fn layers_from_the_top_are_those_of_one_run() {
             assert_eq!(plan.pushed(), 0);
         }
     }
+}
+
+#[test]
+fn memory_grows_with_the_tokens_alone() {
+    let shape = Shape {
+        layers: 6,
+        batch: 1,
+        heads: 8,
+        tokens: 16_384,
+    };
+    let problem = Problem::builder(shape, DType::F16)
+        .queries_keys(QueriesKeys::new(&shape, 64))
+        .build()
+        .unwrap();
+    let plan = Plan::new(&problem, &threads(2)).unwrap();
+    // The maps of one head would take 512 MiB.
+    assert!(plan.workspace_bytes() < 64 << 20, "{plan}");
 }
