@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::maps::MAX_WARPS;
 use super::parts::WARP;
-use super::{Columns, Fused, Kernel, Reading, MapSource, Maps, example_shape};
+use super::{Columns, Fused, Kernel, MapSource, Maps, Reading, example_shape};
 use crate::config::{GradientRule, Output, RolloutConfig};
 use crate::cuda::address::Address;
 use crate::cuda::launch::{Geometry, Launch};
