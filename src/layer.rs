@@ -394,6 +394,7 @@ impl Problem {
     ///
     /// # Errors
     /// As [`check_layers`](Problem::check_layers); [`Error::Items`].
+    #[cfg(any(feature = "cpu", feature = "cuda"))]
     pub(crate) fn check_layers_of(
         &self,
         items: &Range<usize>,
