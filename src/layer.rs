@@ -4,7 +4,6 @@
 //! source. What computes takes the arms apart, so that the compiler points at all of it when a source is added.
 
 use std::convert::Infallible;
-use std::ops::Range;
 
 use crate::dtype::{DType, Element, with_element};
 use crate::error::{Error, Result};
@@ -261,6 +260,10 @@ pub(crate) struct Operand {
     /// Elements that its extents and strides reach.
     pub len: usize,
     /// Elements from one item of the batch to the next.
+    #[cfg_attr(
+        not(any(feature = "cpu", feature = "cuda")),
+        expect(dead_code, reason = "only backends run a part of a batch")
+    )]
     pub batch_stride: usize,
 }
 
@@ -388,21 +391,5 @@ impl Problem {
             self.check_layer(layer, operands)?;
         }
         self.check_output_len(out_len)
-    }
-
-    /// The same of a run of `items`, items of the batch: of theirs alone.
-    ///
-    /// # Errors
-    /// As [`check_layers`](Problem::check_layers); [`Error::Items`].
-    #[cfg(any(feature = "cpu", feature = "cuda"))]
-    pub(crate) fn check_layers_of(
-        &self,
-        items: &Range<usize>,
-        layers: &[HostLayer<'_>],
-        out_len: usize,
-    ) -> Result<()> {
-        self.check_items(items)?;
-        let part = self.slice_batch(items.clone());
-        part.check_layers(layers, out_len)
     }
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::{Problem, check};
 use crate::config::{Output, RolloutConfig, StartRows};
 use crate::error::{Error, Result};
+use crate::layer::HostLayer;
 use crate::layout::Window;
 
 impl Problem {
@@ -147,6 +148,22 @@ impl Problem {
             let rows = &rows[item * count..][..count];
             check::rows_inside(item, rows, &self.windows[item], &self.shape)
         })
+    }
+
+    /// Checks, as [`check_layers`](Problem::check_layers), what a run of `items`, items of the batch, reads and writes: theirs
+    /// alone.
+    ///
+    /// # Errors
+    /// As [`check_layers`](Problem::check_layers); [`Error::Items`].
+    pub(crate) fn check_layers_of(
+        &self,
+        items: &Range<usize>,
+        layers: &[HostLayer<'_>],
+        out_len: usize,
+    ) -> Result<()> {
+        self.check_items(items)?;
+        let part = self.slice_batch(items.clone());
+        part.check_layers(layers, out_len)
     }
 
     /// Checks that the batch has the items `items`.
