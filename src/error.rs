@@ -1,7 +1,7 @@
 //! The one error type of the crate. Every variant carries the numbers that tell what was wrong.
 
-use crate::config::HeadFusion;
 use crate::dtype::DType;
+use crate::fusion::HeadFusion;
 
 /// Result with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;

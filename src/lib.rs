@@ -64,6 +64,7 @@ pub mod cuda;
 pub mod device;
 mod dtype;
 mod error;
+mod fusion;
 #[cfg(any(doc, doctest))]
 pub mod guide;
 mod layer;

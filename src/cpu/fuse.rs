@@ -45,187 +45,10 @@ pub(crate) use crate::cpu::fuse::accumulate::Accumulate;
 use crate::cpu::fuse::accumulate::{AccumulateRows, Prefetch};
 use crate::cpu::fuse::entries::{Above, Attention, GradientWeighted, HeadEntries};
 use crate::cpu::fuse::pass::FuseRows;
-use crate::cpu::scores::{ItemScores, ScoreRows};
 use crate::cpu::simd::{InnerLoop, Lanes, Simd};
-use crate::cpu::team::{Member, Shared};
 use crate::dtype::{Element, with_element};
-use crate::error::Result;
-use crate::layer::{HostLayer, HostTensor, Layer};
+use crate::layer::HostTensor;
 use crate::problem::Problem;
-
-/// One item's maps of one layer.
-#[derive(Clone, Copy)]
-pub(crate) struct ItemMaps<'a> {
-    pub problem: &'a Problem,
-    pub operands: HostLayer<'a>,
-    pub layer: usize,
-    pub item: usize,
-    /// The member's own, to compute entries in where they are computed.
-    pub memory: Shared<'a>,
-}
-
-/// Some rows of one item's maps of one layer, wherever they come from.
-#[derive(Clone, Copy)]
-pub(crate) enum ItemRows<'a> {
-    Maps(MapRows<'a>),
-    Scores(ScoreRows<'a>),
-}
-
-impl<'a> From<MapRows<'a>> for ItemRows<'a> {
-    fn from(rows: MapRows<'a>) -> Self {
-        ItemRows::Maps(rows)
-    }
-}
-
-impl ItemRows<'_> {
-    /// Writes the fused rows, times `weight`, into `fused`, `[rows, len]`.
-    pub fn fuse(self, simd: Simd, weight: f32, fused: &mut [f32]) {
-        match self {
-            ItemRows::Maps(rows) => rows.fuse(simd, weight, fused),
-            ItemRows::Scores(rows) => rows.fuse(simd, weight, fused),
-        }
-    }
-
-    /// Whether [`accumulate`](ItemRows::accumulate) takes the heads' entries as they are.
-    pub fn need_no_fusing(&self, start_rows: usize) -> bool {
-        match self {
-            ItemRows::Maps(rows) => rows.need_no_fusing(start_rows),
-            ItemRows::Scores(_) => true,
-        }
-    }
-
-    /// Adds the fused rows, times their weights, to sums. They [need not be fused](ItemRows::need_no_fusing) for it.
-    pub fn accumulate(self, simd: Simd, to: Accumulate<'_>) {
-        match self {
-            ItemRows::Maps(rows) => rows.accumulate(simd, to),
-            ItemRows::Scores(rows) => rows.accumulate(simd, to),
-        }
-    }
-}
-
-impl<'a> ItemMaps<'a> {
-    /// Valid tokens of the item.
-    pub fn len(&self) -> usize {
-        self.problem.windows()[self.item].len
-    }
-
-    /// The queries and keys, where the maps are computed from them.
-    pub fn scores(&self) -> Option<ItemScores<'a>> {
-        let Layer::QueriesKeys { queries, keys, lse } = self.operands else {
-            return None;
-        };
-        Some(ItemScores {
-            problem: self.problem,
-            source: self.problem.queries_keys()?,
-            queries,
-            keys,
-            lse,
-            layer: self.layer,
-            item: self.item,
-            memory: self.memory,
-        })
-    }
-
-    /// Looks whether a given LSE is that of the queries and keys, in some rows of the heads that fall to this member.
-    ///
-    /// # Errors
-    /// [`Error::Lse`](crate::Error::Lse).
-    pub fn probe(&self, simd: Simd, member: Member<'_>) -> Result<()> {
-        match self.scores().filter(|_| self.len() > 0) {
-            Some(scores) => scores.probe(simd, member),
-            None => Ok(()),
-        }
-    }
-
-    /// Notes what the rows of relevance `[start rows, len]` must sum to after this layer, where that is known and looked at.
-    pub fn expect_masses(&self, relevance: &[f32]) {
-        if let Some(scores) = self.scores() {
-            scores.expect_masses(relevance);
-        }
-    }
-
-    /// Checks the rows of relevance after this layer against what was noted before it.
-    ///
-    /// # Errors
-    /// [`Error::Mass`](crate::Error::Mass).
-    pub fn check_masses(&self, relevance: &[f32]) -> Result<()> {
-        self.scores()
-            .map_or(Ok(()), |scores| scores.check_masses(relevance))
-    }
-
-    /// Checks what the rows of `Ahat` from `first` on, `[rows, len]`, sum to, where that is known and looked at.
-    ///
-    /// # Errors
-    /// [`Error::Mass`](crate::Error::Mass).
-    pub fn check_rows(&self, first: usize, ahat: &[f32]) -> Result<()> {
-        self.scores()
-            .map_or(Ok(()), |scores| scores.check_rows(first, ahat))
-    }
-
-    /// The rows `rows`, counted from the window's start.
-    pub fn rows(&self, rows: Range<usize>) -> ItemRows<'a> {
-        match self.scores() {
-            None => self.map_rows(rows).into(),
-            Some(of) => ItemRows::Scores(ScoreRows {
-                of,
-                first: rows.start,
-                count: rows.len(),
-            }),
-        }
-    }
-
-    /// The rows `rows` of maps in memory.
-    fn map_rows(&self, rows: Range<usize>) -> MapRows<'a> {
-        let strides = self.problem.strides(self.layer);
-        let window = self.problem.windows()[self.item];
-        let first = self.item * strides.batch + window.start * (strides.row + 1);
-        let (maps, gradients) = match self.operands {
-            Layer::Maps(maps) => (maps, None),
-            Layer::Gradients { maps, gradients } => {
-                let rule = self.problem.config().gradients;
-                (maps, rule.map(|rule| (gradients, rule)))
-            }
-            Layer::QueriesKeys { .. } => unreachable!("their rows are computed"),
-        };
-        MapRows {
-            maps,
-            gradients,
-            first: first + rows.start * strides.row,
-            head_stride: strides.head,
-            row_stride: strides.row,
-            heads: self.problem.shape().heads,
-            fusion: &self.problem.config().head_fusion,
-            causal_from: self.problem.config().causal.then_some(rows.start),
-            more_than: f32::NAN,
-            rows: rows.len(),
-            len: window.len,
-        }
-    }
-
-    /// Asks for what is read first of the rows `rows` to be prefetched.
-    pub fn prefetch(&self, simd: Simd, rows: Range<usize>) {
-        if let ItemRows::Maps(rows) = self.rows(rows) {
-            rows.dispatch(simd, Prefetch(rows));
-        }
-    }
-
-    /// The fused map, where it lies among the maps: there is but one head, in f32, as it is, and nothing in it is absent.
-    pub fn fused(&self) -> Option<FusedEntries<'a>> {
-        let ItemRows::Maps(rows) = self.rows(0..self.len()) else {
-            return None;
-        };
-        let as_it_is = rows.heads == 1
-            && rows.gradients.is_none()
-            && rows.causal_from.is_none()
-            && !matches!(rows.fusion, HeadFusion::Weighted(_));
-        let maps: &[f32] = rows.maps.as_slice().filter(|_| as_it_is)?;
-        Some(FusedEntries {
-            entries: &maps[rows.first..],
-            stride: rows.row_stride,
-            len: rows.len,
-        })
-    }
-}
 
 /// Rows of a fused map, `len` entries each.
 #[derive(Clone, Copy, Debug)]
@@ -291,7 +114,54 @@ pub(crate) struct MapRows<'a> {
     len: usize,
 }
 
+impl<'a> MapRows<'a> {
+    /// The rows `rows`, counted from the window's start, of one item's `maps` of one layer, which `gradients` weigh.
+    pub fn new(
+        problem: &'a Problem,
+        (layer, item): (usize, usize),
+        maps: HostTensor<'a>,
+        gradients: Option<HostTensor<'a>>,
+        rows: Range<usize>,
+    ) -> Self {
+        let (strides, config) = (problem.strides(layer), problem.config());
+        let window = problem.windows()[item];
+        let first = item * strides.batch + window.start * (strides.row + 1);
+        MapRows {
+            maps,
+            gradients: gradients.zip(config.gradients),
+            first: first + rows.start * strides.row,
+            head_stride: strides.head,
+            row_stride: strides.row,
+            heads: problem.shape().heads,
+            fusion: &config.head_fusion,
+            causal_from: config.causal.then_some(rows.start),
+            more_than: f32::NAN,
+            rows: rows.len(),
+            len: window.len,
+        }
+    }
+
+    /// The fused rows, where they lie among the maps: there is but one head, in f32, as it is, and nothing in it is absent.
+    pub fn fused(&self) -> Option<FusedEntries<'a>> {
+        let as_it_is = self.heads == 1
+            && self.gradients.is_none()
+            && self.causal_from.is_none()
+            && !matches!(self.fusion, HeadFusion::Weighted(_));
+        let maps: &[f32] = self.maps.as_slice().filter(|_| as_it_is)?;
+        Some(FusedEntries {
+            entries: &maps[self.first..],
+            stride: self.row_stride,
+            len: self.len,
+        })
+    }
+}
+
 impl MapRows<'_> {
+    /// Asks for what is read first to be prefetched.
+    pub fn prefetch(self, simd: Simd) {
+        self.dispatch(simd, Prefetch(self));
+    }
+
     /// The entries that are more than `least`, of one head; 0 for the others.
     pub fn more_than(self, least: f32) -> Self {
         MapRows {

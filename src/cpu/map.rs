@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use crate::cpu::discard::{Cutoff, KeptEntries};
 use crate::cpu::engine::Prepared;
-use crate::cpu::fuse::{Accumulate, FusedEntries, ItemMaps, ItemRows};
+use crate::cpu::fuse::{Accumulate, FusedEntries};
+use crate::cpu::item::{ItemMaps, ItemRows};
 use crate::cpu::simd::{InnerLoop, Lanes, MOST_LANES, Simd};
 use crate::cpu::team::{Member, Shared};
 use crate::layer::HostLayer;

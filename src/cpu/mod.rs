@@ -13,6 +13,7 @@ mod form;
 mod fuse;
 mod gemm;
 mod group;
+mod item;
 mod map;
 mod memory;
 mod panels;

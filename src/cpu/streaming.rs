@@ -8,7 +8,7 @@ use crate::cpu::choice::{Choice, Form};
 use crate::cpu::engine::{Engine, Prepared};
 use crate::cpu::form::product::{self, LayerStep, ProductScratch, StepBuffers};
 use crate::cpu::form::rows::{self, RowsScratch};
-use crate::cpu::fuse::ItemMaps;
+use crate::cpu::item::ItemMaps;
 use crate::cpu::map::Run;
 use crate::cpu::memory::Floats;
 use crate::cpu::panels::{self, Rollouts, Slab};

@@ -2,7 +2,7 @@
 
 use super::key::key;
 use super::*;
-use crate::cpu::fuse::ItemMaps;
+use crate::cpu::item::ItemMaps;
 use crate::cpu::map::FusedMap;
 use crate::cpu::team::Shared;
 use crate::{DType, DiscardScope, RolloutConfig, Shape};

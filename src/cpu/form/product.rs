@@ -8,7 +8,7 @@ use crate::config::Output;
 use crate::cpu::discard;
 use crate::cpu::engine::{Memory, Scratch};
 use crate::cpu::form::rows;
-use crate::cpu::fuse::ItemMaps;
+use crate::cpu::item::ItemMaps;
 use crate::cpu::map::{FusedMap, Run, divide_by_sum, whole_by_team};
 use crate::cpu::memory::Parts;
 use crate::cpu::panels::{self, Panels, Rollout, Rollouts, Slab};

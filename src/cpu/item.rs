@@ -1,0 +1,154 @@
+//! One item's maps of one layer, in memory or computed from queries and keys: here what reads them need not know which.
+
+use std::ops::Range;
+
+use crate::cpu::fuse::{Accumulate, FusedEntries, MapRows};
+use crate::cpu::scores::{ItemScores, ScoreRows};
+use crate::cpu::simd::Simd;
+use crate::cpu::team::{Member, Shared};
+use crate::error::Result;
+use crate::layer::{HostLayer, Layer};
+use crate::problem::Problem;
+
+/// One item's maps of one layer.
+#[derive(Clone, Copy)]
+pub(crate) struct ItemMaps<'a> {
+    pub problem: &'a Problem,
+    pub operands: HostLayer<'a>,
+    pub layer: usize,
+    pub item: usize,
+    /// The member's own, to compute entries in where they are computed.
+    pub memory: Shared<'a>,
+}
+
+/// Some rows of one item's maps of one layer, wherever they come from.
+#[derive(Clone, Copy)]
+pub(crate) enum ItemRows<'a> {
+    Maps(MapRows<'a>),
+    Scores(ScoreRows<'a>),
+}
+
+impl<'a> From<MapRows<'a>> for ItemRows<'a> {
+    fn from(rows: MapRows<'a>) -> Self {
+        ItemRows::Maps(rows)
+    }
+}
+
+impl ItemRows<'_> {
+    /// Writes the fused rows, times `weight`, into `fused`, `[rows, len]`.
+    pub fn fuse(self, simd: Simd, weight: f32, fused: &mut [f32]) {
+        match self {
+            ItemRows::Maps(rows) => rows.fuse(simd, weight, fused),
+            ItemRows::Scores(rows) => rows.fuse(simd, weight, fused),
+        }
+    }
+
+    /// Whether [`accumulate`](ItemRows::accumulate) takes the heads' entries as they are.
+    pub fn need_no_fusing(&self, start_rows: usize) -> bool {
+        match self {
+            ItemRows::Maps(rows) => rows.need_no_fusing(start_rows),
+            ItemRows::Scores(_) => true,
+        }
+    }
+
+    /// Adds the fused rows, times their weights, to sums. They [need not be fused](ItemRows::need_no_fusing) for it.
+    pub fn accumulate(self, simd: Simd, to: Accumulate<'_>) {
+        match self {
+            ItemRows::Maps(rows) => rows.accumulate(simd, to),
+            ItemRows::Scores(rows) => rows.accumulate(simd, to),
+        }
+    }
+}
+
+impl<'a> ItemMaps<'a> {
+    /// Valid tokens of the item.
+    pub fn len(&self) -> usize {
+        self.problem.windows()[self.item].len
+    }
+
+    /// The queries and keys, where the maps are computed from them.
+    pub fn scores(&self) -> Option<ItemScores<'a>> {
+        let Layer::QueriesKeys { queries, keys, lse } = self.operands else {
+            return None;
+        };
+        Some(ItemScores {
+            problem: self.problem,
+            source: self.problem.queries_keys()?,
+            queries,
+            keys,
+            lse,
+            layer: self.layer,
+            item: self.item,
+            memory: self.memory,
+        })
+    }
+
+    /// Looks whether a given LSE is that of the queries and keys, in some rows of the heads that fall to this member.
+    ///
+    /// # Errors
+    /// [`Error::Lse`](crate::Error::Lse).
+    pub fn probe(&self, simd: Simd, member: Member<'_>) -> Result<()> {
+        match self.scores().filter(|_| self.len() > 0) {
+            Some(scores) => scores.probe(simd, member),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes what the rows of relevance `[start rows, len]` must sum to after this layer, where that is known and looked at.
+    pub fn expect_masses(&self, relevance: &[f32]) {
+        if let Some(scores) = self.scores() {
+            scores.expect_masses(relevance);
+        }
+    }
+
+    /// Checks the rows of relevance after this layer against what was noted before it.
+    ///
+    /// # Errors
+    /// [`Error::Mass`](crate::Error::Mass).
+    pub fn check_masses(&self, relevance: &[f32]) -> Result<()> {
+        self.scores()
+            .map_or(Ok(()), |scores| scores.check_masses(relevance))
+    }
+
+    /// Checks what the rows of `Ahat` from `first` on, `[rows, len]`, sum to, where that is known and looked at.
+    ///
+    /// # Errors
+    /// [`Error::Mass`](crate::Error::Mass).
+    pub fn check_rows(&self, first: usize, ahat: &[f32]) -> Result<()> {
+        self.scores()
+            .map_or(Ok(()), |scores| scores.check_rows(first, ahat))
+    }
+
+    /// The rows `rows`, counted from the window's start.
+    pub fn rows(&self, rows: Range<usize>) -> ItemRows<'a> {
+        if let Some(of) = self.scores() {
+            return ItemRows::Scores(ScoreRows {
+                of,
+                first: rows.start,
+                count: rows.len(),
+            });
+        }
+        let (maps, gradients) = match self.operands {
+            Layer::Maps(maps) => (maps, None),
+            Layer::Gradients { maps, gradients } => (maps, Some(gradients)),
+            Layer::QueriesKeys { .. } => unreachable!("the problem says how, as was checked"),
+        };
+        let of = (self.layer, self.item);
+        MapRows::new(self.problem, of, maps, gradients, rows).into()
+    }
+
+    /// Asks for what is read first of the rows `rows` to be prefetched.
+    pub fn prefetch(&self, simd: Simd, rows: Range<usize>) {
+        if let ItemRows::Maps(rows) = self.rows(rows) {
+            rows.prefetch(simd);
+        }
+    }
+
+    /// The fused map, where it lies among the maps.
+    pub fn fused(&self) -> Option<FusedEntries<'a>> {
+        match self.rows(0..self.len()) {
+            ItemRows::Maps(rows) => rows.fused(),
+            ItemRows::Scores(_) => None,
+        }
+    }
+}
