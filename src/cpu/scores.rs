@@ -19,8 +19,8 @@ use crate::layer::HostTensor;
 use crate::problem::Problem;
 use crate::queries_keys::QueriesKeys;
 
-use block::{HeadScores, KEYS, QUERIES, Queries, Scoring};
-use inner::{Exponentials, Fold, Folded, Weigh};
+use block::{KEYS, Queries, Scoring};
+use inner::{Entries, Fold, HeadScores, QUERIES, Weigh};
 
 /// Rows that are computed at a time: fewer take as long.
 pub(crate) const ROWS: usize = QUERIES;
@@ -189,8 +189,8 @@ impl ScoreRows<'_> {
                     part_stride: to.part_stride,
                 };
                 match share {
-                    Some(_) => columns.weigh(simd, scores.scores, scores.exponentials()),
-                    None => columns.weigh(simd, folded, Folded),
+                    Some(_) => columns.weigh(simd, scores.scores, scores.entries),
+                    None => columns.weigh(simd, folded, Entries::AsTheyAre),
                 }
             });
         }
@@ -219,11 +219,11 @@ struct Columns<'a> {
 }
 
 impl Columns<'_> {
-    /// Adds the weighted sums of `entries`, `[keys, queries]`.
-    fn weigh<E: Exponentials>(self, simd: Simd, entries: &[f32], kind: E) {
+    /// Adds the weighted sums of the `entries` that follow from `values`, `[keys, queries]`.
+    fn weigh(self, simd: Simd, values: &[f32], entries: Entries<'_>) {
         simd.dispatch(Weigh {
+            values,
             entries,
-            kind,
             stride: self.scores.stride,
             keys: self.scores.keys.len(),
             weights: self.weights,

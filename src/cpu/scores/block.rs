@@ -2,16 +2,13 @@
 
 use std::ops::Range;
 
-use super::inner::{Exponential, Statistics};
+use super::inner::{Entries, Exponential, HeadScores, QUERIES, Statistics};
 use super::{ItemScores, chunks};
 use crate::cpu::gemm::{self, MatrixMut, MatrixRef};
 use crate::cpu::simd::{MOST_LANES, Simd};
 use crate::dtype::{Element, with_element};
 use crate::layer::HostTensor;
 use crate::queries_keys::{Lse, MOST_HEAD_DIM, TokenStrides};
-
-/// Queries of a block: what the GEMM crate's widest kernel takes at a time.
-pub(crate) const QUERIES: usize = 64;
 
 /// Keys of a block: with as many queries, scores that stay in a second-level cache.
 pub(super) const KEYS: usize = 1024;
@@ -63,30 +60,6 @@ pub(super) struct Scoring<'a> {
     pub factors: &'a mut [f32],
 }
 
-/// Scores of one head: entries are `factor * exp(scale * score + shift)`.
-pub(super) struct HeadScores<'a> {
-    pub head: usize,
-    pub keys: Range<usize>,
-    /// Lanes from key to key.
-    pub stride: usize,
-    /// `[keys, queries]`.
-    pub scores: &'a [f32],
-    pub scale: f32,
-    /// One per lane.
-    pub shifts: &'a [f32],
-    pub factors: &'a [f32],
-}
-
-impl HeadScores<'_> {
-    /// How entries follow from scores, but for their factors.
-    pub fn exponentials(&self) -> Exponential<'_> {
-        Exponential {
-            scale: self.scale,
-            shifts: self.shifts,
-        }
-    }
-}
-
 /// The shift of a lane whose entries are all 0.
 const NONE: f32 = f32::MIN;
 
@@ -127,19 +100,24 @@ impl ItemScores<'_> {
         for keys in chunks(present) {
             for head in 0..heads {
                 let scale = self.score(head, keys.clone(), queries, scoring);
-                if in_one && self.source.lse == Lse::Recomputed {
+                // Where all scores of a row are here at once, their exponentials are computed but once.
+                let are_exponentials = in_one && self.source.lse == Lse::Recomputed;
+                if are_exponentials {
                     self.begin(head, queries, scoring);
-                    self.gather(simd, head, keys.clone(), scale, queries, scoring);
+                    self.gather::<true>(simd, head, keys.clone(), scale, queries, scoring);
                     self.end(head, queries, scoring);
                 }
                 let lanes = lanes(head, queries);
+                let shifts = &scoring.shifts[lanes.clone()];
                 take(&HeadScores {
                     head,
                     keys: keys.clone(),
                     stride: queries.stride(),
                     scores: &scoring.scores[..keys.len() * queries.stride()],
-                    scale,
-                    shifts: &scoring.shifts[lanes.clone()],
+                    entries: match are_exponentials {
+                        true => Entries::AsTheyAre,
+                        false => Entries::Exponentials(Exponential { scale, shifts }),
+                    },
                     factors: &scoring.factors[lanes],
                 });
             }
@@ -180,7 +158,7 @@ impl ItemScores<'_> {
         self.begin(head, queries, scoring);
         for keys in chunks(self.present(queries)) {
             let scale = self.score(head, keys.clone(), queries, scoring);
-            self.gather(simd, head, keys, scale, queries, scoring);
+            self.gather::<false>(simd, head, keys, scale, queries, scoring);
         }
         self.end(head, queries, scoring);
     }
@@ -195,8 +173,9 @@ impl ItemScores<'_> {
         scoring.factors[lanes(head, queries)].fill(sum);
     }
 
-    /// Takes the largest scores into the shifts, and the sums of their exponentials into the factors.
-    fn gather(
+    /// Takes the largest scores into the shifts, and the sums of their exponentials into the factors. To `KEEP` these, they
+    /// are written in place of the scores.
+    fn gather<const KEEP: bool>(
         &self,
         simd: Simd,
         head: usize,
@@ -206,8 +185,8 @@ impl ItemScores<'_> {
         scoring: &mut Scoring<'_>,
     ) {
         let at = lanes(head, queries);
-        simd.dispatch(Statistics {
-            scores: &scoring.scores[..keys.len() * queries.stride()],
+        simd.dispatch(Statistics::<KEEP> {
+            scores: &mut scoring.scores[..keys.len() * queries.stride()],
             stride: queries.stride(),
             scale,
             largest: &mut scoring.shifts[at.clone()],

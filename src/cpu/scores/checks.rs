@@ -1,6 +1,7 @@
 //! Whether queries, keys and a given LSE belong together: what is known of sums of relevance, and the LSE of some rows.
 
-use super::block::{QUERIES, Queries, lanes};
+use super::block::{Queries, lanes};
+use super::inner::QUERIES;
 use super::{Buffers, ItemScores};
 use crate::cpu::simd::{MOST_LANES, Simd};
 use crate::cpu::team::Member;

@@ -4,15 +4,40 @@
     reason = "what iterators are made of is not always inlined, and outside an inner loop it lacks its instruction set"
 )]
 
-use super::block::{HeadScores, QUERIES};
+use std::ops::Range;
+
 use crate::config::HeadFusion;
 use crate::cpu::fuse::fold::{self, Extreme, Mean, Weighted};
 use crate::cpu::simd::{InnerLoop, Lanes};
 
+/// Queries of a block: what the GEMM crate's widest kernel takes at a time.
+pub(crate) const QUERIES: usize = 64;
+
+/// Scores of one head, or what they have become: entries but for their factors.
+pub(super) struct HeadScores<'a> {
+    pub head: usize,
+    pub keys: Range<usize>,
+    /// Lanes from key to key.
+    pub stride: usize,
+    /// `[keys, queries]`.
+    pub scores: &'a [f32],
+    /// How entries follow from them.
+    pub entries: Entries<'a>,
+    /// What entries are multiplied by at last, one per lane.
+    pub factors: &'a [f32],
+}
+
 /// How an entry follows from what is in memory, but for its factor.
-pub(super) trait Exponentials: Copy {
+pub(super) trait Entry: Copy {
     /// The entries of the lanes from `lane` on, from `value`, what is in memory for them.
     fn entry<L: Lanes>(self, lanes: L, lane: usize, value: L::Vector) -> L::Vector;
+}
+
+/// The ways to follow.
+#[derive(Clone, Copy)]
+pub(super) enum Entries<'a> {
+    Exponentials(Exponential<'a>),
+    AsTheyAre,
 }
 
 /// `exp(scale * score + shift)`.
@@ -22,7 +47,7 @@ pub(super) struct Exponential<'a> {
     pub shifts: &'a [f32],
 }
 
-impl Exponentials for Exponential<'_> {
+impl Entry for Exponential<'_> {
     #[inline(always)]
     fn entry<L: Lanes>(self, lanes: L, lane: usize, value: L::Vector) -> L::Vector {
         let shift = lanes.load(&self.shifts[lane..]);
@@ -32,9 +57,9 @@ impl Exponentials for Exponential<'_> {
 
 /// What is in memory are the entries.
 #[derive(Clone, Copy)]
-pub(super) struct Folded;
+pub(super) struct AsTheyAre;
 
-impl Exponentials for Folded {
+impl Entry for AsTheyAre {
     #[inline(always)]
     fn entry<L: Lanes>(self, _lanes: L, _lane: usize, value: L::Vector) -> L::Vector {
         value
@@ -42,9 +67,11 @@ impl Exponentials for Folded {
 }
 
 /// Adds, for each key and start row, the sum over queries of weights times entries.
-pub(super) struct Weigh<'a, E> {
-    pub entries: &'a [f32],
-    pub kind: E,
+pub(super) struct Weigh<'a> {
+    /// What entries follow from, `[keys, queries]` ...
+    pub values: &'a [f32],
+    /// ... and how.
+    pub entries: Entries<'a>,
     /// Lanes from key to key.
     pub stride: usize,
     pub keys: usize,
@@ -55,13 +82,23 @@ pub(super) struct Weigh<'a, E> {
     pub part_stride: usize,
 }
 
-impl<E: Exponentials> InnerLoop for Weigh<'_, E> {
+impl InnerLoop for Weigh<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
+        match self.entries {
+            Entries::Exponentials(exponential) => self.weigh(lanes, exponential),
+            Entries::AsTheyAre => self.weigh(lanes, AsTheyAre),
+        }
+    }
+}
+
+impl Weigh<'_> {
+    #[inline(always)]
+    fn weigh<L: Lanes>(self, lanes: L, kind: impl Entry) {
         let Weigh { stride, keys, .. } = self;
-        let entries = &self.entries[..keys * stride];
+        let values = &self.values[..keys * stride];
         if self.weights.len() == stride {
             // At once, without a place for the entries between.
             let part = &mut self.part[..keys];
@@ -69,8 +106,8 @@ impl<E: Exponentials> InnerLoop for Weigh<'_, E> {
                 let mut sum = lanes.splat(0.0);
                 let mut lane = 0;
                 while lane < stride {
-                    let value = lanes.load(&entries[key * stride + lane..]);
-                    let entry = self.kind.entry(lanes, lane, value);
+                    let value = lanes.load(&values[key * stride + lane..]);
+                    let entry = kind.entry(lanes, lane, value);
                     sum = lanes.mul_add(lanes.load(&self.weights[lane..]), entry, sum);
                     lane += L::LANES;
                 }
@@ -82,8 +119,8 @@ impl<E: Exponentials> InnerLoop for Weigh<'_, E> {
         for key in 0..keys {
             let mut lane = 0;
             while lane < stride {
-                let value = lanes.load(&entries[key * stride + lane..]);
-                lanes.store(self.kind.entry(lanes, lane, value), &mut row[lane..]);
+                let value = lanes.load(&values[key * stride + lane..]);
+                lanes.store(kind.entry(lanes, lane, value), &mut row[lane..]);
                 lane += L::LANES;
             }
             for m in 0..self.weights.len() / stride {
@@ -115,21 +152,29 @@ impl InnerLoop for Fold<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        match self.fusion {
-            HeadFusion::Mean => {
-                let scale = 1.0 / self.heads as f32;
-                self.fold(lanes, Mean { scale });
-            }
-            HeadFusion::Max => self.fold(lanes, Extreme::<true>),
-            HeadFusion::Min => self.fold(lanes, Extreme::<false>),
-            HeadFusion::Weighted(weights) => self.fold(lanes, Weighted { weights }),
+        match self.scores.entries {
+            Entries::Exponentials(exponential) => self.by_fusion(lanes, exponential),
+            Entries::AsTheyAre => self.by_fusion(lanes, AsTheyAre),
         }
     }
 }
 
 impl Fold<'_> {
     #[inline(always)]
-    fn fold<L: Lanes, F: fold::Fold>(self, lanes: L, fusion: F) {
+    fn by_fusion<L: Lanes>(self, lanes: L, kind: impl Entry) {
+        match self.fusion {
+            HeadFusion::Mean => {
+                let scale = 1.0 / self.heads as f32;
+                self.fold(lanes, kind, Mean { scale });
+            }
+            HeadFusion::Max => self.fold(lanes, kind, Extreme::<true>),
+            HeadFusion::Min => self.fold(lanes, kind, Extreme::<false>),
+            HeadFusion::Weighted(weights) => self.fold(lanes, kind, Weighted { weights }),
+        }
+    }
+
+    #[inline(always)]
+    fn fold<L: Lanes>(self, lanes: L, kind: impl Entry, fusion: impl fold::Fold) {
         let &HeadScores {
             head,
             stride,
@@ -138,14 +183,13 @@ impl Fold<'_> {
             ..
         } = self.scores;
         let is_last = head + 1 == self.heads;
-        let kind = self.scores.exponentials();
         let folded = &mut self.folded[..scores.len()];
         for key in 0..scores.len() / stride {
             let mut lane = 0;
             while lane < stride {
                 let at = key * stride + lane;
-                let exponential = kind.entry(lanes, lane, lanes.load(&scores[at..]));
-                let entry = lanes.mul(exponential, lanes.load(&factors[lane..]));
+                let value = kind.entry(lanes, lane, lanes.load(&scores[at..]));
+                let entry = lanes.mul(value, lanes.load(&factors[lane..]));
                 let mut kept = match head {
                     0 => fusion.first(lanes, entry),
                     _ => fusion.next(lanes, lanes.load(&folded[at..]), entry, head),
@@ -160,10 +204,11 @@ impl Fold<'_> {
     }
 }
 
-/// The largest scaled scores of each query so far, and the sum of the exponentials of how far the others are below.
-pub(super) struct Statistics<'a> {
+/// The largest scaled scores of each query so far, and the sum of the exponentials of how far the others are below. To
+/// `KEEP` these, they are written in place of the scores, which are all there are.
+pub(super) struct Statistics<'a, const KEEP: bool> {
     /// `[keys, queries]`.
-    pub scores: &'a [f32],
+    pub scores: &'a mut [f32],
     pub stride: usize,
     pub scale: f32,
     /// One of each query.
@@ -174,7 +219,7 @@ pub(super) struct Statistics<'a> {
 /// Exponentials that are summed by themselves, so that sums of many do not lose the last ones.
 const SUMMED: usize = 64;
 
-impl InnerLoop for Statistics<'_> {
+impl<const KEEP: bool> InnerLoop for Statistics<'_, KEEP> {
     type Output = ();
 
     #[inline(always)]
@@ -197,8 +242,13 @@ impl InnerLoop for Statistics<'_> {
                 let mut few = lanes.splat(0.0);
                 let end = keys.min(key + SUMMED);
                 while key < end {
-                    let score = lanes.load(&scores[key * stride + lane..]);
-                    few = lanes.add(few, lanes.exp(lanes.mul_add(score, scale, shift)));
+                    let score = &mut scores[key * stride + lane..];
+                    let scaled = lanes.mul_add(lanes.load(score), scale, shift);
+                    let exponential = lanes.exp(scaled);
+                    few = lanes.add(few, exponential);
+                    if KEEP {
+                        lanes.store(exponential, score);
+                    }
                     key += 1;
                 }
                 sum = lanes.add(sum, few);
