@@ -13,11 +13,12 @@ use serde_json::json;
 
 use crate::backend;
 use crate::error::{Error, Result};
-use crate::input::{FeatureLayer, InputFile, Tensors};
+use crate::input::FeatureLayer;
 use crate::job::{Job, jobs, problem};
 use crate::options::{ConfigArgs, DeviceArg, DeviceArgs, OutputKind, SelectArgs};
 use crate::report;
 use crate::scores::ScoreExtentsArgs;
+use crate::tensors::{InputFile, Tensors};
 
 /// Time a rollout on a device and compare it with reading its maps once, the least any rollout must do.
 ///

@@ -7,9 +7,9 @@ use attention_rollout::{
 use safetensors::tensor::TensorView;
 
 use crate::error::{Error, Result};
-use crate::input::{FileFeature, Tensors, numbers};
+use crate::input::{FileFeature, features};
 use crate::options::{ConfigArgs, FusionArg, OutputKind, RowsArg, SelectArgs, is_below};
-use crate::scores::check_shape;
+use crate::tensors::{Tensors, check_shape, numbers};
 
 /// One feature and the problem over its maps.
 pub struct Job<'a> {
@@ -24,7 +24,7 @@ pub fn jobs<'a>(
     config: &ConfigArgs,
     kind: OutputKind,
 ) -> Result<Vec<Job<'a>>> {
-    let mut features = tensors.features()?;
+    let mut features = features(tensors)?;
     config.check_rows_for(features.iter().map(|feature| feature.prefix.as_str()))?;
     if let Some(path) = &select.feature {
         let names: Vec<String> = features.iter().map(|f| f.prefix.clone()).collect();

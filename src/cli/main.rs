@@ -8,6 +8,7 @@ pub(crate) mod bench;
 pub(crate) mod devices;
 pub(crate) mod error;
 pub(crate) mod extents;
+pub(crate) mod file_scores;
 pub(crate) mod header;
 pub(crate) mod heatmap;
 pub(crate) mod input;
@@ -26,6 +27,7 @@ pub(crate) mod selftest;
 pub(crate) mod shown;
 pub(crate) mod signals;
 pub(crate) mod sink;
+pub(crate) mod tensors;
 pub(crate) mod verify;
 
 use std::io::Write;

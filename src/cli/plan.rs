@@ -10,11 +10,11 @@ use serde_json::json;
 
 use crate::backend;
 use crate::error::{Error, Result};
-use crate::input::Tensors;
 use crate::job::problem;
 use crate::options::{ConfigArgs, DeviceArgs, OutputKind, SelectArgs};
 use crate::report;
 use crate::scores::ScoreExtentsArgs;
+use crate::tensors::Tensors;
 
 /// Show how a problem would be computed on this machine: the form chosen, the workspace, the bytes to move, and the
 /// floor on a CPU, the time it takes to read the maps once.

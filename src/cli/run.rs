@@ -11,7 +11,6 @@ use serde_json::json;
 use crate::backend;
 use crate::error::{Error, Result, shown_path};
 use crate::heatmap::{self, HeatmapArgs};
-use crate::input::{InputFile, Tensors};
 use crate::job::{Job, jobs};
 use crate::options::{ConfigArgs, DeviceArgs, OutputKind, SelectArgs};
 use crate::output::TensorFile;
@@ -20,6 +19,7 @@ use crate::progress::MapProgress;
 use crate::relevance::RelevanceArgs;
 use crate::report;
 use crate::sink::{Outputs, ResultSink};
+use crate::tensors::{InputFile, Tensors};
 
 /// Compute the rollout of attention maps saved in a safetensors file.
 #[derive(Args, Debug)]

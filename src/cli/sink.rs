@@ -8,12 +8,13 @@ use attention_rollout::{DType, HostLayer, Output, Problem, post, validate};
 
 use crate::error::{Error, Result};
 use crate::heatmap::Drawing;
-use crate::input::{FeatureLayer, Tensors};
+use crate::input::FeatureLayer;
 use crate::job::{Job, check_leading_shape};
 use crate::output::{TensorFile, TensorSpec};
 use crate::pending::{self, PendingFile};
 use crate::progress::MapProgress;
 use crate::relevance::RelevanceArgs;
+use crate::tensors::Tensors;
 
 /// The tensors a job writes.
 pub struct Outputs {

@@ -13,12 +13,13 @@ use serde_json::json;
 
 use crate::backend;
 use crate::error::{Error, Result};
-use crate::input::{FeatureLayer, InputFile};
+use crate::input::FeatureLayer;
 use crate::job::{Job, jobs};
 use crate::options::{ConfigArgs, DeviceArg, DeviceArgs, OutputKind, SelectArgs};
 use crate::progress::MapProgress;
 use crate::report;
 use crate::shown::shown;
+use crate::tensors::InputFile;
 
 /// Check every backend that can run here against the f64 reference, on your own maps.
 ///

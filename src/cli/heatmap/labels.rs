@@ -8,7 +8,7 @@ use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, V
 use serde::{Deserialize, Deserializer};
 
 use crate::error::{Error, Result};
-use crate::input::open_regular;
+use crate::tensors::open_regular;
 
 /// Longest file that is read.
 const MAX_BYTES: u64 = 1 << 30;

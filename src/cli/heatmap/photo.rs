@@ -10,7 +10,7 @@ use super::canvas::{Canvas, mix};
 use super::scale::{BAR_HEIGHT, Scale};
 use crate::error::{Error, Result};
 use crate::extents::Extents;
-use crate::input::open_regular;
+use crate::tensors::open_regular;
 
 /// How strongly the colours cover the photo.
 const OPACITY: f32 = 0.55;

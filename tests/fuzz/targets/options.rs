@@ -16,11 +16,11 @@ use safetensors::tensor::{TensorView, serialize};
 use super::{change, compare};
 use crate::common::generate::{Random, convert, softmax_row};
 use crate::error::Result;
-use crate::input::InputFile;
 use crate::job::{Job, jobs};
 use crate::options::OutputKind;
 use crate::run::RunArgs;
 use crate::sink::Outputs;
+use crate::tensors::InputFile;
 use crate::{Cli, Command};
 
 /// Parses and runs a command line, but for its files and its device.
