@@ -6,7 +6,7 @@
 #   ROLLOUT_REQUIRE_NVRTC=0   skip what needs NVRTC instead of failing without it
 #   ROLLOUT_REQUIRE_GPU=1     fail instead of skipping what needs a GPU
 #
-# Arguments go to `cargo test`.
+# Arguments go to each `cargo test`: flags and names of tests, not of targets.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -72,4 +72,19 @@ END {
     }
 }'
 
-cargo test --locked --workspace --features cli "$@" 2>&1 | awk -v gpu="$gpu" "$tiers"
+all() { cargo test --locked --workspace --features cli "$@" 2>&1; }
+
+# Tests of the backend take the stand-in driver in turns, so all of them together keep one core busy: others run beside them.
+run() {
+    local cuda status=0
+    all --no-run || return
+    all --test cuda "$@" >"$output" & cuda=$!
+    all --lib --bins --test '[!c]*' --test 'c[!u]*' "$@" || status=$?
+    wait "$cuda" || status=$?
+    cat "$output"
+    all --doc "$@" || status=$?
+    return "$status"
+}
+output=$(mktemp)
+trap 'rm -f "$output"' EXIT
+run "$@" | awk -v gpu="$gpu" "$tiers"
