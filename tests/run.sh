@@ -24,7 +24,7 @@ if [ "${ROLLOUT_REQUIRE_GPU:-0}" = 1 ] || [ -e /dev/nvidiactl ]; then gpu=1; fi
 tiers='
 BEGIN {
     split("attention_rollout attention_rollout_c library cpu allocations cli fuzz, nvrtc, kernels ptxemu api behaviour instructions vocabulary " \
-        "trace vcuda driver ptxtime agreement budgets c_interface, golden", targets, ",")
+        "trace vcuda driver ptxtime agreement budgets streams c_interface, golden", targets, ",")
     for (i = 1; i <= 4; i++) {
         count = split(targets[i], of_tier, " ")
         for (j = 1; j <= count; j++) tiers[of_tier[j]] = i - 1
