@@ -199,6 +199,20 @@ struct Place {
     head: usize,
 }
 
+impl Place {
+    /// A defect in row `row` of it.
+    fn defect(self, row: usize, kind: DefectKind) -> Defect {
+        let Place { layer, item, head } = self;
+        Defect {
+            layer,
+            item,
+            head,
+            row,
+            kind,
+        }
+    }
+}
+
 /// As [`check_rows`], for gradients, which need but be finite.
 fn check_gradients<T: Element>(
     problem: &Problem,
@@ -243,13 +257,7 @@ fn check_tokens(
             (None, None, true) => DefectKind::Lse,
             (None, None, false) => return None,
         };
-        Some(Defect {
-            layer,
-            item,
-            head,
-            row,
-            kind,
-        })
+        Some(place.defect(row, kind))
     })
 }
 
@@ -274,13 +282,7 @@ fn check_rows<T: Element>(
         let first = item * strides.batch + head * strides.head + row * strides.row;
         let entries = &maps[first + window.start..][..present];
         let kind = check_row(entries, window.start, rule)?;
-        Some(Defect {
-            layer,
-            item,
-            head,
-            row,
-            kind,
-        })
+        Some(place.defect(row, kind))
     })
 }
 

@@ -7,3 +7,4 @@ mod queries_keys;
 mod real_data;
 mod run_inputs;
 mod sources;
+mod ways;

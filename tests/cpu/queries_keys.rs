@@ -1,24 +1,15 @@
 //! Rollout from queries and keys, against the f64 reference, and this against the maps that they give.
 
-use std::num::NonZeroUsize;
-
 use crate::common::compare::check_close;
 use crate::common::generate::Case;
 use crate::common::queries_keys::{ScoresCase, ScoresGenerated, scores_case};
-use attention_rollout::cpu::{
-    Choice, Form, GroupItem, GroupPlan, Options, Plan, Simd, StreamingPlan, TopDownPlan,
-};
+use crate::ways::{both_forms, streams_groups_and_chunks, threads};
+use attention_rollout::cpu::{Choice, Form, Plan, Simd, StreamingPlan, TopDownPlan};
 use attention_rollout::{
     DType, Error, HostLayer, HostTensor, Layer, LogBase, Lse, Output, Problem, QueriesKeys, Shape,
     StartRows, reference,
 };
 use proptest::prelude::*;
-
-fn threads(count: usize) -> Options {
-    Options {
-        threads: NonZeroUsize::new(count),
-    }
-}
 
 fn check(what: &str, generated: &ScoresGenerated, got: &[f32]) -> Result<(), TestCaseError> {
     let problem = &generated.problem;
@@ -54,35 +45,23 @@ proptest! {
     ) {
         let generated = case.settled().generate();
         let problem = &generated.problem;
-        for simd in Simd::available() {
-            for form in [Form::Rows, Form::Product] {
-                let choice = Choice { form, simd, share_rest };
-                let mut plan = Plan::with_choice(problem, &threads(count), choice).unwrap();
-                let mut got = vec![f32::NAN; problem.output_len()];
-                plan.run(&generated.layers(), &mut got).unwrap();
-                check(&format!("{choice:?}"), &generated, &got)?;
-            }
-        }
+        let layers = generated.layers();
+        both_forms(problem, &layers, (count, share_rest), |what, got| check(what, &generated, got))?;
     }
 
     #[test]
     fn streams_groups_and_chunks_agree_with_the_reference(case in scores_case(24), chunk in 1..=3usize) {
         let generated = case.settled().generate();
         let (problem, layers) = (&generated.problem, generated.layers());
-        let mut got = vec![f32::NAN; problem.output_len()];
-        let mut stream = StreamingPlan::new(problem, &threads(2)).unwrap();
-        for layer in problem.layers() {
-            stream.push_layer(layers[layer]).unwrap();
-        }
-        stream.finish(&mut got).unwrap();
-        check("streamed", &generated, &got)?;
+        let checked = |what: &str, got: &[f32]| check(what, &generated, got);
+        streams_groups_and_chunks(problem, &layers, chunk, checked)?;
 
-        let mut got = vec![f32::NAN; problem.output_len()];
         match TopDownPlan::new(problem, &threads(2)) {
             Ok(mut plan) => {
                 for layer in problem.layers().rev() {
                     plan.push_layer(layers[layer]).unwrap();
                 }
+                let mut got = vec![f32::NAN; problem.output_len()];
                 plan.finish(&mut got).unwrap();
                 check("from the top", &generated, &got)?;
             }
@@ -90,20 +69,6 @@ proptest! {
                 prop_assert!(!matches!(problem.config().output, Output::Rows(_)), "{}", error);
             }
         }
-
-        let mut twice = [vec![f32::NAN; got.len()], vec![f32::NAN; got.len()]];
-        let mut group = GroupPlan::new(&[problem.clone(), problem.clone()], &threads(2)).unwrap();
-        let mut items: Vec<_> = twice.iter_mut().map(|out| GroupItem::new(&layers, out)).collect();
-        group.run(&mut items).unwrap();
-        drop(items);
-        for got in &twice {
-            check("grouped", &generated, got)?;
-        }
-
-        let mut plan = Plan::new(problem, &threads(2)).unwrap();
-        let chunk = NonZeroUsize::new(chunk).unwrap();
-        plan.run_chunked(&layers, &mut got, chunk, &mut |_| ()).unwrap();
-        check("chunked", &generated, &got)?;
     }
 }
 

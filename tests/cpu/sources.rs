@@ -1,23 +1,14 @@
 //! Maps weighed by gradients, and tokens excluded from attention, against the f64 reference.
 
-use std::num::NonZeroUsize;
-
 use crate::common::compare::{Budget, check_close};
 use crate::common::generate::{Generated, weighed_case};
-use attention_rollout::cpu::{
-    Choice, Form, GroupItem, GroupPlan, Options, Plan, Simd, StreamingPlan,
-};
+use crate::ways::{both_forms, streams_groups_and_chunks, threads};
+use attention_rollout::cpu::Plan;
 use attention_rollout::{
     DType, GradientRule, HeadFusion, HostTensor, Layer, Output, Problem, Residual, ResidualWeights,
     RolloutConfig, Shape, Window, reference,
 };
 use proptest::prelude::*;
-
-fn threads(count: usize) -> Options {
-    Options {
-        threads: NonZeroUsize::new(count),
-    }
-}
 
 fn check(what: &str, generated: &Generated, got: &[f32]) -> Result<(), TestCaseError> {
     let (problem, layers) = (&generated.problem, generated.layers());
@@ -38,42 +29,16 @@ proptest! {
     ) {
         let generated = case.generate();
         let problem = &generated.problem;
-        for simd in Simd::available() {
-            for form in [Form::Rows, Form::Product] {
-                let choice = Choice { form, simd, share_rest };
-                let mut plan = Plan::with_choice(problem, &threads(count), choice).unwrap();
-                let mut got = vec![f32::NAN; problem.output_len()];
-                plan.run(&generated.layers(), &mut got).unwrap();
-                check(&format!("{choice:?}"), &generated, &got)?;
-            }
-        }
+        let layers = generated.layers();
+        both_forms(problem, &layers, (count, share_rest), |what, got| check(what, &generated, got))?;
     }
 
     #[test]
     fn streams_groups_and_chunks_agree_with_the_reference(case in weighed_case(24), chunk in 1..=3usize) {
         let generated = case.generate();
         let (problem, layers) = (&generated.problem, generated.layers());
-        let mut got = vec![f32::NAN; problem.output_len()];
-        let mut stream = StreamingPlan::new(problem, &threads(2)).unwrap();
-        for layer in problem.layers() {
-            stream.push_layer(layers[layer]).unwrap();
-        }
-        stream.finish(&mut got).unwrap();
-        check("streamed", &generated, &got)?;
-
-        let mut twice = [vec![f32::NAN; got.len()], vec![f32::NAN; got.len()]];
-        let mut group = GroupPlan::new(&[problem.clone(), problem.clone()], &threads(2)).unwrap();
-        let mut items: Vec<_> = twice.iter_mut().map(|out| GroupItem::new(&layers, out)).collect();
-        group.run(&mut items).unwrap();
-        drop(items);
-        for got in &twice {
-            check("grouped", &generated, got)?;
-        }
-
-        let mut plan = Plan::new(problem, &threads(2)).unwrap();
-        let chunk = NonZeroUsize::new(chunk).unwrap();
-        plan.run_chunked(&layers, &mut got, chunk, &mut |_| ()).unwrap();
-        check("chunked", &generated, &got)?;
+        let checked = |what: &str, got: &[f32]| check(what, &generated, got);
+        streams_groups_and_chunks(problem, &layers, chunk, checked)?;
     }
 }
 

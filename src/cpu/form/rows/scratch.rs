@@ -16,14 +16,14 @@ const CHUNK_ELEMENTS: usize = 4096;
 
 /// Rows of a block, over all heads: many enough that they are read in long streams and that adding up the parts costs
 /// little ...
-const BLOCK_HEAD_ROWS: usize = 512;
+const BLOCK_HEAD_ROWS: usize = 256;
 
 /// ... and rows, where there are many heads: few enough that a team finds work for all ...
 const BLOCK_ROWS: usize = 16;
 
-/// ... or where there are few: in as many blocks at least, of so many rows.
-const FEW_HEADS_BLOCKS: usize = 4;
-const FEW_HEADS_BLOCK_ROWS: usize = 256;
+/// ... or, where there are few, in as many blocks, so long as these have so many rows.
+const FEW_HEADS_BLOCKS: usize = 8;
+const FEW_HEADS_BLOCK_ROWS: usize = 128;
 
 /// Blocks of an item at most, so that the parts of a large one take little memory.
 const MOST_BLOCKS: usize = 64;
