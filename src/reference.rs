@@ -1,6 +1,7 @@
 //! The rollout as the papers write it: plain loops in f64, to be checked by eye and to check everything else by.
 //!
-//! Abnar & Zuidema 2020 (arXiv 2005.00928), section 3: `Ahat = a * fused + b * I`, `R = Ahat_L ... Ahat_1`.
+//! Abnar & Zuidema 2020 (arXiv 2005.00928), section 3: `Ahat = a * fused + b * I`, `R = Ahat_L ... Ahat_1`; rows of it
+//! are start rows times the matrices, from the last layer down.
 //! Nothing here is fast and everything is allocated on the way.
 
 use crate::config::{GradientRule, HeadFusion, Output};
@@ -10,7 +11,7 @@ use crate::layout::{Shape, Window};
 use crate::problem::Problem;
 use crate::queries_keys::Lse;
 
-/// A square matrix over the valid tokens of one item.
+/// Rows over the valid tokens of one item.
 pub(crate) type Matrix = Vec<Vec<f64>>;
 
 /// Computes the output of `problem`, shaped as [`Problem::output_shape`], in f64.
@@ -25,41 +26,48 @@ pub fn rollout(problem: &Problem, layers: &[HostLayer<'_>]) -> Result<Vec<f64>> 
     let mut out = vec![0.0; problem.output_len()];
     for item in 0..batch {
         let window = problem.windows()[item];
+        let ahat = |layer: usize| layer_matrix(problem, layer, &layers[layer], item);
+        if let Output::Rows(_) = &problem.config().output {
+            let mut descending = problem.layers().rev();
+            let first = descending.next().map(ahat).unwrap_or_default();
+            let rows = start_times(problem, item, &first);
+            let relevance = descending.fold(rows, |rows, layer| multiply(&rows, &ahat(layer)));
+            for (row, relevance) in relevance.iter().enumerate() {
+                let at = (item * problem.start_rows() + row) * tokens + window.start;
+                out[at..][..window.len].copy_from_slice(relevance);
+            }
+            continue;
+        }
         let mut rollout = Matrix::new();
         for (step, layer) in problem.layers().enumerate() {
-            let ahat = layer_matrix(problem, layer, &layers[layer], item);
             rollout = match step {
-                0 => ahat,
-                _ => multiply(&ahat, &rollout),
+                0 => ahat(layer),
+                _ => multiply(&ahat(layer), &rollout),
             };
-            if problem.config().output == Output::Cumulative {
-                place(
-                    &rollout,
-                    window,
-                    tokens,
-                    &mut out[(step * batch + item) * tokens * tokens..],
-                );
-            }
-        }
-        match problem.config().output {
-            Output::Cumulative => {}
-            Output::Matrix => place(&rollout, window, tokens, &mut out[item * tokens * tokens..]),
-            Output::Rows(_) => {
-                let rows = problem.start_rows();
-                let mut start = vec![0.0; window.len];
-                for row in 0..rows {
-                    problem.start_weights(item, row, &mut start);
-                    let relevance = &mut out[(item * rows + row) * tokens + window.start..];
-                    for (i, &weight) in start.iter().enumerate().filter(|(_, w)| **w != 0.0) {
-                        for j in 0..window.len {
-                            relevance[j] += f64::from(weight) * rollout[i][j];
-                        }
-                    }
-                }
-            }
+            let at = match problem.config().output {
+                Output::Cumulative => step * batch + item,
+                _ => item,
+            };
+            place(&rollout, window, tokens, &mut out[at * tokens * tokens..]);
         }
     }
     Ok(out)
+}
+
+/// The start rows of an item, times the matrix of the last layer: rows of zero weight are not looked at.
+fn start_times(problem: &Problem, item: usize, ahat: &Matrix) -> Matrix {
+    let mut start = vec![0.0; ahat.len()];
+    let times = |row| {
+        problem.start_weights(item, row, &mut start);
+        let mut sums = vec![0.0; ahat.len()];
+        for (&weight, entries) in start.iter().zip(ahat).filter(|(w, _)| **w != 0.0) {
+            for (sum, entry) in sums.iter_mut().zip(entries) {
+                *sum += f64::from(weight) * entry;
+            }
+        }
+        sums
+    };
+    (0..problem.start_rows()).map(times).collect()
 }
 
 /// `Ahat` of one layer and item: heads fused, smallest entries discarded, tokens excluded, residual added, rows normalised.
@@ -270,13 +278,13 @@ fn discarded(problem: &Problem, item: usize, fused: &[Vec<f32>]) -> Vec<(usize, 
     entries
 }
 
+/// Rows times a square matrix.
 fn multiply(left: &Matrix, right: &Matrix) -> Matrix {
-    let len = left.len();
-    let mut product = vec![vec![0.0; len]; len];
-    for i in 0..len {
-        for k in 0..len {
-            for j in 0..len {
-                product[i][j] += left[i][k] * right[k][j];
+    let mut product = vec![vec![0.0; right.len()]; left.len()];
+    for (sums, weights) in product.iter_mut().zip(left) {
+        for (weight, entries) in weights.iter().zip(right) {
+            for (sum, entry) in sums.iter_mut().zip(entries) {
+                *sum += weight * entry;
             }
         }
     }
