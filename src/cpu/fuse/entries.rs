@@ -135,12 +135,12 @@ impl<T: Element> HeadEntries for GradientWeighted<'_, T> {
                 lanes.read(self.gradients.as_ptr().add(at)),
             )
         };
-        lanes.max(lanes.splat(self.least_entry), lanes.mul(gradient, map))
+        lanes.at_least(lanes.splat(self.least_entry), lanes.mul(gradient, map))
     }
 
     #[inline(always)]
     fn folded<W: Lanes>(self, lanes: W, folded: W::Vector) -> W::Vector {
-        lanes.max(lanes.splat(self.least_folded), folded)
+        lanes.at_least(lanes.splat(self.least_folded), folded)
     }
 
     #[inline(always)]
