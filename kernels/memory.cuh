@@ -58,6 +58,19 @@ DEVICE void copy_granule_async(u32 to, u64 from, u32 bytes) {
   if (bytes) asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
+// The same of a whole granule; zeros where it is not `wanted`, and nothing is read then.
+DEVICE void copy_granule_or_zeros(u32 to, u64 from, bool wanted) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(wanted ? GRANULE_BYTES : 0)
+               : "memory");
+}
+
+// 16 bytes to shared memory.
+DEVICE void store_shared_granule(u32 to, const Granule &g) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(g.word[0]), "r"(g.word[1]), "r"(g.word[2]),
+               "r"(g.word[3])
+               : "memory");
+}
+
 // Closes a group of this thread's copies; waits until at most PENDING groups are on their way.
 DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <u32 PENDING>

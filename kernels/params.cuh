@@ -35,6 +35,50 @@ struct Maps {
   LayerMaps layer[MAX_LAYERS_PER_LAUNCH];
 };
 
+// Layers of queries and keys one launch can take.
+constexpr u32 MAX_SCORE_LAYERS = 32;
+
+// The queries [batch, heads, tokens, head_dim] of one layer, its keys [batch, key heads, tokens, head_dim] and, where it is
+// given, its LSE [batch, heads, tokens]; and its residual weights.
+struct LayerScores {
+  const void *queries, *keys;
+  const float *lse;           // null: rows are normalised by what score_sums wrote
+  i64 queries_batch, queries_head, queries_token;
+  i64 keys_batch, keys_head, keys_token;
+  i64 lse_batch, lse_head, lse_token;
+  float soft_cap;             // 0: none
+  u32 sliding_window;         // tokens so far away are masked; 0: none
+  float attention, identity;
+};
+
+// What a head of a layer has of its own.
+struct HeadScores {
+  float slope;                // by which scores fall per token of distance
+  float sink;                 // score of a key that is no token; -infinity: none
+};
+
+// What the scores of a row are lowered by before they are exponentiated, and multiplied with after.
+struct RowSum {
+  float shift, factor;
+};
+
+// The queries and keys of a launch's layers, first to last, and how they become fused entries.
+struct Scores {
+  const Window *windows;      // [batch]
+  const float *head_weights;  // [heads]; only weighted fusion reads it
+  const HeadScores *head;     // [layers, heads]
+  RowSum *sums;               // [layers, batch, heads, sums_len], counted from the window's start; null where the LSE is given
+  u32 batch, heads, layers;
+  u32 sharing;                // heads that share a key head
+  u32 head_dim;               // a multiple of 8
+  u32 sums_len;
+  u32 causal;                 // keys later than the query are masked
+  float scale;
+  float lse_unit;             // the natural logarithm of the LSE's base
+  float head_scale;           // f32 nearest to 1 / heads; only mean fusion reads it
+  LayerScores layer[MAX_SCORE_LAYERS];
+};
+
 // A grouped launch: see entry.cuh. The table of its members, and the words of their parameters, are written once; the
 // addresses of layers and outputs come with every launch.
 constexpr u32 MAX_GROUP_ADDRESSES = 509;
@@ -125,6 +169,18 @@ struct HeadFusionParams {
   i64 stride_layer, stride_batch, stride_row;
   u32 chunk_columns, chunks_per_block;  // as for rollout_rows
   Maps maps;
+};
+
+// score_sums: the sums by which rows are normalised.
+struct ScoreSumsParams {
+  Scores scores;              // `scores.sums` is written
+};
+
+// score_fusion: fused maps, in window coordinates, as head_fusion writes them.
+struct ScoreFusionParams {
+  float *fused;               // [layers, batch, len, len] with the strides below
+  i64 stride_layer, stride_batch, stride_row;
+  Scores scores;
 };
 
 // discard: the cut of every (layer, item).

@@ -222,13 +222,6 @@ pub enum Error {
         /// The LSE given, to base e.
         got: f32,
     },
-    /// No kernel computes this; the CPU does.
-    #[cfg(feature = "cuda")]
-    #[error("{what} run on the CPU alone")]
-    CpuAlone {
-        /// What no kernel takes.
-        what: &'static str,
-    },
     /// A layer's elements are of another type than the problem says.
     #[error("layer {layer}, {operand}: expected {expected} elements, got {got}")]
     LayerDType {

@@ -294,10 +294,13 @@ impl Problem {
         largest
     }
 
-    /// The same problem over contiguous maps.
+    /// The same problem over contiguous tensors.
     #[cfg(feature = "cuda")]
     pub(crate) fn contiguous(mut self) -> Problem {
         self.strides.fill(Strides::contiguous(&self.shape));
+        if let Some(source) = &mut self.queries_keys {
+            source.strides.clear();
+        }
         self
     }
 

@@ -96,7 +96,7 @@ pub enum LogBase {
 
 impl LogBase {
     /// The natural logarithm of the base.
-    #[cfg(feature = "cpu")]
+    #[cfg(any(feature = "cpu", feature = "cuda"))]
     pub(crate) fn ln(self) -> f64 {
         match self {
             LogBase::E => 1.0,
@@ -237,28 +237,28 @@ impl QueriesKeys {
     }
 
     /// From how many tokens away on `layer` masks keys, where it does.
-    #[cfg(feature = "cpu")]
+    #[cfg(any(feature = "cpu", feature = "cuda"))]
     pub(crate) fn sliding_window(&self, layer: usize) -> Option<usize> {
         let window = of_layer(&self.sliding_windows, 1, layer).first();
         window.copied().filter(|&window| window != 0)
     }
 
     /// The cap of the scores of `layer`, where it has one.
-    #[cfg(feature = "cpu")]
+    #[cfg(any(feature = "cpu", feature = "cuda"))]
     pub(crate) fn soft_cap(&self, layer: usize) -> Option<f32> {
         let cap = of_layer(&self.soft_caps, 1, layer).first();
         cap.copied().filter(|&cap| cap != 0.0)
     }
 
     /// The slope of a head; 0 where it has none.
-    #[cfg(feature = "cpu")]
+    #[cfg(any(feature = "cpu", feature = "cuda"))]
     pub(crate) fn slope(&self, heads: usize, layer: usize, head: usize) -> f32 {
         let slopes = of_layer(&self.alibi_slopes, heads, layer);
         slopes.get(head).copied().unwrap_or(0.0)
     }
 
     /// The score of a head's sink, where it has one.
-    #[cfg(feature = "cpu")]
+    #[cfg(any(feature = "cpu", feature = "cuda"))]
     pub(crate) fn sink(&self, heads: usize, layer: usize, head: usize) -> Option<f32> {
         of_layer(&self.sinks, heads, layer).get(head).copied()
     }

@@ -34,13 +34,15 @@ pub enum Base {
     CountsOf,
     /// The tokens that nothing attends to, a bit each.
     Excluded,
+    /// What each head of each layer of queries and keys has of its own.
+    HeadScores,
     /// A buffer of the schedule, by number.
     Buffer(usize),
     /// A tensor of a layer.
     Layer {
         /// The layer, among all of the problem.
         layer: usize,
-        /// Which of the layer's tensors: 0 is its maps, 1 their gradients.
+        /// Which of the layer's tensors, in the order of [`Layer::operands`](crate::Layer::operands).
         operand: usize,
     },
 }
@@ -72,6 +74,7 @@ impl Base {
             Base::GivenRows => 9,
             Base::CountsOf => 10,
             Base::Excluded => 7,
+            Base::HeadScores => 11,
             Base::Buffer(index) => Base::NAMED + Base::PER_INDEX * index,
             Base::Layer { layer, operand } => Base::NAMED + Base::PER_INDEX * layer + 1 + operand,
         }
@@ -90,6 +93,7 @@ impl Base {
                 8 => Base::GivenWindows,
                 9 => Base::GivenRows,
                 10 => Base::CountsOf,
+                11 => Base::HeadScores,
                 _ => Base::Null,
             };
         };
@@ -174,7 +178,7 @@ mod tests {
         let mut bases = vec![Base::Null, Base::Output, Base::Windows, Base::Counts];
         bases.extend([Base::HeadWeights, Base::Start, Base::Exchange]);
         bases.extend([Base::GivenWindows, Base::GivenRows, Base::CountsOf]);
-        bases.push(Base::Excluded);
+        bases.extend([Base::Excluded, Base::HeadScores]);
         bases.extend((0..9).map(Base::Buffer));
         bases.extend((0..Base::OPERANDS).flat_map(|operand| (0..9).map(layers(operand))));
         bases.push(layers(Base::OPERANDS - 1)(Base::MOST - 1));

@@ -8,12 +8,13 @@ mod estimate;
 mod ring;
 
 use super::address::Base;
-use super::kernel::{self, Arithmetic, RolloutRows, padded};
+use super::kernel::{self, Arithmetic, RolloutRows, SCORES_ARCH, padded};
 use super::limits::DeviceLimits;
 use super::options::Options;
 use super::pipeline::{Common, Pipeline, chain_reads_fused, rows_read_fused};
 use super::schedule::Schedule;
 use crate::error::{Error, Result};
+use crate::layer::Operand;
 use crate::problem::Problem;
 
 /// Estimates that differ by less tell nothing: then launches count.
@@ -24,9 +25,9 @@ const NEAR: f64 = 1.1;
 /// Reads no environment and asks no driver.
 ///
 /// # Errors
-/// [`Error::Architecture`] where the device is too old; [`Error::SizeOverflow`] where an extent does not fit a launch;
+/// [`Error::Architecture`] where the device is too old, for queries and keys older than sm_80; [`Error::SizeOverflow`] where an extent does not fit a launch;
 /// [`Error::Variant`] where `options.variant` names a kernel that
-/// does not exist, or that no way of computing this problem on this device uses; [`Error::CpuAlone`] for queries and keys.
+/// does not exist, or that no way of computing this problem on this device uses.
 pub fn choose(problem: &Problem, limits: &DeviceLimits, options: &Options) -> Result<Schedule> {
     choose_for(problem, problem.shape().batch, limits, options)
 }
@@ -169,14 +170,13 @@ impl<'a> Workload<'a> {
 
     /// Checks that there is a way to launch anything for the problem on the device.
     fn check(&self) -> Result<()> {
-        if self.problem.queries_keys().is_some() {
-            return Err(Error::CpuAlone {
-                what: "queries and keys",
-            });
-        }
-        if self.limits.arch < DeviceLimits::OLDEST_ARCH {
+        let required = match self.problem.queries_keys() {
+            Some(_) => SCORES_ARCH,
+            None => DeviceLimits::OLDEST_ARCH,
+        };
+        if self.limits.arch < required {
             return Err(Error::Architecture {
-                required: DeviceLimits::OLDEST_ARCH,
+                required,
                 got: self.limits.arch,
             });
         }
@@ -220,8 +220,9 @@ impl<'a> Workload<'a> {
             ],
         ];
         for layer in self.problem.layers() {
-            let span = self.problem.strides(layer).span(shape)?;
-            sizes.push(vec![self.problem.dtype().size_bytes(), span]);
+            let operands = self.problem.operands(layer)?;
+            let bytes = |operand: &Operand| vec![operand.dtype.size_bytes(), operand.len];
+            sizes.extend(operands.operands().map(bytes));
         }
         let product = |factors: &Vec<usize>| {
             let mut factors = factors.iter();

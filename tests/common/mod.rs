@@ -9,4 +9,5 @@ pub mod generate;
 pub mod nvrtc;
 #[cfg(feature = "cpu")]
 pub mod queries_keys;
+pub mod scores_data;
 pub mod tensors;

@@ -65,7 +65,7 @@ pub fn scores_case(tokens: usize) -> impl Strategy<Value = ScoresCase> {
 }
 
 /// `[batch, tokens, heads, head_dim]`, queries with a few elements between tokens, and LSE `[batch, tokens, heads]`.
-fn tokens_first_with_gaps(shape: &Shape, source: &QueriesKeys) -> QueriesKeysStrides {
+pub fn tokens_first_with_gaps(shape: &Shape, source: &QueriesKeys) -> QueriesKeysStrides {
     let dense = TokenStrides::tokens_first(shape.heads, shape.tokens, source.head_dim);
     QueriesKeysStrides {
         queries: TokenStrides {

@@ -1,12 +1,12 @@
 //! Outputs of other systems on real attention maps (`tests/data`), through the reference and the CPU backend.
 
 use crate::common::compare::assert_close;
+use crate::common::scores_data::samples;
 use crate::common::tensors::{Values, read, tensor};
 use attention_rollout::cpu::{Choice, Form, Options, Plan};
 use attention_rollout::{
-    DType, Discard, DiscardScope, GradientRule, HeadFusion, HostLayer, HostTensor, Layer, LogBase,
-    Lse, Output, Problem, QueriesKeys, Residual, ResidualWeights, RolloutConfig, Shape, StartRows,
-    Window, reference,
+    DType, Discard, DiscardScope, GradientRule, HeadFusion, HostLayer, Layer, Output, Problem,
+    Residual, ResidualWeights, RolloutConfig, Shape, StartRows, Window, reference,
 };
 use safetensors::SafeTensors;
 
@@ -337,178 +337,29 @@ fn fused_f16_maps_of_a_photo_give_row_stochastic_rollouts() {
     assert!((sum - 1.0).abs() <= TOLERANCE, "sum {sum}");
 }
 
-/// Queries, keys and LSE of a file, layer by layer.
-struct Scores {
-    shape: Shape,
-    head_dim: usize,
-    key_heads: usize,
-    queries: Vec<Values>,
-    keys: Vec<Values>,
-    lse: Vec<Values>,
-}
-
-fn host(values: &Values) -> HostTensor<'_> {
-    match values {
-        Values::F32(values) => HostTensor::from(&values[..]),
-        Values::F16(values) => HostTensor::from(&values[..]),
-        _ => panic!("f32 or f16"),
-    }
-}
-
-impl Scores {
-    fn read(file: &SafeTensors<'_>) -> Self {
-        let stack = |kind: &str| {
-            let names = (0..).map(|layer| format!("{kind}.{layer}"));
-            let there = names.take_while(|name| file.tensor(name).is_ok());
-            let stack = there.map(|name| tensor(file, &name));
-            stack.collect::<Vec<_>>()
-        };
-        let (queries, keys, lse) = (stack("query"), stack("key"), stack("lse"));
-        let [batch, heads, tokens, head_dim] = queries[0].0[..] else {
-            panic!("[batch, heads, tokens, head_dim]");
-        };
-        let values = |stack: Vec<(Vec<usize>, Values)>| stack.into_iter().map(|it| it.1).collect();
-        Scores {
-            shape: Shape {
-                layers: queries.len(),
-                batch,
-                heads,
-                tokens,
-            },
-            head_dim,
-            key_heads: keys[0].0[1],
-            queries: values(queries),
-            keys: values(keys),
-            lse: values(lse),
-        }
-    }
-
-    /// Asserts that the reference and the CPU give `want`, the LSE given and recomputed, the latter within `tolerance`. Of
-    /// LSE that were rounded to f32, PyTorch's is off by 5e-8 in the result.
-    fn check(
-        &self,
-        what: &str,
-        config: &RolloutConfig,
-        windows: Vec<Window>,
-        want: &[f64],
-        tolerance: f64,
-    ) {
-        for lse in [Lse::Given(LogBase::E), Lse::Recomputed] {
-            let source = QueriesKeys::new(&self.shape, self.head_dim);
-            let problem = Problem::builder(self.shape, host(&self.queries[0]).dtype())
-                .config(config.clone())
-                .windows(windows.clone())
-                .queries_keys(QueriesKeys {
-                    key_heads: self.key_heads,
-                    lse,
-                    ..source
-                })
-                .build()
-                .unwrap();
-            let layers: Vec<_> = (0..self.shape.layers)
-                .map(|layer| Layer::QueriesKeys {
-                    queries: host(&self.queries[layer]),
-                    keys: host(&self.keys[layer]),
-                    lse: (lse != Lse::Recomputed).then(|| host(&self.lse[layer])),
-                })
-                .collect();
-            let shape = problem.output_shape();
-            let exact = reference::rollout(&problem, &layers).unwrap();
-            let exact: Vec<f32> = exact.iter().map(|&v| v as f32).collect();
-            let largest = want.iter().fold(0.0, |most: f64, v| most.max(v.abs()));
-            let most = |tolerance: f64| move |_| tolerance * largest;
-            let rounding = if lse == Lse::Recomputed { 0.0 } else { 4e-7 };
-            assert_close(
-                &format!("{what}, reference"),
-                &shape,
-                &exact,
-                want,
-                most(1e-7 + rounding),
-            );
-            for form in [Form::Rows, Form::Product] {
-                let choice = Choice {
-                    form,
-                    ..Choice::of(&problem)
-                };
-                let mut plan = Plan::with_choice(&problem, &Options::default(), choice).unwrap();
-                let got = plan.run_to_vec(&layers).unwrap();
-                let tolerance = tolerance + rounding;
-                assert_close(
-                    &format!("{what}, {form}, {lse:?}"),
-                    &shape,
-                    &got,
-                    want,
-                    most(tolerance),
-                );
-            }
-        }
-    }
-}
-
 #[test]
-fn queries_and_keys_of_minilm_give_the_rollout_of_its_maps() {
-    let bytes = read("qk_minilm_batch4.f32.safetensors");
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let scores = Scores::read(&file);
-    let mask: Vec<bool> = tensor(&file, "attention_mask")
-        .1
-        .to_f64()
-        .iter()
-        .map(|&v| v != 0.0)
-        .collect();
-    let windows = Window::from_mask(&mask, 4, 17).unwrap();
-    let inside = |want: Vec<f64>| -> Vec<f64> {
-        let rows = want.len() / 4 / 17;
-        let place = |at: usize| (at / 17 / rows, at / 17 % rows, at % 17);
-        let is_matrix = rows == 17;
-        (want.iter().enumerate())
-            .map(|(at, &value)| {
-                let (item, row, column) = place(at);
-                let valid = mask[item * 17 + column] && (!is_matrix || mask[item * 17 + row]);
-                if valid { value } else { 0.0 }
-            })
-            .collect()
-    };
-    let matrix = RolloutConfig {
-        output: Output::Matrix,
-        ..RolloutConfig::default()
-    };
-    let want = inside(tensor(&file, "rollout.matrix").1.to_f64());
-    scores.check("minilm matrix", &matrix, windows.clone(), &want, 1e-6);
-    let start: Vec<Vec<f64>> = ["start_0", "start_1"]
-        .map(|name| tensor(&file, name).1.to_f64())
-        .into();
-    let rows = (0..4).flat_map(|item| [start[0][item] as usize, start[1][item] as usize]);
-    let rows = RolloutConfig {
-        output: Output::Rows(StartRows::PerItem(rows.collect())),
-        ..RolloutConfig::default()
-    };
-    let want = inside(tensor(&file, "rollout.rows").1.to_f64());
-    scores.check("minilm rows", &rows, windows, &want, 1e-6);
-}
-
-#[test]
-fn grouped_causal_queries_and_keys_give_the_rollout_of_their_maps() {
-    for (name, has_matrix) in [("f32", true), ("f16", false)] {
-        let bytes = read(&format!("qk_gqa_causal_64.{name}.safetensors"));
-        let file = SafeTensors::deserialize(&bytes).unwrap();
-        let scores = Scores::read(&file);
-        let start = ["start_0", "start_1"].map(|name| tensor(&file, name).1.to_f64()[0] as usize);
-        let config = RolloutConfig {
-            causal: true,
-            output: Output::Rows(StartRows::PerItem(start.to_vec())),
-            ..RolloutConfig::default()
-        };
-        let want = tensor(&file, "rollout.rows").1.to_f64();
-        let windows = vec![Window::full(64)];
-        scores.check(name, &config, windows.clone(), &want, 1e-6);
-        if has_matrix {
-            let config = RolloutConfig {
-                output: Output::Matrix,
-                ..config
+fn queries_and_keys_give_the_rollout_of_their_maps() {
+    for sample in samples() {
+        let (problem, layers) = (&sample.problem, sample.layers());
+        let shape = problem.output_shape();
+        let largest = sample
+            .want
+            .iter()
+            .fold(0.0, |most: f64, v| most.max(v.abs()));
+        let most = |tolerance: f64| move |_| (tolerance + sample.rounding) * largest;
+        let exact = reference::rollout(problem, &layers).unwrap();
+        let exact: Vec<f32> = exact.iter().map(|&v| v as f32).collect();
+        let what = format!("{}, reference", sample.name);
+        assert_close(&what, &shape, &exact, &sample.want, most(1e-7));
+        for form in [Form::Rows, Form::Product] {
+            let choice = Choice {
+                form,
+                ..Choice::of(problem)
             };
-            let want = tensor(&file, "rollout.matrix").1.to_f64();
-            scores.check(name, &config, windows, &want, 1e-6);
+            let mut plan = Plan::with_choice(problem, &Options::default(), choice).unwrap();
+            let got = plan.run_to_vec(&layers).unwrap();
+            let what = format!("{}, {form}", sample.name);
+            assert_close(&what, &shape, &got, &sample.want, most(1e-6));
         }
     }
 }

@@ -438,36 +438,3 @@ fn plans_may_move_between_threads() {
     movable::<GroupPlan>();
     movable::<HostPlan>();
 }
-
-#[test]
-fn queries_and_keys_are_left_to_the_cpu() {
-    let shape = Shape {
-        layers: 2,
-        batch: 1,
-        heads: 2,
-        tokens: 9,
-    };
-    for output in [rows(), Output::Matrix] {
-        let config = RolloutConfig {
-            output,
-            ..RolloutConfig::default()
-        };
-        let problem = Problem::builder(shape, DType::F16)
-            .config(config)
-            .queries_keys(QueriesKeys::new(&shape, 64))
-            .build()
-            .unwrap();
-        let (limits, options) = (DeviceLimits::H200, Options::default());
-        for refused in [
-            choose(&problem, &limits, &options),
-            choose_streaming(&problem, &limits, &options),
-        ] {
-            assert!(matches!(
-                refused,
-                Err(Error::CpuAlone {
-                    what: "queries and keys"
-                })
-            ));
-        }
-    }
-}

@@ -17,8 +17,6 @@ use attention_rollout::{DType, Element, HostLayer, HostTensor, Layer, Problem};
 use half::{bf16, f16};
 use vcuda::client::Vcuda;
 
-use crate::generate::maps_of;
-
 /// A device to test on.
 pub struct Machine {
     // Dropped in this order: nothing of the driver may outlive the stand-in.
@@ -102,20 +100,14 @@ pub enum Buffer {
     F32(CudaSlice<f32>),
     F16(CudaSlice<f16>),
     Bf16(CudaSlice<bf16>),
-    /// Maps and gradients.
-    Weighed(Box<[Buffer; 2]>),
+    /// A layer of several tensors.
+    Tensors(Box<Layer<Buffer>>),
 }
 
 impl Buffer {
     pub fn layer(&self) -> DeviceLayer<'_> {
         match self {
-            Buffer::Weighed(tensors) => {
-                let [maps, gradients] = &**tensors;
-                Layer::Gradients {
-                    maps: maps.tensor(),
-                    gradients: gradients.tensor(),
-                }
-            }
+            Buffer::Tensors(layer) => layer.map(Buffer::tensor),
             maps => maps.tensor().into(),
         }
     }
@@ -125,7 +117,7 @@ impl Buffer {
             Buffer::F32(elements) => elements.into(),
             Buffer::F16(elements) => elements.into(),
             Buffer::Bf16(elements) => elements.into(),
-            Buffer::Weighed(_) => panic!("a layer, not a tensor"),
+            Buffer::Tensors(_) => panic!("a layer, not a tensor"),
         }
     }
 }
@@ -141,11 +133,10 @@ fn at_least_one<T: Element>(maps: &HostTensor<'_>) -> Vec<T> {
 /// Copies the tensors of `layer` into buffers of exactly their size.
 pub fn upload(stream: &Arc<CudaStream>, layer: &HostLayer<'_>) -> Buffer {
     match layer {
-        Layer::Gradients { maps, gradients } => {
-            let tensors = [maps, gradients].map(|tensor| upload_tensor(stream, tensor));
-            Buffer::Weighed(Box::new(tensors))
-        }
-        maps => upload_tensor(stream, maps_of(maps)),
+        Layer::Maps(maps) => upload_tensor(stream, maps),
+        several => Buffer::Tensors(Box::new(
+            several.map(|tensor| upload_tensor(stream, tensor)),
+        )),
     }
 }
 

@@ -18,6 +18,7 @@ mod machine;
 mod measure;
 mod modes;
 mod problems;
+mod queries_keys;
 mod real_data;
 mod sharing;
 mod streaming;

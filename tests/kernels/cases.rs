@@ -238,7 +238,7 @@ impl Case {
         let problem = self.problem();
         let layers = maps::layers(&problem, 7, self.levels, &self.entries);
         let expected = self.reference(&problem, &layers);
-        let device = Device::new(lab, &problem, &layers, self.offset);
+        let device = Device::new(lab, &problem, &maps::hosts(&layers), self.offset);
         let fail = |what| self.failure(path, what);
         let got = device.run(path).map_err(fail)?;
         compare(&got, &expected, path.tolerance(problem.layers().len())).map_err(fail)?;
@@ -249,7 +249,7 @@ impl Case {
         if problem.shape().tokens > 40 {
             return Ok(());
         }
-        let mut again = Device::new(lab, &problem, &layers, self.offset);
+        let mut again = Device::new(lab, &problem, &maps::hosts(&layers), self.offset);
         again.machine.seed = 11;
         let again = again.run(path).map_err(fail)?;
         if bits(&again) == bits(&got) {
@@ -273,7 +273,7 @@ impl Case {
             })
             .collect();
         let fail = |what| self.failure(path, what);
-        let device = Device::new(lab, &problem, &layers, self.offset);
+        let device = Device::new(lab, &problem, &maps::hosts(&layers), self.offset);
         let got = device.run(path).map_err(fail)?;
         let most = row_form(&problem, &ahats, |x, y| x * y);
         if self.config.causal {
@@ -307,8 +307,8 @@ impl Case {
 
     /// What the problem's output is in f64.
     pub fn reference(&self, problem: &Problem, layers: &[Layer]) -> Vec<f64> {
-        let hosts: Vec<_> = layers.iter().map(Layer::host).collect();
-        reference::rollout(problem, &hosts).unwrap_or_else(|error| panic!("{self:?}: {error}"))
+        reference::rollout(problem, &maps::hosts(layers))
+            .unwrap_or_else(|error| panic!("{self:?}: {error}"))
     }
 
     fn failure(&self, path: Path, what: String) -> String {

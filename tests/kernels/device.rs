@@ -5,7 +5,6 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use attention_rollout::Problem;
 use attention_rollout::cuda::address::{Base, Bases};
 use attention_rollout::cuda::kernel::{
     Fusion, Reading, RingRows, RolloutChain, RolloutRows, RowsStream, Sets, Splits,
@@ -14,11 +13,11 @@ use attention_rollout::cuda::launch::MAX_WORDS;
 use attention_rollout::cuda::pipeline::Pipeline;
 use attention_rollout::cuda::variant::{Entry, Variant};
 use attention_rollout::cuda::{DeviceLimits, Schedule};
+use attention_rollout::{HostLayer, HostTensor, Problem};
 use ptxemu::{Memory, Report};
 
 use crate::cases::{Path, StreamWay};
 use crate::lab::{Lab, Machine};
-use crate::maps::{Layer, Tensor};
 
 /// A problem in device memory.
 pub struct Device<'a> {
@@ -41,9 +40,14 @@ pub struct Prepared {
 }
 
 impl<'a> Device<'a> {
-    /// Uploads `layers`, each tensor `offset` bytes into its allocation, which ends with it; gradients, where the maps are
-    /// not at its beginning, 12 bytes further on, so that they have an alignment of their own.
-    pub fn new(lab: &'a Lab, problem: &'a Problem, layers: &[Layer], offset: usize) -> Self {
+    /// Uploads `layers`, each tensor `offset` bytes into its allocation, which ends with it; a second one, where the first is
+    /// not at its beginning, 12 bytes further on, so that it has an alignment of its own. A third holds f32.
+    pub fn new(
+        lab: &'a Lab,
+        problem: &'a Problem,
+        layers: &[HostLayer<'_>],
+        offset: usize,
+    ) -> Self {
         Device::beside(Rc::default(), lab, problem, layers, offset)
     }
 
@@ -52,22 +56,27 @@ impl<'a> Device<'a> {
         memory: Rc<Memory>,
         lab: &'a Lab,
         problem: &'a Problem,
-        layers: &[Layer],
+        layers: &[HostLayer<'_>],
         offset: usize,
     ) -> Self {
         let layers = layers
             .iter()
             .map(|layer| {
                 let further = if offset == 0 { 0 } else { 12 };
-                let places = [("maps", offset), ("gradients", offset + further)];
-                let tensors = layer.tensors().zip(places);
-                let upload = |(tensor, (label, offset)): (&Tensor, (&'static str, usize))| {
-                    let bytes = tensor.bytes();
-                    let base = memory.alloc(offset + bytes.len());
-                    memory.label(base, label);
-                    memory.write(base + offset as u64, bytes).unwrap();
-                    base + offset as u64
+                let labels = match layer {
+                    HostLayer::QueriesKeys { .. } => ["queries", "keys", "LSE"],
+                    _ => ["maps", "gradients", ""],
                 };
+                let offsets = [offset, offset + further, offset.next_multiple_of(4)];
+                let tensors = layer.operands().zip(labels.into_iter().zip(offsets));
+                let upload =
+                    |(tensor, (label, offset)): (&HostTensor<'_>, (&'static str, usize))| {
+                        let bytes = tensor.bytes();
+                        let base = memory.alloc(offset + bytes.len());
+                        memory.label(base, label);
+                        memory.write(base + offset as u64, bytes).unwrap();
+                        base + offset as u64
+                    };
                 tensors.map(upload).collect()
             })
             .collect();
@@ -82,9 +91,9 @@ impl<'a> Device<'a> {
     }
 
     /// Puts other layers in the place of those that it has.
-    pub fn replace(&self, layers: &[Layer]) {
+    pub fn replace(&self, layers: &[HostLayer<'_>]) {
         for (addresses, layer) in self.layers.iter().zip(layers) {
-            for (&address, tensor) in addresses.iter().zip(layer.tensors()) {
+            for (&address, tensor) in addresses.iter().zip(layer.operands()) {
                 self.memory.write(address, tensor.bytes()).unwrap();
             }
         }
@@ -186,7 +195,9 @@ fn pipeline(problem: &Problem, path: Path) -> Pipeline {
 /// The stream with the smallest kernel that takes `problem`, in little shared memory.
 fn stream(problem: &Problem, way: StreamWay) -> Pipeline {
     let config = problem.config();
-    let fused = config.discard.is_some() || !config.exclude_from_attention.is_empty();
+    let fused = problem.queries_keys().is_some()
+        || config.discard.is_some()
+        || !config.exclude_from_attention.is_empty();
     let fusion = Fusion::from(&config.head_fusion);
     let gradients = config.gradients.is_some();
     let (reading, heads) = match fused || gradients && !RowsStream::weighs(fusion) {

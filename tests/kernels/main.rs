@@ -3,7 +3,7 @@
 
 mod abi;
 mod cases;
-#[path = "../common/nvrtc.rs"]
+#[path = "../common/mod.rs"]
 mod common;
 mod compile;
 mod device;
@@ -18,7 +18,7 @@ use libtest_mimic::Arguments;
 
 fn main() {
     let arguments = Arguments::from_args();
-    let nvrtcs = common::nvrtcs();
+    let nvrtcs = common::nvrtc::nvrtcs();
     let mut trials = compile::trials(&nvrtcs);
     trials.extend(suite::trials(&nvrtcs));
     trials.extend(mutants::trials(nvrtcs.first()));

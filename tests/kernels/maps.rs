@@ -22,10 +22,11 @@ impl Layer {
             },
         }
     }
+}
 
-    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        std::iter::once(&self.maps).chain(&self.gradients)
-    }
+/// The layers as the reference takes them.
+pub fn hosts(layers: &[Layer]) -> Vec<HostLayer<'_>> {
+    layers.iter().map(Layer::host).collect()
 }
 
 /// Elements in their own type.
@@ -44,15 +45,7 @@ impl Tensor {
         }
     }
 
-    pub fn bytes(&self) -> &[u8] {
-        match self {
-            Tensor::F32(v) => bytemuck::cast_slice(v),
-            Tensor::F16(v) => bytemuck::cast_slice(v),
-            Tensor::Bf16(v) => bytemuck::cast_slice(v),
-        }
-    }
-
-    pub fn host(&self) -> HostTensor<'_> {
+    fn host(&self) -> HostTensor<'_> {
         match self {
             Tensor::F32(v) => v.as_slice().into(),
             Tensor::F16(v) => v.as_slice().into(),

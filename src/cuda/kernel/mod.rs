@@ -10,6 +10,7 @@ mod maps;
 mod parts;
 mod read_floor;
 mod run_inputs;
+mod scores;
 mod window;
 
 use super::launch::MAX_WORDS;
@@ -29,7 +30,10 @@ pub use maps::{Columns, LayerMaps, MAX_LAYERS_PER_LAUNCH, MAX_WARPS, MapSource, 
 pub use parts::{Arithmetic, Form, Fusion, Reading};
 pub use read_floor::ReadFloor;
 pub use run_inputs::{RunInputsParams, TakeInputs, given_bytes, write_given};
+pub use scores::{HeadScores, LayerScores, MAX_SCORE_LAYERS, RowSum, Scores};
 pub use window::Window;
+
+pub(super) use scores::{SCORES_ARCH, sum_floats};
 
 /// A kernel that takes part in rollouts, with its compile-time choices made.
 pub trait Kernel: Send + Sync {
@@ -64,6 +68,10 @@ macro_rules! kernels {
             Maps::LAYOUT,
             Matrices::LAYOUT,
             FusedMaps::LAYOUT,
+            LayerScores::LAYOUT,
+            HeadScores::LAYOUT,
+            RowSum::LAYOUT,
+            Scores::LAYOUT,
             GroupMember::LAYOUT,
             GroupWord::LAYOUT,
             GroupParams::LAYOUT,
@@ -81,6 +89,8 @@ kernels! {
     rows_stream: RowsStream, RowsStreamParams;
     rollout_chain: RolloutChain, RolloutChainParams;
     head_fusion: FuseHeads, HeadFusionParams;
+    score_sums: SumScores, ScoreSumsParams;
+    score_fusion: FuseScores, ScoreFusionParams;
     zero_fill: ZeroFill, ZeroFillParams;
     discard: FindCuts, DiscardParams;
     exclusion: Exclude, ExclusionParams;

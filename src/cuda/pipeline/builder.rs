@@ -7,8 +7,9 @@ use super::choice::Pipeline;
 use super::tables::tables;
 use crate::cuda::address::{Address, Base};
 use crate::cuda::kernel::{
-    Columns, Exclude, FindCuts, FuseHeads, Fused, Fusion, MAX_LAYERS_PER_LAUNCH, MapSource,
-    Matrices, Reading, RowsStream, TakeInputs, ZeroFill, padded,
+    Columns, Exclude, FindCuts, FuseHeads, FuseScores, Fused, Fusion, MAX_LAYERS_PER_LAUNCH,
+    MAX_SCORE_LAYERS, MapSource, Matrices, Reading, RowsStream, SumScores, TakeInputs, ZeroFill,
+    padded, sum_floats,
 };
 use crate::cuda::launch::Launch;
 use crate::cuda::limits::DeviceLimits;
@@ -17,6 +18,7 @@ use crate::cuda::variant::Variant;
 use crate::dtype::DType;
 use crate::layout::Shape;
 use crate::problem::Problem;
+use crate::queries_keys::QueriesKeys;
 
 /// Extents and alignment that all launches of a problem share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,9 +79,10 @@ pub(in crate::cuda) fn output_len(problem: &Problem, batch: usize) -> usize {
 
 /// Tensors of a layer of `problem`.
 pub(in crate::cuda) fn operands(problem: &Problem) -> usize {
-    match problem.config().gradients {
-        None => 1,
-        Some(_) => 2,
+    match (problem.queries_keys(), problem.config().gradients) {
+        (Some(source), _) if source.has_lse() => 3,
+        (Some(_), _) | (None, Some(_)) => 2,
+        (None, None) => 1,
     }
 }
 
@@ -90,12 +93,14 @@ pub(in crate::cuda) fn cuts_when_read(problem: &Problem) -> bool {
     config.discard.is_some() && config.exclude_from_attention.is_empty()
 }
 
-/// Whether `rollout_rows` and `rows_stream` read fused maps of `problem` instead of the caller's layers: where something is
+/// Whether `rollout_rows` and `rows_stream` read fused maps of `problem` instead of the caller's layers: where these are no
+/// maps, where something is
 /// to be done to a fused map before the residual, and where no variant weighs maps that are fused so.
 pub(in crate::cuda) fn rows_read_fused(problem: &Problem) -> bool {
     let config = problem.config();
     let fusion = Fusion::from(&config.head_fusion);
-    config.discard.is_some()
+    problem.queries_keys().is_some()
+        || config.discard.is_some()
         || !config.exclude_from_attention.is_empty()
         || config.gradients.is_some() && !RowsStream::weighs(fusion)
 }
@@ -121,6 +126,8 @@ pub(super) struct Builder<'a> {
     pub pushes: Vec<usize>,
     /// From one start row to the next, in elements.
     start_stride: usize,
+    /// Sums by which rows of scores are normalised: one launch of layers after the other.
+    sums: Option<Address>,
     limits: &'a DeviceLimits,
     variants: Vec<Arc<Variant>>,
     buffers: Vec<usize>,
@@ -149,6 +156,7 @@ impl<'a> Builder<'a> {
             steps: Vec::new(),
             pushes: Vec::new(),
             start_stride,
+            sums: None,
             variants: Vec::new(),
             buffers: Vec::new(),
             events: 0,
@@ -275,6 +283,12 @@ impl<'a> Builder<'a> {
         let stride_batch = self.fused_floats();
         let discards = self.problem.config().discard.is_some();
         let maps = self.buffer(layers * items * stride_batch);
+        // The launches that use them follow one another, whichever maps they fill.
+        if self.sums.is_none() {
+            let window_len = self.common.window_len;
+            let floats = sum_floats(self.problem, layers, items, window_len);
+            self.sums = floats.map(|floats| self.buffer(floats));
+        }
         Fused {
             maps: Matrices::new(maps, stride_batch, padded(self.common.window_len as usize)),
             stride_layer: items * stride_batch,
@@ -286,14 +300,23 @@ impl<'a> Builder<'a> {
     /// Fuses `layers` into `fused`, finds their cuts, and takes out excluded tokens.
     pub fn fuse(&mut self, items: &Range<usize>, layers: &Range<usize>, fused: Fused) {
         let (problem, window_len) = (self.problem, self.common.window_len);
-        let reading = Reading::of_layers(problem);
-        let kernel = FuseHeads { reading };
         let excludes = !problem.config().exclude_from_attention.is_empty();
-        for group in launch_groups(layers) {
+        let most = match problem.queries_keys() {
+            Some(_) => MAX_SCORE_LAYERS,
+            None => MAX_LAYERS_PER_LAUNCH,
+        };
+        for group in split(layers.clone(), most) {
             let fused = fused.skip_layers(group.start - layers.start, items.len());
-            self.push_divided(MapSource::Layers, |columns| {
-                kernel.launch(problem, items, &group, window_len, columns, fused)
-            });
+            match problem.queries_keys() {
+                Some(source) => self.fuse_scores(source, items, &group, fused),
+                None => {
+                    let reading = Reading::of_layers(problem);
+                    let kernel = FuseHeads { reading };
+                    self.push_divided(MapSource::Layers, |columns| {
+                        kernel.launch(problem, items, &group, window_len, columns, fused)
+                    });
+                }
+            }
             if let Some(cuts) = fused.cuts {
                 self.push(FindCuts.launch(problem, items, group.len(), fused, cuts));
             }
@@ -301,6 +324,25 @@ impl<'a> Builder<'a> {
                 self.push(Exclude.launch(problem, items, group.len(), window_len, fused));
             }
         }
+    }
+
+    /// Fuses `layers`, as many as one launch takes, of queries and keys into `fused`.
+    fn fuse_scores(
+        &mut self,
+        source: &QueriesKeys,
+        items: &Range<usize>,
+        layers: &Range<usize>,
+        fused: Fused,
+    ) {
+        let (problem, window_len, sums) = (self.problem, self.common.window_len, self.sums);
+        if let Some(sums) = sums {
+            let kernel = SumScores {
+                dtype: problem.dtype(),
+            };
+            self.push(kernel.launch(problem, source, layers, items, window_len, sums));
+        }
+        let launch = FuseScores::launch(problem, source, layers, items, window_len, sums, fused);
+        self.push(launch);
     }
 
     /// Start rows from item `first` of a run on, and elements from one item's to the next's and from one row to the

@@ -1,9 +1,9 @@
-//! What a plan uploads when it is made: windows, head weights, discard counts, excluded tokens and start rows, and what
+//! What a plan uploads when it is made: windows, head weights, slopes and sinks, discard counts, excluded tokens and start rows, and what
 //! these are derived from where runs are given others.
 
 use crate::config::{HeadFusion, Output, StartRows};
 use crate::cuda::address::Base;
-use crate::cuda::kernel;
+use crate::cuda::kernel::{self, HeadScores};
 use crate::cuda::schedule::Table;
 use crate::layout::Window;
 use crate::problem::Problem;
@@ -52,6 +52,7 @@ pub(super) fn tables(problem: &Problem, stride_row: usize) -> Vec<Table> {
         table(Base::Windows, &windows, size_of::<kernel::Window>()),
         table(Base::HeadWeights, head_weights, 0),
         table(Base::Counts, &counts, size_of::<u64>()),
+        table(Base::HeadScores, &HeadScores::of_problem(problem), 0),
         table(Base::Excluded, &bits(excluded, problem.shape().tokens), 0),
         table(
             Base::Start,

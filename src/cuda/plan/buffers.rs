@@ -360,9 +360,9 @@ fn check_overlap(
 ) -> Result<()> {
     let out = out.address..out.address + 4 * out.len as u64;
     for (layer, operands) in layers.iter().enumerate() {
-        let span = problem.strides(layer).span(problem.shape())?;
-        for tensor in operands.operands() {
-            let end = tensor.address + (span * tensor.dtype.size_bytes()) as u64;
+        let spans = problem.operands(layer)?;
+        for (tensor, span) in operands.operands().zip(spans.operands()) {
+            let end = tensor.address + (span.len * tensor.dtype.size_bytes()) as u64;
             let overlap = out
                 .end
                 .min(end)

@@ -202,7 +202,13 @@ fn check(lab: &Lab, cases: &[(Case, Path)]) -> Result<(), String> {
         .zip(&layers)
         .zip(cases)
         .map(|((problem, layers), (case, _))| {
-            Device::beside(memory.clone(), lab, problem, layers, case.offset)
+            Device::beside(
+                memory.clone(),
+                lab,
+                problem,
+                &maps::hosts(layers),
+                case.offset,
+            )
         })
         .collect();
     let prepared: Vec<Prepared> = devices
@@ -239,7 +245,7 @@ fn check(lab: &Lab, cases: &[(Case, Path)]) -> Result<(), String> {
         let expected = case.reference(problem, layers);
         let got = devices[index].download(prepared[index].output);
         compare(&got, &expected, path.tolerance(problem.layers().len())).map_err(fail)?;
-        let alone = Device::new(lab, problem, layers, case.offset);
+        let alone = Device::new(lab, problem, &maps::hosts(layers), case.offset);
         if bits(&got) != bits(&alone.run(*path).map_err(fail)?) {
             return Err(fail("other bits than alone".to_owned()));
         }

@@ -8,6 +8,7 @@ mod inputs;
 mod product;
 mod range;
 mod rows;
+mod scores;
 mod stream;
 mod values;
 
@@ -38,6 +39,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         chain::ENTRIES,
         gradients::ENTRIES,
         group::ENTRIES,
+        scores::ENTRIES,
         range::ENTRIES,
         inputs::ENTRIES,
         values::ENTRIES,

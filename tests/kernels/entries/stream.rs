@@ -177,11 +177,11 @@ fn words_again(lab: &Lab) -> Result<(), String> {
     let path = Path::Stream(ONE.blocks(3, Exchange::Words));
     let problem = case.problem();
     let layers = |seed| maps::layers(&problem, seed, 0, &[]);
-    let mut device = Device::new(lab, &problem, &layers(0), 0);
+    let mut device = Device::new(lab, &problem, &maps::hosts(&layers(0)), 0);
     let prepared = device.prepare(path);
     let whole = device.machine.max_steps;
     for seed in 0..4 {
-        device.replace(&layers(seed));
+        device.replace(&maps::hosts(&layers(seed)));
         // About the middle, after every block has begun.
         device.machine.max_steps = if seed == 2 { 60_000 } else { whole };
         let got = device.submit(path, &prepared);

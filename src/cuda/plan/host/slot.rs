@@ -7,9 +7,9 @@ use std::thread::available_parallelism;
 
 use cudarc::driver::{CudaContext, result};
 
-use super::packed::{layer_bytes, map_bytes, pack_layer, tensor_bytes};
+use super::packed::{Packing, pack_layer};
 use crate::cuda::driver::{DeviceMemory, Event, PinnedMemory, Stream, driver_error};
-use crate::cuda::pipeline::{operands, output_len};
+use crate::cuda::pipeline::output_len;
 use crate::cuda::plan::engine::Engine;
 use crate::error::Result;
 use crate::layer::HostLayer;
@@ -22,6 +22,7 @@ const PARALLEL_BYTES: usize = 1 << 20;
 pub(super) struct Slot {
     pub(super) stream: Stream,
     done: Event,
+    packing: Packing,
     maps: DeviceMemory,
     output: DeviceMemory,
     staged_maps: PinnedMemory,
@@ -39,11 +40,13 @@ impl Drop for Slot {
 
 impl Slot {
     pub(super) fn new(context: &Arc<CudaContext>, packed: &Problem, chunk: usize) -> Result<Self> {
-        let maps = map_bytes(packed, chunk);
+        let packing = Packing::new(packed)?;
+        let maps = packing.bytes(packed, chunk);
         let output = size_of::<f32>() * output_len(packed, chunk);
         Ok(Slot {
             stream: Stream::new(context)?,
             done: Event::new(context)?,
+            packing,
             maps: DeviceMemory::new(context, "a chunk of maps", maps)?,
             output: DeviceMemory::new(context, "the output of a chunk", output)?,
             staged_maps: PinnedMemory::new(context, maps)?,
@@ -77,7 +80,8 @@ impl Slot {
         layers: &[HostLayer<'_>],
         items: Range<usize>,
     ) {
-        let bytes = layer_bytes(problem, items.len());
+        let (packing, count) = (&self.packing, items.len());
+        let bytes = packing.layer_bytes(count);
         let range = problem.layers();
         let staged = &mut self.staged_maps.as_mut_slice()[..range.len() * bytes];
         let threads = match staged.len() {
@@ -90,7 +94,7 @@ impl Slot {
                 let start = range.start + part * share;
                 let mut pack = move || {
                     for (layer, staged) in (start..).zip(staged.chunks_exact_mut(bytes)) {
-                        pack_layer(problem, layer, &layers[layer], staged);
+                        pack_layer(problem, layer, &layers[layer], packing, staged);
                     }
                 };
                 if threads == 1 {
@@ -109,16 +113,19 @@ impl Slot {
         engine.prepare(items)?;
         let packed = engine.problem();
         let stream = self.stream.raw();
-        let maps = &self.staged_maps.as_slice()[..map_bytes(packed, items)];
+        let packing = &self.packing;
+        let maps = &self.staged_maps.as_slice()[..packing.bytes(packed, items)];
         // SAFETY: both buffers are at least as long as the copy; the host leaves the staging buffer alone until `done`.
         unsafe { result::memcpy_htod_async(self.maps.address(), maps, stream) }
             .map_err(driver_error("cuMemcpyHtoDAsync_v2"))?;
         let layers = packed.layers();
-        let (layer, tensor) = (layer_bytes(packed, items), tensor_bytes(packed, items));
+        let layer = packing.layer_bytes(items);
         let output_bytes = size_of::<f32>() * output_len(packed, items);
         let tensors = |index: usize| {
             let first = layer * index.saturating_sub(layers.start);
-            (0..operands(packed)).map(move |operand| first + tensor * operand)
+            packing
+                .tensors(items)
+                .map(move |tensor| first + tensor.start)
         };
         let addresses: Vec<u64> = (0..packed.shape().layers)
             .flat_map(tensors)

@@ -1,0 +1,99 @@
+//! `score_fusion`: fused f32 maps of queries and keys.
+
+use std::ops::Range;
+
+use super::scores::{
+    SCORE_BLOCKS, SCORE_THREADS, SCORES_ARCH, STAGES_BYTES, Scores, TILE, example,
+};
+use super::{Fused, Fusion, Kernel};
+use crate::cuda::address::Address;
+use crate::cuda::launch::{Geometry, Launch};
+use crate::cuda::parameters::params;
+use crate::cuda::variant::{Variant, symbol};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::problem::Problem;
+use crate::queries_keys::QueriesKeys;
+
+params! {
+    /// Parameters of `score_fusion`.
+    ScoreFusionParams {
+        fused: Address,
+        stride_layer: i64,
+        stride_batch: i64,
+        stride_row: i64,
+        scores: Scores,
+    }
+}
+
+/// The kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct FuseScores {
+    /// Element type of queries and keys.
+    pub dtype: DType,
+    /// How heads become one map.
+    pub fusion: Fusion,
+}
+
+/// All there are.
+pub(super) fn all() -> impl IntoIterator<Item = FuseScores> {
+    let fusions = |dtype| Fusion::ALL.map(|fusion| FuseScores { dtype, fusion });
+    DType::ALL.into_iter().flat_map(fusions)
+}
+
+impl FuseScores {
+    /// Fuses `layers` of `problem`, given by `source`, for `items` of a run; windows at most `window_len` tokens long. Where
+    /// the LSE is not given, `sums` are there.
+    pub(in crate::cuda) fn launch(
+        problem: &Problem,
+        source: &QueriesKeys,
+        layers: &Range<usize>,
+        items: &Range<usize>,
+        window_len: u32,
+        sums: Option<Address>,
+        fused: Fused,
+    ) -> Launch {
+        let kernel = FuseScores {
+            dtype: problem.dtype(),
+            fusion: Fusion::from(&problem.config().head_fusion),
+        };
+        let params = ScoreFusionParams {
+            fused: fused.maps.base,
+            stride_layer: fused.stride_layer as i64,
+            stride_batch: fused.maps.stride_batch,
+            stride_row: fused.maps.stride_row,
+            scores: Scores::new(problem, source, layers, items, window_len, sums),
+        };
+        let tiles = window_len.div_ceil(TILE);
+        let grid = [items.len() as u32, tiles, layers.len() as u32 * tiles];
+        let unused = params.scores.unused_bytes();
+        let geometry = Geometry::new(grid, SCORE_THREADS);
+        Launch::new(kernel.variant(), geometry, &params, unused)
+            .passing(2 * items.len() * layers.len() * fused.maps.bytes())
+    }
+}
+
+impl Kernel for FuseScores {
+    fn variant(&self) -> Variant {
+        let FuseScores { dtype, fusion } = *self;
+        Variant {
+            defines: vec![
+                ("ELEMENT", dtype.name().to_owned()),
+                fusion.define(),
+                ("BLOCKS", SCORE_BLOCKS.to_string()),
+            ],
+            arch: SCORES_ARCH,
+            static_shared_bytes: STAGES_BYTES,
+            ..Variant::new(
+                "score_fusion",
+                symbol("score_fusion", &[dtype.name(), fusion.name()], &[]),
+                SCORE_THREADS,
+                SCORE_BLOCKS,
+            )
+        }
+    }
+
+    fn example(&self, layers: usize, tokens: usize) -> Result<Problem> {
+        example(layers, tokens, self.dtype, self.fusion)
+    }
+}

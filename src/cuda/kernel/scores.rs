@@ -1,0 +1,220 @@
+//! The queries and keys of several layers as kernels read them: the twin of `kernels/scores.cuh`.
+
+use std::ops::Range;
+
+use bytemuck::Zeroable;
+
+use super::parts::WARP;
+use super::{Fusion, Window};
+use crate::config::{Output, RolloutConfig};
+use crate::cuda::address::{Address, Base};
+use crate::cuda::parameters::params;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::layout::Shape;
+use crate::problem::Problem;
+use crate::queries_keys::{LogBase, Lse, QueriesKeys};
+
+/// Layers of queries and keys one launch can take.
+pub const MAX_SCORE_LAYERS: usize = 32;
+
+/// Queries, and keys, of a tile.
+pub(super) const TILE: u32 = 64;
+/// Threads of a block.
+pub(super) const SCORE_THREADS: u32 = 4 * WARP;
+/// Blocks that share a multiprocessor.
+pub(super) const SCORE_BLOCKS: u32 = 3;
+/// What queries and keys are staged in.
+pub(super) const STAGES_BYTES: u32 = 2 * 2 * TILE * (128 + 16);
+/// The oldest architecture with the products.
+pub(in crate::cuda) const SCORES_ARCH: u32 = 80;
+
+params! {
+    /// The queries and keys of one layer.
+    LayerScores {
+        queries: Address,
+        keys: Address,
+        lse: Address,
+        queries_batch: i64,
+        queries_head: i64,
+        queries_token: i64,
+        keys_batch: i64,
+        keys_head: i64,
+        keys_token: i64,
+        lse_batch: i64,
+        lse_head: i64,
+        lse_token: i64,
+        soft_cap: f32,
+        sliding_window: u32,
+        attention: f32,
+        identity: f32,
+    }
+}
+
+params! {
+    /// What a head of a layer has of its own.
+    HeadScores {
+        slope: f32,
+        sink: f32,
+    }
+}
+
+params! {
+    /// What turns the scores of a row into attention.
+    RowSum {
+        shift: f32,
+        factor: f32,
+    }
+}
+
+params! {
+    /// The queries and keys of a launch's layers and how they become fused entries.
+    Scores {
+        windows: Address,
+        head_weights: Address,
+        head: Address,
+        sums: Address,
+        batch: u32,
+        heads: u32,
+        layers: u32,
+        sharing: u32,
+        head_dim: u32,
+        sums_len: u32,
+        causal: u32,
+        scale: f32,
+        lse_unit: f32,
+        head_scale: f32,
+        layer: [LayerScores; MAX_SCORE_LAYERS],
+    }
+}
+
+impl HeadScores {
+    /// Those of every head of every layer, `[layers, heads]`.
+    pub(in crate::cuda) fn of_problem(problem: &Problem) -> Vec<HeadScores> {
+        let Some(source) = problem.queries_keys() else {
+            return Vec::new();
+        };
+        let Shape { layers, heads, .. } = *problem.shape();
+        let all = (0..layers).flat_map(|layer| (0..heads).map(move |head| (layer, head)));
+        all.map(|(layer, head)| HeadScores {
+            slope: source.slope(heads, layer, head),
+            sink: source.sink(heads, layer, head).unwrap_or(f32::NEG_INFINITY),
+        })
+        .collect()
+    }
+}
+
+/// Floats of the sums of `layers` layers of `items` items of `problem`, whose windows are at most `window_len` tokens long;
+/// none where the LSE is given, or there are no scores.
+pub(in crate::cuda) fn sum_floats(
+    problem: &Problem,
+    layers: usize,
+    items: usize,
+    window_len: u32,
+) -> Option<usize> {
+    let source = problem.queries_keys()?;
+    let rows = layers.min(MAX_SCORE_LAYERS) * items * problem.shape().heads * window_len as usize;
+    (!source.has_lse()).then_some(rows * size_of::<RowSum>() / size_of::<f32>())
+}
+
+impl Scores {
+    /// The queries and keys of `layers` of `problem`, given by `source`, for `items` of a run; windows are at most
+    /// `window_len` tokens long. Sums by which rows are normalised lie at `sums`, unless the LSE is given.
+    pub(super) fn new(
+        problem: &Problem,
+        source: &QueriesKeys,
+        layers: &Range<usize>,
+        items: &Range<usize>,
+        window_len: u32,
+        sums: Option<Address>,
+    ) -> Self {
+        let Shape { heads, .. } = *problem.shape();
+        let head = size_of::<HeadScores>() * heads * layers.start;
+        let mut scores = Scores {
+            windows: Window::from_item(items.start),
+            head_weights: Address::of(Base::HeadWeights),
+            head: Address::of(Base::HeadScores) + head,
+            sums: sums.unwrap_or(Address::NULL),
+            batch: items.len() as u32,
+            heads: heads as u32,
+            layers: layers.len() as u32,
+            sharing: (heads / source.key_heads) as u32,
+            head_dim: source.head_dim as u32,
+            sums_len: window_len,
+            causal: problem.config().causal.into(),
+            scale: source.scale(),
+            lse_unit: match source.lse {
+                Lse::Given(base) => base.ln() as f32,
+                Lse::Recomputed => LogBase::E.ln() as f32,
+            },
+            head_scale: 1.0 / heads as f32,
+            layer: [LayerScores::zeroed(); MAX_SCORE_LAYERS],
+        };
+        for (layer, slot) in layers.clone().zip(&mut scores.layer) {
+            *slot = LayerScores::new(problem, source, layer, items.start);
+        }
+        scores
+    }
+
+    /// Bytes at the end that a kernel does not look at.
+    pub(super) fn unused_bytes(&self) -> usize {
+        (MAX_SCORE_LAYERS - self.layers as usize) * size_of::<LayerScores>()
+    }
+}
+
+impl LayerScores {
+    fn new(problem: &Problem, source: &QueriesKeys, layer: usize, first_item: usize) -> Self {
+        let strides = source.strides(problem.shape(), layer);
+        let tensor = |operand, batch_stride: usize, dtype: DType| {
+            let first_byte = first_item * batch_stride * dtype.size_bytes();
+            Address::of(Base::Layer { layer, operand }) + first_byte
+        };
+        let residual = problem.residual(layer);
+        let (queries, keys, lse) = (strides.queries, strides.keys, strides.lse);
+        LayerScores {
+            queries: tensor(0, queries.batch, problem.dtype()),
+            keys: tensor(1, keys.batch, problem.dtype()),
+            lse: match source.has_lse() {
+                true => tensor(2, lse.batch, DType::F32),
+                false => Address::NULL,
+            },
+            queries_batch: queries.batch as i64,
+            queries_head: queries.head as i64,
+            queries_token: queries.token as i64,
+            keys_batch: keys.batch as i64,
+            keys_head: keys.head as i64,
+            keys_token: keys.token as i64,
+            lse_batch: lse.batch as i64,
+            lse_head: lse.head as i64,
+            lse_token: lse.token as i64,
+            soft_cap: source.soft_cap(layer).unwrap_or(0.0),
+            sliding_window: source.sliding_window(layer).map_or(0, saturated),
+            attention: residual.attention,
+            identity: residual.identity,
+        }
+    }
+}
+
+/// The nearest that a word holds: no window has so many tokens.
+fn saturated(tokens: usize) -> u32 {
+    u32::try_from(tokens).unwrap_or(u32::MAX)
+}
+
+/// A problem that a kernel of scores takes part in.
+pub(super) fn example(
+    layers: usize,
+    tokens: usize,
+    dtype: DType,
+    fusion: Fusion,
+) -> Result<Problem> {
+    let shape = super::example_shape(layers, tokens);
+    let config = RolloutConfig {
+        head_fusion: fusion.of_three_heads(),
+        output: Output::Cumulative,
+        ..RolloutConfig::default()
+    };
+    Problem::builder(shape, dtype)
+        .config(config)
+        .queries_keys(QueriesKeys::new(&shape, 32))
+        .build()
+}

@@ -1,0 +1,212 @@
+//! Rollout from queries and keys.
+
+use std::num::NonZeroUsize;
+
+use attention_rollout::cuda::cudarc::driver::sys;
+use attention_rollout::cuda::{
+    DeviceLayer, DeviceLimits, DeviceOutput, GroupItem, GroupPlan, HostPlan, Options,
+    StreamingPlan, choose, choose_streaming,
+};
+use attention_rollout::{
+    DType, Error, LogBase, Lse, Output, Problem, QueriesKeys, Shape, StartRows, Window, reference,
+};
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
+
+use crate::common::queries_keys::{ScoresCase, ScoresGenerated, scores_case};
+use crate::common::scores_data::samples;
+use crate::compare::{assert_close, check_close};
+use crate::generate::Case;
+use crate::machine::{Buffer, Machine, download, machine, upload};
+
+/// What a run may be off by, relative to the largest entry.
+fn check(what: &str, generated: &ScoresGenerated, got: &[f32]) -> Result<(), String> {
+    let problem = &generated.problem;
+    let want = reference::rollout(problem, &generated.layers()).unwrap();
+    let largest = want.iter().fold(0.0, |most: f64, v| most.max(v.abs()));
+    let tolerance = generated.tolerance() * largest + f64::from(f32::MIN_POSITIVE);
+    check_close(what, &problem.output_shape(), got, &want, |_| tolerance)
+}
+
+fn scores(
+    [layers, batch, heads, tokens]: [usize; 4],
+    head_dim: usize,
+    output: Output,
+) -> ScoresCase {
+    let shape = Shape {
+        layers,
+        batch,
+        heads,
+        tokens,
+    };
+    let mut case = Case::new(shape, 11);
+    case.dtype = DType::F16;
+    case.config.output = output;
+    let source = QueriesKeys {
+        lse: Lse::Given(LogBase::E),
+        ..QueriesKeys::new(&shape, head_dim)
+    };
+    ScoresCase { case, source }
+}
+
+fn streamed(machine: &Machine, generated: &ScoresGenerated) -> Vec<f32> {
+    let problem = &generated.problem;
+    let mut plan = StreamingPlan::on(&machine.runtime(), problem, &Options::default()).unwrap();
+    let stream = machine.context.default_stream();
+    let len = problem.output_len();
+    let mut out = stream.clone_htod(&vec![f32::NAN; len.max(1)]).unwrap();
+    let mut view = out.slice_mut(..len);
+    let mut pass = plan.begin(&stream, &mut view).unwrap();
+    let layers = generated.layers();
+    for layer in problem.layers() {
+        // The tensors are gone as soon as the layer has been pushed.
+        pass.push_layer(upload(&stream, &layers[layer]).layer())
+            .unwrap();
+    }
+    pass.finish().unwrap();
+    let mut values = download(&stream, &out);
+    values.truncate(len);
+    values
+}
+
+fn in_chunks(machine: &Machine, generated: &ScoresGenerated) -> Vec<f32> {
+    let problem = &generated.problem;
+    let chunk = NonZeroUsize::new(2);
+    let runtimes = [machine.runtime()];
+    let mut plan = HostPlan::on(&runtimes, problem, &Options::default(), chunk).unwrap();
+    let mut out = vec![f32::NAN; problem.output_len()];
+    plan.run(&generated.layers(), &mut out, &mut |_| {})
+        .unwrap();
+    out
+}
+
+#[test]
+fn random_problems_agree_with_the_reference() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    let mut runner = TestRunner::deterministic();
+    let mut failures = Vec::new();
+    for _ in 0..12 {
+        let case = scores_case(21).new_tree(&mut runner).unwrap().current();
+        let generated = case.settled().generate();
+        let mut plan = machine.plan(&generated.problem, |_| {});
+        let got = machine.run(&mut plan, &generated.layers());
+        failures.extend(check(&format!("{plan}"), &generated, &got).err());
+        let got = streamed(&machine, &generated);
+        failures.extend(check("streamed", &generated, &got).err());
+        let got = in_chunks(&machine, &generated);
+        failures.extend(check("in chunks", &generated, &got).err());
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+}
+
+#[test]
+fn vendored_queries_and_keys_give_the_rollout_of_their_maps() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    for sample in samples() {
+        let problem = &sample.problem;
+        let mut plan = machine.plan(problem, |_| {});
+        let got = machine.run(&mut plan, &sample.layers());
+        let largest = sample
+            .want
+            .iter()
+            .fold(0.0, |most: f64, v| most.max(v.abs()));
+        let tolerance = (1e-6 + sample.rounding) * largest;
+        let what = format!("{}\n{plan}", sample.name);
+        assert_close(&what, &problem.output_shape(), &got, &sample.want, |_| {
+            tolerance
+        });
+    }
+}
+
+#[test]
+fn problems_of_both_sources_share_a_group() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    let stream = machine.context.default_stream();
+    let mut windowed = scores([2, 2, 2, 19], 8, Output::Rows(StartRows::Last));
+    windowed.case.windows = vec![Window { start: 3, len: 12 }, Window { start: 0, len: 19 }];
+    windowed.source.lse = Lse::Recomputed;
+    let scores = [
+        scores([3, 2, 2, 33], 16, Output::default()),
+        windowed,
+        scores([2, 1, 2, 9], 16, Output::Matrix),
+    ];
+    let generated: Vec<ScoresGenerated> = scores.iter().map(ScoresCase::generate).collect();
+    let maps = Case::new(scores[0].case.shape, 4).generate();
+    let mut problems: Vec<Problem> = generated.iter().map(|g| g.problem.clone()).collect();
+    problems.push(maps.problem.clone());
+    let hosts = generated.iter().map(ScoresGenerated::layers);
+    let hosts: Vec<_> = hosts.chain([maps.layers()]).collect();
+    let buffers: Vec<Vec<Buffer>> = hosts
+        .iter()
+        .map(|layers| layers.iter().map(|layer| upload(&stream, layer)).collect())
+        .collect();
+    let layers: Vec<Vec<DeviceLayer<'_>>> = buffers
+        .iter()
+        .map(|buffers| buffers.iter().map(Buffer::layer).collect())
+        .collect();
+    let poison = |problem: &Problem| stream.clone_htod(&vec![f32::NAN; problem.output_len()]);
+    let mut outs: Vec<_> = problems.iter().map(|p| poison(p).unwrap()).collect();
+    let mut plan = GroupPlan::on(&machine.runtime(), &problems, &Options::default()).unwrap();
+    let mut items: Vec<_> = layers
+        .iter()
+        .zip(&mut outs)
+        .map(|(layers, out)| GroupItem::new(layers, out))
+        .collect();
+    plan.run(&stream, &mut items)
+        .unwrap_or_else(|error| panic!("{error}: {}", machine.message()));
+    for (generated, out) in generated.iter().zip(&outs) {
+        check(&format!("{plan}"), generated, &download(&stream, out)).unwrap();
+    }
+    crate::problems::assert_right("maps", &maps, &download(&stream, &outs[3]));
+}
+
+#[test]
+fn runs_are_captured_and_replayed() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    let generated = scores([3, 2, 2, 21], 16, Output::default()).generate();
+    let mut plan = machine.plan(&generated.problem, |_| {});
+    let stream = machine.context.new_stream().unwrap();
+    let hosts = generated.layers();
+    let buffers: Vec<Buffer> = hosts.iter().map(|layer| upload(&stream, layer)).collect();
+    let len = generated.problem.output_len();
+    let mut out = stream.clone_htod(&vec![f32::NAN; len]).unwrap();
+    let layers: Vec<DeviceLayer<'_>> = buffers.iter().map(Buffer::layer).collect();
+    let target = DeviceOutput::from(&mut out);
+    machine.context.synchronize().unwrap();
+    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    stream.begin_capture(mode).unwrap();
+    plan.run(&stream, &layers, target).unwrap();
+    let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
+    let graph = graph.unwrap().unwrap();
+    for _ in 0..2 {
+        graph.launch().unwrap();
+    }
+    check("captured", &generated, &download(&stream, &out)).unwrap();
+}
+
+#[test]
+fn devices_without_the_products_are_refused() {
+    let problem = scores([2, 1, 2, 9], 64, Output::Matrix).generate().problem;
+    let options = Options::default();
+    for refused in [
+        choose(&problem, &DeviceLimits::T4, &options),
+        choose_streaming(&problem, &DeviceLimits::T4, &options),
+    ] {
+        assert!(matches!(
+            refused,
+            Err(Error::Architecture {
+                required: 80,
+                got: 75
+            })
+        ));
+    }
+    choose(&problem, &DeviceLimits::A100, &options).unwrap();
+}
