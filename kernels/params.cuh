@@ -62,6 +62,16 @@ struct RowSum {
   float shift, factor;
 };
 
+// The LSE of a row, to base e, from its scores and as it is given.
+struct Probe {
+  float expected, got;
+};
+
+// What a row must sum to, the most that it could, where terms cancel, and what it sums to.
+struct Mass {
+  float expected, magnitude, sum;
+};
+
 // The queries and keys of a launch's layers, first to last, and how they become fused entries.
 struct Scores {
   const Window *windows;      // [batch]
@@ -171,9 +181,20 @@ struct HeadFusionParams {
   Maps maps;
 };
 
-// score_sums: the sums by which rows are normalised.
+// score_sums: the sums by which rows are normalised, or the LSE of some rows.
 struct ScoreSumsParams {
-  Scores scores;              // `scores.sums` is written
+  Probe *probes;              // [layers, batch, heads, 64] of each window's last rows; null: `scores.sums` are written
+  i64 probes_layer;           // from one layer's probes to the next's
+  Scores scores;
+};
+
+// score_masses: sums of the rows of fused maps.
+struct ScoreMassesParams {
+  const float *fused;         // as score_fusion writes it
+  i64 stride_layer, stride_batch, stride_row;
+  Mass *masses;               // [layers, batch, scores.sums_len], counted from the window's start, 0 beyond its end
+  i64 masses_layer;           // from one layer's masses to the next's
+  Scores scores;              // the LSE is given; `scores.head_weights` is null unless heads are weighted
 };
 
 // score_fusion: fused maps, in window coordinates, as head_fusion writes them.

@@ -225,9 +225,14 @@ struct ItemScores {
     constexpr float LARGEST = 3.402823466e38f;
     if (row >= len) return {LARGEST, 0.0f};
     if (scores.sums) return scores.sums[sum_index(head, row)];
-    const float lse = layer.lse[item * layer.lse_batch + head * layer.lse_head + (window_start + row) * layer.lse_token];
+    const float lse = given_lse(head, row);
     if (lse - lse != 0.0f && lse == lse) return {LARGEST, 0.0f};
-    return {lse * scores.lse_unit, 1.0f};
+    return {lse, 1.0f};
+  }
+  // The LSE given for a row, to base e.
+  DEVICE float given_lse(u32 head, u32 row) const {
+    const u64 token = window_start + row;
+    return layer.lse[item * layer.lse_batch + head * layer.lse_head + token * layer.lse_token] * scores.lse_unit;
   }
   DEVICE u64 sum_index(u32 head, u32 row) const {
     return (u64(layer_number * scores.batch + item) * scores.heads + head) * scores.sums_len + row;

@@ -4,6 +4,8 @@
 mod builder;
 mod check;
 #[cfg(any(feature = "cpu", feature = "cuda"))]
+mod mass;
+#[cfg(any(feature = "cpu", feature = "cuda"))]
 mod run_inputs;
 
 use std::ops::Range;
@@ -15,6 +17,8 @@ use crate::layout::{Shape, Strides, Window};
 use crate::queries_keys::QueriesKeys;
 
 pub use builder::ProblemBuilder;
+#[cfg(any(feature = "cpu", feature = "cuda"))]
+pub(crate) use mass::Mass;
 
 /// A validated rollout problem.
 ///

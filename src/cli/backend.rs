@@ -30,19 +30,22 @@ pub fn open(args: &DeviceArgs) -> Result<Device> {
     }
 }
 
-/// As [`open`], for these problems: `auto` is the CPU where no GPU computes one of them.
+/// As [`open`], for these problems: `auto` is the CPU where the GPU cannot compute one of them.
 pub fn open_for<'p>(
     args: &DeviceArgs,
     mut problems: impl Iterator<Item = &'p Problem>,
 ) -> Result<Device> {
-    if args.device != DeviceArg::Auto || !problems.any(|problem| problem.queries_keys().is_some()) {
-        return open(args);
+    let device = open(args)?;
+    if args.device != DeviceArg::Auto {
+        return Ok(device);
     }
-    report::note(format_args!(
-        "computing on the CPU: queries and keys run there alone"
-    ));
-    limit_threads(args)?;
-    open_cpu(args)
+    match problems.try_for_each(|problem| device.check(problem)) {
+        Ok(()) => Ok(device),
+        Err(reason) => {
+            report::note(format_args!("computing on the CPU: {reason}"));
+            open_cpu(args)
+        }
+    }
 }
 
 /// The CPU, with the threads that the options ask for.

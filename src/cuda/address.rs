@@ -36,6 +36,10 @@ pub enum Base {
     Excluded,
     /// What each head of each layer of queries and keys has of its own.
     HeadScores,
+    /// Sums of rows, where it is known what they must be.
+    Masses,
+    /// The LSE of some rows, recomputed and as it is given.
+    Probes,
     /// A buffer of the schedule, by number.
     Buffer(usize),
     /// A tensor of a layer.
@@ -75,6 +79,8 @@ impl Base {
             Base::CountsOf => 10,
             Base::Excluded => 7,
             Base::HeadScores => 11,
+            Base::Masses => 12,
+            Base::Probes => 13,
             Base::Buffer(index) => Base::NAMED + Base::PER_INDEX * index,
             Base::Layer { layer, operand } => Base::NAMED + Base::PER_INDEX * layer + 1 + operand,
         }
@@ -94,6 +100,8 @@ impl Base {
                 9 => Base::GivenRows,
                 10 => Base::CountsOf,
                 11 => Base::HeadScores,
+                12 => Base::Masses,
+                13 => Base::Probes,
                 _ => Base::Null,
             };
         };
@@ -178,7 +186,7 @@ mod tests {
         let mut bases = vec![Base::Null, Base::Output, Base::Windows, Base::Counts];
         bases.extend([Base::HeadWeights, Base::Start, Base::Exchange]);
         bases.extend([Base::GivenWindows, Base::GivenRows, Base::CountsOf]);
-        bases.extend([Base::Excluded, Base::HeadScores]);
+        bases.extend([Base::Excluded, Base::HeadScores, Base::Masses, Base::Probes]);
         bases.extend((0..9).map(Base::Buffer));
         bases.extend((0..Base::OPERANDS).flat_map(|operand| (0..9).map(layers(operand))));
         bases.push(layers(Base::OPERANDS - 1)(Base::MOST - 1));

@@ -48,6 +48,7 @@
 pub mod address;
 mod choose;
 pub(crate) mod driver;
+mod evidence;
 #[doc(hidden)]
 pub mod kernel;
 #[doc(hidden)]

@@ -85,6 +85,10 @@ impl Backend for Cpu {
         Ok(candidates)
     }
 
+    fn check(&self, _: &Problem) -> Result<()> {
+        Ok(())
+    }
+
     fn plan(
         &self,
         problem: &Problem,

@@ -109,6 +109,13 @@ impl Backend for Gpus {
             .collect())
     }
 
+    fn check(&self, problem: &Problem) -> Result<()> {
+        let mut runtimes = self.runtimes.iter();
+        runtimes.try_for_each(|runtime| {
+            cuda::choose(problem, runtime.limits(), &self.options).map(|_| ())
+        })
+    }
+
     fn plan(
         &self,
         problem: &Problem,

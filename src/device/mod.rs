@@ -54,6 +54,8 @@ trait Backend: Send + Sync {
 
     fn candidates(&self, problem: &Problem) -> Result<Vec<Device>>;
 
+    fn check(&self, problem: &Problem) -> Result<()>;
+
     fn plan(
         &self,
         problem: &Problem,
@@ -119,6 +121,14 @@ impl Device {
     /// [`Error::Driver`](crate::Error::Driver).
     pub fn candidates(&self, problem: &Problem) -> Result<Vec<Device>> {
         self.0.candidates(problem)
+    }
+
+    /// Checks that the device has kernels for `problem`, without making it ready.
+    ///
+    /// # Errors
+    /// Those of `cuda::choose`; none of the CPU.
+    pub fn check(&self, problem: &Problem) -> Result<()> {
+        self.0.check(problem)
     }
 
     /// Makes `problem` ready to run: chooses, compiles, allocates.

@@ -158,3 +158,55 @@ fn a_compiler_that_cannot_compile_leaves_the_cpu() {
     let line = list.lines().find(|line| line.starts_with("nvrtc: "));
     assert!(line.unwrap().contains("builtins"), "{list}");
 }
+
+#[test]
+fn queries_and_keys_give_the_same_on_a_gpu() {
+    let Some(gpu) = bench("sm_90") else {
+        return;
+    };
+    let sentences = data("qk_minilm_batch4.f32.safetensors");
+    let causal = data("qk_gqa_causal_64.f16.safetensors");
+    for (input, options) in [
+        (&sentences, "--rows tensor:start_0,tensor:start_1"),
+        (
+            &sentences,
+            "--output-kind matrix --layers 4.. --lse recompute",
+        ),
+        (
+            &causal,
+            "--causal --rows last --head-fusion max --normalize-rows",
+        ),
+    ] {
+        let cpu = gpu.run_ok(input, &format!("--device cpu {options}"));
+        let got = gpu.run_ok(input, &format!("--device auto {options}"));
+        for (name, tensor) in &cpu {
+            assert_close(options, &got[name].values(), &tensor.values(), 1e-6);
+        }
+    }
+    let wrong = "--device cuda --causal --rows last --scale 0.15";
+    let run = gpu.run(&causal, wrong);
+    run.expect_failure(2, &["item 0, head 0", "the scale, the base"]);
+    let plan = "plan --layers 2 --heads 4 --tokens 40 --queries-keys 32 --device cuda --json";
+    let run = gpu.command(plan.split(' ')).expect_status(0);
+    assert!(
+        run.stdout.contains("score_fusion_f32_mean"),
+        "{}",
+        run.stdout
+    );
+    let timed = "bench --shape 2,1,2,20 --queries-keys 16 --device cuda --runs 1 --json";
+    let run = gpu.command(timed.split(' ')).expect_status(0);
+    assert!(run.stdout.contains("\"checked\":true"), "{}", run.stdout);
+    if is_real() {
+        return;
+    }
+    // A GPU without the products.
+    let old = bench("sm_75").unwrap();
+    let run = old.run(&sentences, "--device auto").expect_status(0);
+    assert!(
+        run.stderr.contains("computing on the CPU"),
+        "{}",
+        run.stderr
+    );
+    old.run(&sentences, "--device cuda")
+        .expect_failure(2, &["sm_80", "sm_75"]);
+}

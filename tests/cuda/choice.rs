@@ -6,8 +6,8 @@ use attention_rollout::cuda::{
     choose_streaming,
 };
 use attention_rollout::{
-    DType, Discard, DiscardScope, Error, HeadFusion, Output, Problem, QueriesKeys, Residual,
-    ResidualWeights, RolloutConfig, Shape, StartRows, Window,
+    DType, Discard, DiscardScope, Error, HeadFusion, Output, Problem, Residual, ResidualWeights,
+    RolloutConfig, Shape, StartRows, Window,
 };
 
 fn problem(layers: usize, batch: usize, heads: usize, tokens: usize, output: Output) -> Problem {

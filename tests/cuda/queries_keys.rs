@@ -4,11 +4,12 @@ use std::num::NonZeroUsize;
 
 use attention_rollout::cuda::cudarc::driver::sys;
 use attention_rollout::cuda::{
-    DeviceLayer, DeviceLimits, DeviceOutput, GroupItem, GroupPlan, HostPlan, Options,
+    DeviceLayer, DeviceLimits, DeviceOutput, GroupItem, GroupPlan, HostPlan, Options, Plan,
     StreamingPlan, choose, choose_streaming,
 };
 use attention_rollout::{
-    DType, Error, LogBase, Lse, Output, Problem, QueriesKeys, Shape, StartRows, Window, reference,
+    DType, Error, HostLayer, HostTensor, Layer, LogBase, Lse, Output, Problem, QueriesKeys, Shape,
+    StartRows, Window, reference,
 };
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
@@ -209,4 +210,108 @@ fn devices_without_the_products_are_refused() {
         ));
     }
     choose(&problem, &DeviceLimits::A100, &options).unwrap();
+}
+
+/// The layers with another LSE.
+fn with_lse<'a>(
+    layers: &[HostLayer<'a>],
+    lse: impl Fn(usize) -> HostTensor<'a>,
+) -> Vec<HostLayer<'a>> {
+    let layer = |(index, layer): (usize, &HostLayer<'a>)| match *layer {
+        Layer::QueriesKeys { queries, keys, .. } => Layer::QueriesKeys {
+            queries,
+            keys,
+            lse: Some(lse(index)),
+        },
+        other => other,
+    };
+    layers.iter().enumerate().map(layer).collect()
+}
+
+fn lse_of<'a>(layer: &HostLayer<'a>) -> HostTensor<'a> {
+    match layer {
+        Layer::QueriesKeys { lse: Some(lse), .. } => *lse,
+        _ => panic!("without an LSE"),
+    }
+}
+
+#[test]
+fn what_does_not_belong_together_is_seen() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    let runtime = machine.runtime();
+    let stream = machine.context.default_stream();
+    let run = |problem: &Problem, layers: &[HostLayer<'_>]| {
+        let mut plan = Plan::on(&runtime, problem, &Options::default()).unwrap();
+        machine.run(&mut plan, layers);
+        plan.check(&stream)
+    };
+    let run_host = |problem: &Problem, layers: &[HostLayer<'_>]| {
+        let (runtimes, chunk) = ([runtime.clone()], NonZeroUsize::new(2));
+        let mut plan = HostPlan::on(&runtimes, problem, &Options::default(), chunk).unwrap();
+        let mut out = vec![f32::NAN; problem.output_len()];
+        plan.run(layers, &mut out, &mut |_| {})
+    };
+    for output in [Output::default(), Output::Matrix] {
+        let case = scores([3, 3, 2, 20], 16, output.clone());
+        let generated = case.generate();
+        let (problem, layers) = (&generated.problem, generated.layers());
+        run(problem, &layers).unwrap();
+        run_host(problem, &layers).unwrap();
+        // The LSE of another layer, of all items or of the second alone.
+        let swapped = with_lse(&layers, |layer| lse_of(&layers[2 - layer]));
+        assert!(matches!(run(problem, &swapped), Err(Error::Lse { .. })));
+        let (own, other) = (lse_of(&layers[1]), lse_of(&layers[0]));
+        let (own, other) = (own.as_slice().unwrap(), other.as_slice().unwrap());
+        let item = 2 * 20;
+        let mixed: Vec<f32> = [&own[..item], &other[item..2 * item], &own[2 * item..]].concat();
+        let mixed = with_lse(&layers, |layer| match layer {
+            1 => mixed[..].into(),
+            _ => lse_of(&layers[layer]),
+        });
+        for refused in [run(problem, &mixed), run_host(problem, &mixed)] {
+            assert!(matches!(
+                refused,
+                Err(Error::Lse {
+                    layer: 1,
+                    item: 1,
+                    ..
+                })
+            ));
+        }
+        // Wherever the scale, the base or the mask is another.
+        let another = |change: &dyn Fn(&mut ScoresCase)| {
+            let mut case = case.clone();
+            change(&mut case);
+            case.generate().problem
+        };
+        let unseen = another(&|case| case.source.mass_tolerance = None);
+        run(&unseen, &swapped).unwrap();
+        if output == Output::Matrix {
+            continue;
+        }
+        for wrong in [
+            another(&|case| case.source.scale = Some(0.225)),
+            another(&|case| case.source.lse = Lse::Given(LogBase::Two)),
+            another(&|case| case.case.config.causal = true),
+            another(&|case| case.source.sliding_windows = vec![9]),
+        ] {
+            assert!(run(&wrong, &layers).is_err());
+        }
+    }
+    // A row that no probe looks at.
+    let long = scores([1, 1, 2, 80], 16, Output::Matrix).generate();
+    let mut few: Vec<f32> = lse_of(&long.layers()[0]).as_slice().unwrap().to_vec();
+    few[5] += 0.1;
+    let wrong = with_lse(&long.layers(), |_| few[..].into());
+    assert!(matches!(
+        run(&long.problem, &wrong),
+        Err(Error::Mass {
+            layer: 0,
+            item: 0,
+            row: 5,
+            ..
+        })
+    ));
 }

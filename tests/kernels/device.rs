@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use attention_rollout::cuda::address::{Base, Bases};
+use attention_rollout::cuda::address::{Address, Base, Bases};
 use attention_rollout::cuda::kernel::{
     Fusion, Reading, RingRows, RolloutChain, RolloutRows, RowsStream, Sets, Splits,
 };
@@ -144,6 +144,20 @@ impl<'a> Device<'a> {
             .read(output, bytemuck::cast_slice_mut(&mut out))
             .unwrap();
         out
+    }
+
+    /// A table of a schedule as it is now; nothing where it has none.
+    pub fn table<T: bytemuck::Pod>(&self, prepared: &Prepared, base: Base) -> Vec<T> {
+        let mut tables = prepared.schedule.tables().iter();
+        let bytes = tables
+            .find(|table| table.base == base)
+            .map_or(0, |table| table.bytes.len());
+        let mut values = vec![T::zeroed(); bytes / size_of::<T>()];
+        let from = prepared.bases.resolve(Address::of(base));
+        self.memory
+            .read(from, bytemuck::cast_slice_mut(&mut values))
+            .unwrap();
+        values
     }
 
     /// Computes the problem by `path`, one launch after the other.

@@ -5,15 +5,9 @@ use super::inner::QUERIES;
 use super::{Buffers, ItemScores};
 use crate::cpu::simd::{MOST_LANES, Simd};
 use crate::cpu::team::Member;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::problem::Mass;
 use crate::queries_keys::{Lse, QueriesKeys};
-
-/// A sum, and how large it can be at most where its terms cancel.
-#[derive(Clone, Copy)]
-struct Mass {
-    sum: f64,
-    magnitude: f64,
-}
 
 impl ItemScores<'_> {
     /// Notes what the rows of relevance `[start rows, len]` must sum to after this layer, where that is known.
@@ -43,9 +37,9 @@ impl ItemScores<'_> {
     /// # Errors
     /// [`Error::Mass`].
     pub fn check_masses(&self, relevance: &[f32]) -> Result<()> {
-        let Some(tolerance) = self.problem.mass_tolerance() else {
+        if self.problem.mass_tolerance().is_none() {
             return Ok(());
-        };
+        }
         let Buffers { masses, .. } = self.buffers();
         let rows = relevance.chunks_exact(self.len());
         let mut rows = masses.chunks_exact(2).zip(rows).enumerate();
@@ -54,7 +48,7 @@ impl ItemScores<'_> {
                 sum: expected[0].into(),
                 magnitude: expected[1].into(),
             };
-            self.check_mass(row, expected, relevance, tolerance)
+            self.check_mass(row, expected, relevance)
         })
     }
 
@@ -63,9 +57,9 @@ impl ItemScores<'_> {
     /// # Errors
     /// [`Error::Mass`].
     pub fn check_rows(&self, first: usize, ahat: &[f32]) -> Result<()> {
-        let Some(tolerance) = self.problem.mass_tolerance() else {
+        if self.problem.mass_tolerance().is_none() {
             return Ok(());
-        };
+        }
         let residual = self.problem.residual(self.layer);
         let (a, b) = (f64::from(residual.attention), f64::from(residual.identity));
         let mut rows = ahat.chunks_exact(self.len()).enumerate();
@@ -76,23 +70,14 @@ impl ItemScores<'_> {
                 sum: a * attention.sum + b,
                 magnitude: a.abs() * attention.magnitude + b.abs(),
             };
-            self.check_mass(row, expected, entries, tolerance)
+            self.check_mass(row, expected, entries)
         })
     }
 
-    fn check_mass(&self, row: usize, expected: Mass, got: &[f32], tolerance: f32) -> Result<()> {
+    fn check_mass(&self, row: usize, expected: Mass, got: &[f32]) -> Result<()> {
         let sum: f64 = got.iter().map(|&entry| f64::from(entry)).sum();
-        if (sum - expected.sum).abs() <= f64::from(tolerance) * expected.magnitude {
-            return Ok(());
-        }
-        Err(Error::Mass {
-            layer: self.layer,
-            item: self.item,
-            row,
-            expected: expected.sum as f32,
-            got: sum as f32,
-            tolerance,
-        })
+        let (layer, item) = (self.layer, self.item);
+        self.problem.check_mass(layer, item, row, expected, sum)
     }
 
     /// What a row of the fused map sums to: the shares of the heads in which it is not empty.
@@ -118,9 +103,12 @@ impl ItemScores<'_> {
     /// # Errors
     /// [`Error::Lse`].
     pub fn probe(&self, simd: Simd, member: Member<'_>) -> Result<()> {
-        let (Lse::Given(base), Some(_)) = (self.source.lse, self.source.mass_tolerance) else {
+        let Lse::Given(base) = self.source.lse else {
             return Ok(());
         };
+        if !self.problem.probes_lse() {
+            return Ok(());
+        }
         let (shape, len) = (self.problem.shape(), self.len());
         let rows = QueriesKeys::PROBED_ROWS.div_ceil(shape.batch);
         let rows = rows.max(MOST_LANES).min(len);
@@ -139,19 +127,9 @@ impl ItemScores<'_> {
                     let (shift, factor) = (scoring.shifts[at + lane], scoring.factors[at + lane]);
                     let expected = -shift - factor.ln();
                     let got = self.given_lse(head, queries.row(lane), base.ln());
-                    let is_near = (got - expected).abs() <= QueriesKeys::PROBE_TOLERANCE;
-                    // An empty row is one because the caller says so.
-                    if is_near || got.is_infinite() {
-                        continue;
-                    }
-                    return Err(Error::Lse {
-                        layer: self.layer,
-                        item: self.item,
-                        head,
-                        row: queries.row(lane),
-                        expected,
-                        got,
-                    });
+                    let row = queries.row(lane);
+                    let (layer, item) = (self.layer, self.item);
+                    (self.problem).check_lse(layer, item, head, row, expected, got)?;
                 }
             }
         }

@@ -30,10 +30,10 @@ pub use maps::{Columns, LayerMaps, MAX_LAYERS_PER_LAUNCH, MAX_WARPS, MapSource, 
 pub use parts::{Arithmetic, Form, Fusion, Reading};
 pub use read_floor::ReadFloor;
 pub use run_inputs::{RunInputsParams, TakeInputs, given_bytes, write_given};
-pub use scores::{HeadScores, LayerScores, MAX_SCORE_LAYERS, RowSum, Scores};
+pub use scores::{HeadScores, LayerScores, MAX_SCORE_LAYERS, Mass, Probe, RowSum, Scores};
 pub use window::Window;
 
-pub(super) use scores::{SCORES_ARCH, sum_floats};
+pub(super) use scores::{PROBED_ROWS, SCORES_ARCH, sum_floats};
 
 /// A kernel that takes part in rollouts, with its compile-time choices made.
 pub trait Kernel: Send + Sync {
@@ -71,6 +71,8 @@ macro_rules! kernels {
             LayerScores::LAYOUT,
             HeadScores::LAYOUT,
             RowSum::LAYOUT,
+            Probe::LAYOUT,
+            Mass::LAYOUT,
             Scores::LAYOUT,
             GroupMember::LAYOUT,
             GroupWord::LAYOUT,
@@ -91,6 +93,7 @@ kernels! {
     head_fusion: FuseHeads, HeadFusionParams;
     score_sums: SumScores, ScoreSumsParams;
     score_fusion: FuseScores, ScoreFusionParams;
+    score_masses: SumRows, ScoreMassesParams;
     zero_fill: ZeroFill, ZeroFillParams;
     discard: FindCuts, DiscardParams;
     exclusion: Exclude, ExclusionParams;

@@ -13,7 +13,7 @@ use crate::cuda::variant::{Variant, symbol};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::problem::Problem;
-use crate::queries_keys::QueriesKeys;
+use crate::queries_keys::{Lse, QueriesKeys};
 
 params! {
     /// Parameters of `score_fusion`.
@@ -94,6 +94,6 @@ impl Kernel for FuseScores {
     }
 
     fn example(&self, layers: usize, tokens: usize) -> Result<Problem> {
-        example(layers, tokens, self.dtype, self.fusion)
+        example(layers, tokens, self.dtype, self.fusion, Lse::Recomputed)
     }
 }

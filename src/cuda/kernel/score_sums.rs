@@ -13,11 +13,13 @@ use crate::cuda::variant::{Variant, symbol};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::problem::Problem;
-use crate::queries_keys::QueriesKeys;
+use crate::queries_keys::{Lse, QueriesKeys};
 
 params! {
     /// Parameters of `score_sums`.
     ScoreSumsParams {
+        probes: Address,
+        probes_layer: i64,
         scores: Scores,
     }
 }
@@ -45,16 +47,38 @@ impl SumScores {
         window_len: u32,
         sums: Address,
     ) -> Launch {
-        let scores = Scores::new(problem, source, layers, items, window_len, Some(sums));
-        let heads = problem.shape().heads * layers.len();
-        let grid = [
-            items.len() as u32,
-            window_len.div_ceil(TILE),
-            heads as u32,
-        ];
-        let unused = scores.unused_bytes();
+        let params = ScoreSumsParams {
+            probes: Address::NULL,
+            probes_layer: 0,
+            scores: Scores::new(problem, source, layers, items, window_len, Some(sums)),
+        };
+        self.launch_with(window_len.div_ceil(TILE), &params)
+    }
+
+    /// The LSE of some rows of each head of `layers`, beside what is given, into `probes`; those of the next layer are
+    /// `stride_layer` further on.
+    pub(in crate::cuda) fn probe(
+        &self,
+        problem: &Problem,
+        source: &QueriesKeys,
+        layers: &Range<usize>,
+        items: &Range<usize>,
+        window_len: u32,
+        (probes, stride_layer): (Address, usize),
+    ) -> Launch {
+        let params = ScoreSumsParams {
+            probes,
+            probes_layer: stride_layer as i64,
+            scores: Scores::new(problem, source, layers, items, window_len, None),
+        };
+        self.launch_with(1, &params)
+    }
+
+    fn launch_with(&self, tiles: u32, params: &ScoreSumsParams) -> Launch {
+        let scores = &params.scores;
+        let grid = [scores.batch, tiles, scores.heads * scores.layers];
         let geometry = Geometry::new(grid, SCORE_THREADS);
-        Launch::new(self.variant(), geometry, &ScoreSumsParams { scores }, unused)
+        Launch::new(self.variant(), geometry, params, scores.unused_bytes())
     }
 }
 
@@ -79,6 +103,6 @@ impl Kernel for SumScores {
     }
 
     fn example(&self, layers: usize, tokens: usize) -> Result<Problem> {
-        example(layers, tokens, self.dtype, Fusion::Mean)
+        example(layers, tokens, self.dtype, Fusion::Mean, Lse::Recomputed)
     }
 }

@@ -6,7 +6,7 @@ use bytemuck::Zeroable;
 
 use super::parts::WARP;
 use super::{Fusion, Window};
-use crate::config::{Output, RolloutConfig};
+use crate::config::{Output, Residual, ResidualWeights, RolloutConfig};
 use crate::cuda::address::{Address, Base};
 use crate::cuda::parameters::params;
 use crate::dtype::DType;
@@ -26,6 +26,8 @@ pub(super) const SCORE_THREADS: u32 = 4 * WARP;
 pub(super) const SCORE_BLOCKS: u32 = 3;
 /// What queries and keys are staged in.
 pub(super) const STAGES_BYTES: u32 = 2 * 2 * TILE * (128 + 16);
+/// Rows of each head whose LSE is probed.
+pub(in crate::cuda) const PROBED_ROWS: usize = TILE as usize;
 /// The oldest architecture with the products.
 pub(in crate::cuda) const SCORES_ARCH: u32 = 80;
 
@@ -64,6 +66,23 @@ params! {
     RowSum {
         shift: f32,
         factor: f32,
+    }
+}
+
+params! {
+    /// The LSE of a row, from its scores and as it is given.
+    Probe {
+        expected: f32,
+        got: f32,
+    }
+}
+
+params! {
+    /// What a row must sum to, and what it sums to.
+    Mass {
+        expected: f32,
+        magnitude: f32,
+        sum: f32,
     }
 }
 
@@ -200,21 +219,27 @@ fn saturated(tokens: usize) -> u32 {
     u32::try_from(tokens).unwrap_or(u32::MAX)
 }
 
-/// A problem that a kernel of scores takes part in.
+/// A problem that a kernel of scores takes part in. Whatever its LSE is, entries do not grow from layer to layer.
 pub(super) fn example(
     layers: usize,
     tokens: usize,
     dtype: DType,
     fusion: Fusion,
+    lse: Lse,
 ) -> Result<Problem> {
     let shape = super::example_shape(layers, tokens);
+    let attention = 0.1 / tokens as f32;
     let config = RolloutConfig {
         head_fusion: fusion.of_three_heads(),
+        residual: ResidualWeights::Uniform(Residual::new(attention, 0.5)),
         output: Output::Cumulative,
         ..RolloutConfig::default()
     };
     Problem::builder(shape, dtype)
         .config(config)
-        .queries_keys(QueriesKeys::new(&shape, 32))
+        .queries_keys(QueriesKeys {
+            lse,
+            ..QueriesKeys::new(&shape, 32)
+        })
         .build()
 }

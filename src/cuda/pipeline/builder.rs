@@ -6,10 +6,11 @@ use std::sync::Arc;
 use super::choice::Pipeline;
 use super::tables::tables;
 use crate::cuda::address::{Address, Base};
+use crate::cuda::evidence::Evidence;
 use crate::cuda::kernel::{
     Columns, Exclude, FindCuts, FuseHeads, FuseScores, Fused, Fusion, MAX_LAYERS_PER_LAUNCH,
-    MAX_SCORE_LAYERS, MapSource, Matrices, Reading, RowsStream, SumScores, TakeInputs, ZeroFill,
-    padded, sum_floats,
+    MAX_SCORE_LAYERS, MapSource, Matrices, Reading, RowsStream, SumRows, SumScores, TakeInputs,
+    ZeroFill, padded, sum_floats,
 };
 use crate::cuda::launch::Launch;
 use crate::cuda::limits::DeviceLimits;
@@ -144,7 +145,7 @@ impl<'a> Builder<'a> {
         limits: &'a DeviceLimits,
         start_stride: usize,
     ) -> Self {
-        Builder {
+        let mut builder = Builder {
             pipeline,
             problem,
             batch,
@@ -161,7 +162,12 @@ impl<'a> Builder<'a> {
             buffers: Vec::new(),
             events: 0,
             tables: tables(problem, start_stride),
+        };
+        let evidence = Evidence::new(problem, room, builder.common.window_len);
+        for part in evidence.parts() {
+            builder.zeroed(part.base, part.bytes());
         }
+        builder
     }
 
     pub fn finish(self) -> Schedule {
@@ -343,6 +349,18 @@ impl<'a> Builder<'a> {
         }
         let launch = FuseScores::launch(problem, source, layers, items, window_len, sums, fused);
         self.push(launch);
+        let Evidence { masses, probes, .. } = Evidence::new(problem, self.room, window_len);
+        if let Some(probes) = probes {
+            let kernel = SumScores {
+                dtype: problem.dtype(),
+            };
+            let to = probes.place(problem, layers, items);
+            self.push(kernel.probe(problem, source, layers, items, window_len, to));
+        }
+        if let Some(masses) = masses {
+            let to = masses.place(problem, layers, items);
+            self.push(SumRows.launch(problem, source, layers, items, window_len, fused, to));
+        }
     }
 
     /// Start rows from item `first` of a run on, and elements from one item's to the next's and from one row to the

@@ -4,17 +4,21 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaStream, sys};
+use cudarc::driver::{CudaContext, CudaStream, result, sys};
 
+use super::buffers::check_stream;
 use super::inputs::{Given, InputRing};
 use super::workspace::{Room, Workspace};
 use crate::cuda::address::{Address, Base, Bases};
-use crate::cuda::driver::{self, DeviceMemory, Event, Function, Stream, bind};
+use crate::cuda::driver::{
+    self, DeviceMemory, Event, Function, Stream, bind, driver_error, is_capturing,
+};
+use crate::cuda::evidence::Evidence;
 use crate::cuda::launch::MAX_WORDS;
 use crate::cuda::runtime::Runtime;
 use crate::cuda::schedule::{Lane, Schedule};
 use crate::cuda::variant::{Entry, Variant};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layout::Window;
 use crate::problem::Problem;
 use crate::recent::Recent;
@@ -84,6 +88,23 @@ impl Handover {
         self.last = Some(stream.clone());
         Ok(())
     }
+}
+
+/// Binds `context` and brings `stream` behind the last run, to see what that left.
+pub(super) fn ready_to_check(
+    context: &Arc<CudaContext>,
+    stream: &Arc<CudaStream>,
+    handover: &mut Handover,
+) -> Result<()> {
+    bind(context)?;
+    check_stream(context, stream)?;
+    if is_capturing(stream)? {
+        return Err(Error::Capturing {
+            what: "a copy of what a run left",
+            instead: "check after a replay",
+        });
+    }
+    handover.follow(stream)
 }
 
 /// The device memory of an engine.
@@ -343,6 +364,48 @@ impl Engine {
             inputs.derived(given, capturing);
         }
         Ok(derives)
+    }
+
+    /// Waits until `stream` has come past the last run, which was one of `items`, and checks whether its queries, keys and
+    /// LSE belong together.
+    ///
+    /// # Safety
+    /// The context is bound to this thread and `stream` is a stream of it, behind the last run's.
+    pub unsafe fn check(&self, stream: sys::CUstream, items: Range<usize>) -> Result<()> {
+        let evidence = self.evidence();
+        let mut bytes = vec![0; evidence.bytes()];
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the copies are waited for below; the rest is promised by the caller.
+        unsafe {
+            self.copy_evidence(stream, &mut bytes)?;
+            result::stream::synchronize(stream)
+        }
+        .map_err(driver_error("cuStreamSynchronize"))?;
+        evidence.check(&self.problem, items, &bytes)
+    }
+
+    /// What runs leave of whether queries, keys and LSE belong together.
+    pub fn evidence(&self) -> Evidence {
+        let window_len = self.problem.longest_window() as u32;
+        Evidence::new(&self.problem, self.whole.schedule.batch, window_len)
+    }
+
+    /// Copies it into `bytes`, as many as there are.
+    ///
+    /// # Safety
+    /// As [`check`](Engine::check); `bytes` are left alone until the copies are done.
+    pub unsafe fn copy_evidence(&self, stream: sys::CUstream, mut bytes: &mut [u8]) -> Result<()> {
+        for part in self.evidence().parts() {
+            let (of_part, rest) = bytes.split_at_mut(part.bytes());
+            let from = self.bases.resolve(Address::of(part.base));
+            // SAFETY: the table is as long as the part, which the caller leaves alone.
+            unsafe { result::memcpy_dtoh_async(of_part, from, stream) }
+                .map_err(driver_error("cuMemcpyDtoHAsync_v2"))?;
+            bytes = rest;
+        }
+        Ok(())
     }
 
     /// Submits steps `steps` of the schedule of runs of so many `items`, for which the engine is

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream};
 
 use super::buffers::{self, DeviceLayer, DeviceOutput, check_run, check_stream, track};
-use super::engine::{Engine, Handover, Memory};
+use super::engine::{Engine, Handover, Memory, ready_to_check};
 use super::inputs::{Given, RunInputs};
 use super::workspace::Workspace;
 use crate::cuda::choose::{choose, choose_grouped};
@@ -192,6 +192,24 @@ impl GroupPlan {
     /// [`Error::Count`] where there is no such problem; [`Error::Member`] around what is wrong with the rows.
     pub fn set_rows(&mut self, member: usize, rows: &[usize]) -> Result<()> {
         self.change(member, |engine| engine.set_rows(rows))
+    }
+
+    /// As [`Plan::check`](crate::cuda::Plan::check), of all problems.
+    ///
+    /// # Errors
+    /// [`Error::Member`] around what [`Plan::check`](crate::cuda::Plan::check) says of a problem.
+    pub fn check(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
+        ready_to_check(&self.context, stream, &mut self.handover)?;
+        let of_member = |(member, engine): (usize, &Engine)| {
+            let all = 0..engine.problem().shape().batch;
+            // SAFETY: the context is bound, and the stream is behind the last run's.
+            let checked = unsafe { engine.check(stream.cu_stream(), all) };
+            checked.map_err(|source| Error::Member {
+                member,
+                source: Box::new(source),
+            })
+        };
+        self.engines.iter().enumerate().try_for_each(of_member)
     }
 
     fn change(

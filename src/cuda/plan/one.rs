@@ -9,7 +9,7 @@ use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use super::buffers::{
     DeviceLayer, DeviceOutput, addresses, alloc_output, check_run, check_stream, track,
 };
-use super::engine::{Engine, Handover};
+use super::engine::{Engine, Handover, ready_to_check};
 use super::inputs::RunInputs;
 use crate::cuda::choose::choose;
 use crate::cuda::driver::{bind, is_capturing};
@@ -43,6 +43,7 @@ pub struct Plan {
     engine: Engine,
     handover: Handover,
     layer_addresses: Vec<u64>,
+    last_items: Range<usize>,
 }
 
 impl Plan {
@@ -73,6 +74,7 @@ impl Plan {
             engine: Engine::alone(runtime, problem, schedule, &options.workspace)?,
             handover: Handover::new(runtime.context())?,
             layer_addresses: Vec::with_capacity(problem.shape().layers * operands(problem)),
+            last_items: 0..0,
         })
     }
 
@@ -276,6 +278,7 @@ impl Plan {
             )
         }?;
         let steps = 0..self.engine.schedule_of(items.len()).steps.len();
+        self.last_items = items.clone();
         // SAFETY: the context is bound. The layers and the output have been checked against the problem; that they
         // stay valid is promised by whoever made them, and ordered with other uses above.
         unsafe {
@@ -286,6 +289,25 @@ impl Plan {
                 &self.layer_addresses,
                 output,
             )
+        }
+    }
+
+    /// Waits for the last run, and checks whether its queries, keys and LSE belong together, as far as that
+    /// [is known and wanted](crate::QueriesKeys::mass_tolerance). Of other sources it checks nothing and waits for nothing.
+    ///
+    /// A run itself leaves on the device what each row of the fused maps sums to, and the LSE of the last 64 rows of each
+    /// window. Where a run was given its windows in device memory, rows in errors count from where the host's windows end.
+    ///
+    /// # Errors
+    /// [`Error::Lse`](crate::Error::Lse), [`Error::Mass`](crate::Error::Mass), whose `row` is one of the window;
+    /// [`Error::WrongDevice`](crate::Error::WrongDevice); [`Error::Capturing`](crate::Error::Capturing) where `stream` is
+    /// capturing; [`Error::Driver`](crate::Error::Driver).
+    pub fn check(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
+        ready_to_check(self.engine.context(), stream, &mut self.handover)?;
+        // SAFETY: the context is bound, and the stream is behind the last run's.
+        unsafe {
+            self.engine
+                .check(stream.cu_stream(), self.last_items.clone())
         }
     }
 

@@ -8,7 +8,7 @@ use cudarc::driver::{CudaContext, CudaStream};
 use super::buffers::{
     DeviceLayer, DeviceOutput, addresses, check_layer, check_output, check_stream, track,
 };
-use super::engine::{Engine, Handover};
+use super::engine::{Engine, Handover, ready_to_check};
 use super::inputs::RunInputs;
 use crate::cuda::choose::choose_streaming;
 use crate::cuda::driver::{bind, is_capturing};
@@ -30,6 +30,7 @@ pub struct StreamingPlan {
     engine: Engine,
     handover: Handover,
     layer_addresses: Vec<u64>,
+    last_items: Range<usize>,
 }
 
 impl StreamingPlan {
@@ -56,6 +57,7 @@ impl StreamingPlan {
             engine: Engine::alone(runtime, problem, schedule, &options.workspace)?,
             handover: Handover::new(runtime.context())?,
             layer_addresses: vec![0; problem.shape().layers * operands(problem)],
+            last_items: 0..0,
         })
     }
 
@@ -118,6 +120,19 @@ impl StreamingPlan {
         out: impl Into<DeviceOutput<'a>>,
     ) -> Result<Pass<'a>> {
         self.begin_items_with(stream, items, out, RunInputs::default())
+    }
+
+    /// As [`Plan::check`](crate::cuda::Plan::check), of the last pass, as far as layers were pushed.
+    ///
+    /// # Errors
+    /// As [`Plan::check`](crate::cuda::Plan::check).
+    pub fn check(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
+        ready_to_check(self.engine.context(), stream, &mut self.handover)?;
+        // SAFETY: the context is bound, and the stream is behind the last pass's.
+        unsafe {
+            self.engine
+                .check(stream.cu_stream(), self.last_items.clone())
+        }
     }
 
     /// As [`Plan::set_windows`](crate::cuda::Plan::set_windows), for the passes to come.
@@ -191,6 +206,7 @@ impl StreamingPlan {
                 items.clone(),
             )
         }?;
+        self.last_items = items.clone();
         Ok(Pass {
             plan: self,
             items,

@@ -1,9 +1,10 @@
 //! Queries and keys: what attention follows from them, and whatever then reads the fused maps.
 
-use attention_rollout::cuda::kernel::{Arithmetic, Form, MAX_SCORE_LAYERS};
+use attention_rollout::cuda::address::Base;
+use attention_rollout::cuda::kernel::{Arithmetic, Form, MAX_SCORE_LAYERS, Mass, Probe};
 use attention_rollout::{
-    DType, DiscardScope, HeadFusion, LogBase, Lse, Output, QueriesKeys, Residual, ResidualWeights,
-    Shape, StartRows, Window, reference,
+    DType, DiscardScope, HeadFusion, HostLayer, LogBase, Lse, Output, QueriesKeys, Residual,
+    ResidualWeights, Shape, StartRows, Window, reference,
 };
 
 use super::{Entry, discard, fusions, per_layer, three_windows};
@@ -47,11 +48,11 @@ pub const ENTRIES: &[Entry] = &[
     Entry {
         name: "scores_masks",
         kernels: &["scores", "score_sums", "score_fusion"],
-        short: true,
+        short: false,
         run: |lab| {
             for (turn, lse) in LSE.into_iter().enumerate() {
                 // A window that reaches across tiles, or leaves some of them empty; of some layers alone.
-                for (tokens, windows) in [(70, vec![3]), (21, vec![0, 5]), (140, vec![70])] {
+                for (tokens, windows) in [(70, vec![2]), (21, vec![0, 5]), (140, vec![40])] {
                     for causal in [false, true] {
                         let layers = windows.len();
                         let mut case = fused([layers, 1, 1, tokens], 8, DType::F16, lse);
@@ -114,12 +115,46 @@ pub const ENTRIES: &[Entry] = &[
         // Large scores, whose sum no f32 holds.
         name: "scores_large",
         kernels: &["scores", "score_sums"],
-        short: true,
+        short: false,
         run: |lab| {
             let mut case = fused([1, 1, 1, 70], 64, DType::F16, LSE[0]);
             case.source.scale = Some(8.0);
             // Scores of 300 are rounded to 2e-5.
-            checked(lab, case, FUSED, 0, 4e-5)
+            checked(lab, case, FUSED, 0, 4e-5)?;
+            // Of keys that are not there, the exponential of how far their score of 0 is above the others is infinite.
+            let mut case = fused([2, 3, 3, 9], 64, DType::F16, LSE[0]);
+            case.source.scale = Some(8.0);
+            case.case.windows = windows(9);
+            checked(
+                lab,
+                case,
+                Path::Product(Arithmetic::F16x3, Form::Matrix),
+                0,
+                4e-5,
+            )
+        },
+    },
+    Entry {
+        name: "scores_masses",
+        kernels: &["scores", "score_sums", "score_masses"],
+        short: false,
+        run: |lab| {
+            for (causal, weighted) in [(false, false), (true, true)] {
+                let mut case = fused(
+                    [3, 3, 2, 70],
+                    16,
+                    DType::F16,
+                    LSE[1 + usize::from(weighted)],
+                );
+                case.case.windows = windows(70);
+                case.case.config.causal = causal;
+                case.case.config.layers = Some(1..3);
+                if weighted {
+                    case.case.config.head_fusion = HeadFusion::Weighted(vec![0.8, -0.3]);
+                }
+                masses(lab, &case)?;
+            }
+            Ok(())
         },
     },
     Entry {
@@ -208,6 +243,116 @@ fn fused(shape: [usize; 4], head_dim: usize, dtype: DType, lse: Lse) -> ScoresCa
     case.case.config.output = Output::Matrix;
     case.case.config.residual = ResidualWeights::Uniform(Residual::new(1.0, 0.0));
     case
+}
+
+/// Sums of rows and the LSE of some, of an LSE that is off by something else in each row of each head, and sometimes says
+/// that there is nothing.
+fn masses(lab: &Lab, case: &ScoresCase) -> Result<(), String> {
+    let generated = case.generate();
+    let problem = &generated.problem;
+    let unit = match case.source.lse {
+        Lse::Given(LogBase::Two) => std::f64::consts::LN_2,
+        _ => 1.0,
+    };
+    let right: Vec<Vec<f32>> = (generated.layers().iter())
+        .map(|layer| match layer {
+            HostLayer::QueriesKeys { lse: Some(lse), .. } => lse.as_slice().unwrap().to_vec(),
+            _ => panic!("without an LSE"),
+        })
+        .collect();
+    let given: Vec<Vec<f32>> = (right.iter().zip(1..))
+        .map(|(lse, layer)| {
+            let off = |(at, &lse): (usize, &f32)| match at % 23 {
+                7 => f32::NEG_INFINITY,
+                _ => lse + 0.01 * ((at * layer) % 19) as f32,
+            };
+            lse.iter().enumerate().map(off).collect()
+        })
+        .collect();
+    let layers: Vec<HostLayer<'_>> = (generated.layers().into_iter().zip(&given))
+        .map(|(layer, given)| match layer {
+            HostLayer::QueriesKeys { queries, keys, .. } => HostLayer::QueriesKeys {
+                queries,
+                keys,
+                lse: Some(given[..].into()),
+            },
+            other => other,
+        })
+        .collect();
+    let device = Device::new(lab, problem, &layers, 0);
+    let prepared = device.prepare(FUSED);
+    device.submit(FUSED, &prepared)?;
+    let masses: Vec<Mass> = device.table(&prepared, Base::Masses);
+    let probes: Vec<Probe> = device.table(&prepared, Base::Probes);
+    let Shape {
+        batch,
+        heads,
+        tokens,
+        ..
+    } = case.case.shape;
+    let longest = problem.max_window().unwrap();
+    let range = problem.layers();
+    let near = |got: f32, want: f64| (f64::from(got) - want).abs() <= 2e-5 * want.abs().max(1.0);
+    let mut compared = 0;
+    for layer in range.clone() {
+        let mut one = case.clone();
+        one.case.config.layers = Some(layer..layer + 1);
+        let one = one.generate().problem;
+        let map = reference::rollout(&one, &layers).map_err(|error| error.to_string())?;
+        for (item, window) in problem.windows().iter().enumerate() {
+            let index = (layer - range.start) * batch + item;
+            let lse = |all: &[f32], head: usize, row: usize| {
+                f64::from(all[(item * heads + head) * tokens + window.start + row]) * unit
+            };
+            for row in 0..longest {
+                let mass = masses[index * longest + row];
+                let shares: Vec<f64> = (0..heads)
+                    .filter(|&head| row < window.len && lse(&given[layer], head, row).is_finite())
+                    .map(|head| match &case.case.config.head_fusion {
+                        HeadFusion::Weighted(weights) => f64::from(weights[head]),
+                        _ => 1.0 / heads as f64,
+                    })
+                    .collect();
+                let sum: f64 = match row < window.len {
+                    true => map[(item * tokens + window.start + row) * tokens..][..tokens]
+                        .iter()
+                        .sum(),
+                    false => 0.0,
+                };
+                let magnitude: f64 = shares.iter().map(|share| share.abs()).sum();
+                let right = near(mass.expected, shares.iter().sum())
+                    && near(mass.magnitude, magnitude)
+                    && near(mass.sum, sum);
+                if !right {
+                    return Err(format!(
+                        "layer {layer}, item {item}, row {row}: {mass:?}, {sum}"
+                    ));
+                }
+                compared += 1;
+            }
+            let first = window.len.saturating_sub(64);
+            for (at, probe) in probes[index * heads * 64..][..heads * 64]
+                .iter()
+                .enumerate()
+            {
+                let (head, row) = (at / 64, first + at % 64);
+                let (expected, got) = match row < window.len {
+                    true => (lse(&right[layer], head, row), lse(&given[layer], head, row)),
+                    false => (0.0, 0.0),
+                };
+                let is_given = f64::from(probe.got) == got || near(probe.got, got);
+                if !is_given || !near(probe.expected, expected) {
+                    return Err(format!("layer {layer}, item {item}, row {row}: {probe:?}"));
+                }
+                compared += 1;
+            }
+        }
+    }
+    let all = masses.len() + probes.len();
+    match compared == all && all > 0 {
+        true => Ok(()),
+        false => Err(format!("{compared} of {all} compared")),
+    }
 }
 
 fn check(lab: &Lab, case: ScoresCase, path: Path, offset: usize) -> Result<(), String> {

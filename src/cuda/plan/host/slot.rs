@@ -9,6 +9,7 @@ use cudarc::driver::{CudaContext, result};
 
 use super::packed::{Packing, pack_layer};
 use crate::cuda::driver::{DeviceMemory, Event, PinnedMemory, Stream, driver_error};
+use crate::cuda::evidence::Evidence;
 use crate::cuda::pipeline::output_len;
 use crate::cuda::plan::engine::Engine;
 use crate::error::Result;
@@ -27,6 +28,8 @@ pub(super) struct Slot {
     output: DeviceMemory,
     staged_maps: PinnedMemory,
     staged_output: PinnedMemory,
+    staged_evidence: PinnedMemory,
+    evidence: Evidence,
     /// Items under way.
     pub(super) items: Range<usize>,
 }
@@ -43,6 +46,7 @@ impl Slot {
         let packing = Packing::new(packed)?;
         let maps = packing.bytes(packed, chunk);
         let output = size_of::<f32>() * output_len(packed, chunk);
+        let evidence = Evidence::new(packed, chunk, packed.longest_window() as u32);
         Ok(Slot {
             stream: Stream::new(context)?,
             done: Event::new(context)?,
@@ -51,6 +55,8 @@ impl Slot {
             output: DeviceMemory::new(context, "the output of a chunk", output)?,
             staged_maps: PinnedMemory::new(context, maps)?,
             staged_output: PinnedMemory::new(context, output)?,
+            staged_evidence: PinnedMemory::new(context, evidence.bytes())?,
+            evidence,
             items: 0..0,
         })
     }
@@ -65,9 +71,14 @@ impl Slot {
     }
 
     /// Waits for the chunk under way; its items and their output.
+    ///
+    /// # Errors
+    /// [`Error::Lse`](crate::Error::Lse), [`Error::Mass`](crate::Error::Mass), [`Error::Driver`](crate::Error::Driver).
     pub(super) fn collect(&mut self, problem: &Problem) -> Result<(Range<usize>, &[f32])> {
         let items = std::mem::replace(&mut self.items, 0..0);
         self.done.synchronize()?;
+        let evidence = self.staged_evidence.as_slice();
+        self.evidence.check(problem, items.clone(), evidence)?;
         let len = output_len(problem, items.len());
         let staged = &self.staged_output.as_slice()[..size_of::<f32>() * len];
         Ok((items, bytemuck::cast_slice(staged)))
@@ -145,6 +156,8 @@ impl Slot {
                 self.output.address(),
             )
         }?;
+        // SAFETY: as above; the slot leaves its copy alone until `done`.
+        unsafe { engine.copy_evidence(stream, self.staged_evidence.as_mut_slice()) }?;
         computed.record(stream)?;
         let staged = &mut self.staged_output.as_mut_slice()[..output_bytes];
         // SAFETY: as above.
