@@ -5,8 +5,8 @@ use crate::common::scores_data::samples;
 use crate::common::tensors::{Values, read, tensor};
 use attention_rollout::cpu::{Choice, Form, Options, Plan};
 use attention_rollout::{
-    DType, Discard, DiscardScope, GradientRule, HeadFusion, HostLayer, Layer, Output, Problem,
-    Residual, ResidualWeights, RolloutConfig, Shape, StartRows, Window, reference,
+    DType, Discard, DiscardScope, GradientRule, HeadFusion, HostLayer, HostTensor, Layer, Output,
+    Problem, Residual, ResidualWeights, RolloutConfig, Shape, StartRows, Window, reference,
 };
 use safetensors::SafeTensors;
 

@@ -79,11 +79,22 @@ impl Kernel for SumRows {
             defines: vec![("BLOCK_THREADS", BLOCK.to_string())],
             arch: SCORES_ARCH,
             // Half the threads a multiprocessor can have.
-            ..Variant::new("score_masses", symbol("score_masses", &["f32"], &[]), BLOCK, 4)
+            ..Variant::new(
+                "score_masses",
+                symbol("score_masses", &["f32"], &[]),
+                BLOCK,
+                4,
+            )
         }
     }
 
     fn example(&self, layers: usize, tokens: usize) -> Result<Problem> {
-        example(layers, tokens, DType::F32, Fusion::Mean, Lse::Given(LogBase::E))
+        example(
+            layers,
+            tokens,
+            DType::F32,
+            Fusion::Mean,
+            Lse::Given(LogBase::E),
+        )
     }
 }
