@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::scores::{
-    SCORE_BLOCKS, SCORE_THREADS, SCORES_ARCH, STAGES_BYTES, Scores, TILE, example,
+    SCORE_THREADS, SCORES_ARCH, STAGES_BYTES, Scores, TILE, example, score_blocks,
 };
 use super::{Fused, Fusion, Kernel};
 use crate::cuda::address::Address;
@@ -76,11 +76,12 @@ impl FuseScores {
 impl Kernel for FuseScores {
     fn variant(&self) -> Variant {
         let FuseScores { dtype, fusion } = *self;
+        let blocks = score_blocks(dtype);
         Variant {
             defines: vec![
                 ("ELEMENT", dtype.name().to_owned()),
                 fusion.define(),
-                ("BLOCKS", SCORE_BLOCKS.to_string()),
+                ("BLOCKS", blocks.to_string()),
             ],
             arch: SCORES_ARCH,
             static_shared_bytes: STAGES_BYTES,
@@ -88,7 +89,7 @@ impl Kernel for FuseScores {
                 "score_fusion",
                 symbol("score_fusion", &[dtype.name(), fusion.name()], &[]),
                 SCORE_THREADS,
-                SCORE_BLOCKS,
+                blocks,
             )
         }
     }

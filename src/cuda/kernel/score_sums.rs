@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::scores::{
-    SCORE_BLOCKS, SCORE_THREADS, SCORES_ARCH, STAGES_BYTES, Scores, TILE, example,
+    SCORE_THREADS, SCORES_ARCH, STAGES_BYTES, Scores, TILE, example, score_blocks,
 };
 use super::{Fusion, Kernel};
 use crate::cuda::address::Address;
@@ -84,12 +84,9 @@ impl SumScores {
 
 impl Kernel for SumScores {
     fn variant(&self) -> Variant {
-        let name = self.dtype.name();
+        let (name, blocks) = (self.dtype.name(), score_blocks(self.dtype));
         Variant {
-            defines: vec![
-                ("ELEMENT", name.to_owned()),
-                ("BLOCKS", SCORE_BLOCKS.to_string()),
-            ],
+            defines: vec![("ELEMENT", name.to_owned()), ("BLOCKS", blocks.to_string())],
             arch: SCORES_ARCH,
             // The stages, and the sums of two warps.
             static_shared_bytes: STAGES_BYTES + 2 * TILE * 8,
@@ -97,7 +94,7 @@ impl Kernel for SumScores {
                 "score_sums",
                 symbol("score_sums", &[name], &[]),
                 SCORE_THREADS,
-                SCORE_BLOCKS,
+                blocks,
             )
         }
     }

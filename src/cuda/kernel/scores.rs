@@ -22,8 +22,15 @@ pub const MAX_SCORE_LAYERS: usize = 32;
 pub(super) const TILE: u32 = 64;
 /// Threads of a block.
 pub(super) const SCORE_THREADS: u32 = 4 * WARP;
-/// Blocks that share a multiprocessor.
-pub(super) const SCORE_BLOCKS: u32 = 3;
+
+/// Blocks that share a multiprocessor: what f32 is split into takes registers.
+pub(super) fn score_blocks(dtype: DType) -> u32 {
+    match dtype {
+        DType::F32 => 2,
+        DType::F16 | DType::Bf16 => 3,
+    }
+}
+
 /// What queries and keys are staged in.
 pub(super) const STAGES_BYTES: u32 = 2 * 2 * TILE * (128 + 16);
 /// Rows of each head whose LSE is probed.
