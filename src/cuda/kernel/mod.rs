@@ -30,7 +30,9 @@ pub use maps::{Columns, LayerMaps, MAX_LAYERS_PER_LAUNCH, MAX_WARPS, MapSource, 
 pub use parts::{Arithmetic, Form, Fusion, Reading};
 pub use read_floor::ReadFloor;
 pub use run_inputs::{RunInputsParams, TakeInputs, given_bytes, write_given};
-pub use scores::{HeadScores, LayerScores, MAX_SCORE_LAYERS, Mass, Probe, RowSum, Scores};
+pub use scores::{
+    HeadScores, LayerScores, MAX_SCORE_LAYERS, Mass, Probe, RowSum, ScoreOperands, Scores,
+};
 pub use window::Window;
 
 pub(super) use scores::{PROBED_ROWS, SCORES_ARCH, sum_floats};

@@ -1,9 +1,7 @@
 //! `score_fusion`: fused f32 maps of queries and keys.
 
-use std::ops::Range;
-
 use super::scores::{
-    SCORE_THREADS, SCORES_ARCH, STAGES_BYTES, Scores, TILE, example, score_blocks,
+    SCORE_THREADS, SCORES_ARCH, STAGES_BYTES, ScoreOperands, Scores, TILE, example, score_blocks,
 };
 use super::{Fused, Fusion, Kernel};
 use crate::cuda::address::Address;
@@ -13,7 +11,7 @@ use crate::cuda::variant::{Variant, symbol};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::problem::Problem;
-use crate::queries_keys::{Lse, QueriesKeys};
+use crate::queries_keys::Lse;
 
 params! {
     /// Parameters of `score_fusion`.
@@ -42,17 +40,15 @@ pub(super) fn all() -> impl IntoIterator<Item = FuseScores> {
 }
 
 impl FuseScores {
-    /// Fuses `layers` of `problem`, given by `source`, for `items` of a run; windows at most `window_len` tokens long. Where
-    /// the LSE is not given, `sums` are there.
-    pub(in crate::cuda) fn launch(
-        problem: &Problem,
-        source: &QueriesKeys,
-        layers: &Range<usize>,
-        items: &Range<usize>,
-        window_len: u32,
-        sums: Option<Address>,
-        fused: Fused,
-    ) -> Launch {
+    /// Fuses the layers of `operands`. Where the LSE is not given, their sums are there.
+    pub fn launch(operands: &ScoreOperands<'_>, fused: Fused) -> Launch {
+        let ScoreOperands {
+            problem,
+            layers,
+            items,
+            window_len,
+            ..
+        } = *operands;
         let kernel = FuseScores {
             dtype: problem.dtype(),
             fusion: Fusion::from(&problem.config().head_fusion),
@@ -62,7 +58,7 @@ impl FuseScores {
             stride_layer: fused.stride_layer as i64,
             stride_batch: fused.maps.stride_batch,
             stride_row: fused.maps.stride_row,
-            scores: Scores::new(problem, source, layers, items, window_len, sums),
+            scores: Scores::new(operands),
         };
         let tiles = window_len.div_ceil(TILE);
         let grid = [items.len() as u32, tiles, layers.len() as u32 * tiles];

@@ -1,9 +1,7 @@
 //! `score_masses`: sums of the rows of fused maps, where it is known what they must be.
 
-use std::ops::Range;
-
 use super::parts::WARP;
-use super::scores::{SCORES_ARCH, Scores, example};
+use super::scores::{SCORES_ARCH, ScoreOperands, Scores, example};
 use super::{Fused, Fusion, Kernel};
 use crate::config::HeadFusion;
 use crate::cuda::address::Address;
@@ -13,7 +11,7 @@ use crate::cuda::variant::{Variant, symbol};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::problem::Problem;
-use crate::queries_keys::{LogBase, Lse, QueriesKeys};
+use crate::queries_keys::{LogBase, Lse};
 
 /// A warp takes a row.
 const BLOCK: u32 = 256;
@@ -41,19 +39,22 @@ pub(super) fn all() -> [SumRows; 1] {
 }
 
 impl SumRows {
-    /// The sums of `layers` of `fused`, made of `source`, for `items` of a run, windows at most `window_len` tokens long, into
-    /// `masses`; those of the next layer are `stride_layer` further on.
-    pub(in crate::cuda) fn launch(
+    /// The sums of the layers of `operands`, of which `fused` was made, into `masses`; those of the next layer are
+    /// `stride_layer` further on.
+    pub fn launch(
         &self,
-        problem: &Problem,
-        source: &QueriesKeys,
-        layers: &Range<usize>,
-        items: &Range<usize>,
-        window_len: u32,
+        operands: &ScoreOperands<'_>,
         fused: Fused,
         (masses, stride_layer): (Address, usize),
     ) -> Launch {
-        let mut scores = Scores::new(problem, source, layers, items, window_len, None);
+        let ScoreOperands {
+            problem,
+            layers,
+            items,
+            window_len,
+            ..
+        } = *operands;
+        let mut scores = Scores::new(operands);
         if !matches!(problem.config().head_fusion, HeadFusion::Weighted(_)) {
             scores.head_weights = Address::NULL;
         }

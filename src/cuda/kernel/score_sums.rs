@@ -1,9 +1,7 @@
 //! `score_sums`: the sums by which rows of scores are normalised, where the LSE is not given.
 
-use std::ops::Range;
-
 use super::scores::{
-    SCORE_THREADS, SCORES_ARCH, STAGES_BYTES, Scores, TILE, example, score_blocks,
+    SCORE_THREADS, SCORES_ARCH, STAGES_BYTES, ScoreOperands, Scores, TILE, example, score_blocks,
 };
 use super::{Fusion, Kernel};
 use crate::cuda::address::Address;
@@ -13,7 +11,7 @@ use crate::cuda::variant::{Variant, symbol};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::problem::Problem;
-use crate::queries_keys::{Lse, QueriesKeys};
+use crate::queries_keys::Lse;
 
 params! {
     /// Parameters of `score_sums`.
@@ -37,39 +35,27 @@ pub(super) fn all() -> [SumScores; 3] {
 }
 
 impl SumScores {
-    /// The sums of `layers` of `problem`, given by `source`, for `items` of a run; windows at most `window_len` tokens long.
-    pub(in crate::cuda) fn launch(
-        &self,
-        problem: &Problem,
-        source: &QueriesKeys,
-        layers: &Range<usize>,
-        items: &Range<usize>,
-        window_len: u32,
-        sums: Address,
-    ) -> Launch {
+    /// The sums of `operands`, where they say.
+    pub fn launch(&self, operands: &ScoreOperands<'_>) -> Launch {
         let params = ScoreSumsParams {
             probes: Address::NULL,
             probes_layer: 0,
-            scores: Scores::new(problem, source, layers, items, window_len, Some(sums)),
+            scores: Scores::new(operands),
         };
-        self.launch_with(window_len.div_ceil(TILE), &params)
+        self.launch_with(operands.window_len.div_ceil(TILE), &params)
     }
 
-    /// The LSE of some rows of each head of `layers`, beside what is given, into `probes`; those of the next layer are
-    /// `stride_layer` further on.
-    pub(in crate::cuda) fn probe(
+    /// The LSE of some rows of each head, beside what is given, into `probes`; those of the next layer are `stride_layer`
+    /// further on.
+    pub fn probe(
         &self,
-        problem: &Problem,
-        source: &QueriesKeys,
-        layers: &Range<usize>,
-        items: &Range<usize>,
-        window_len: u32,
+        operands: &ScoreOperands<'_>,
         (probes, stride_layer): (Address, usize),
     ) -> Launch {
         let params = ScoreSumsParams {
             probes,
             probes_layer: stride_layer as i64,
-            scores: Scores::new(problem, source, layers, items, window_len, None),
+            scores: Scores::new(operands),
         };
         self.launch_with(1, &params)
     }

@@ -143,17 +143,34 @@ pub(in crate::cuda) fn sum_floats(
     (!source.has_lse()).then_some(rows * size_of::<RowSum>() / size_of::<f32>())
 }
 
+/// What a launch over queries and keys takes.
+#[derive(Clone, Copy, Debug)]
+pub struct ScoreOperands<'a> {
+    /// The problem, which is one of queries and keys ...
+    pub problem: &'a Problem,
+    /// ... as it says.
+    pub source: &'a QueriesKeys,
+    /// The layers, as many as one launch takes.
+    pub layers: &'a Range<usize>,
+    /// The items of a run.
+    pub items: &'a Range<usize>,
+    /// Tokens of the longest window.
+    pub window_len: u32,
+    /// Sums by which rows are normalised, unless the LSE is given.
+    pub sums: Option<Address>,
+}
+
 impl Scores {
-    /// The queries and keys of `layers` of `problem`, given by `source`, for `items` of a run; windows are at most
-    /// `window_len` tokens long. Sums by which rows are normalised lie at `sums`, unless the LSE is given.
-    pub(super) fn new(
-        problem: &Problem,
-        source: &QueriesKeys,
-        layers: &Range<usize>,
-        items: &Range<usize>,
-        window_len: u32,
-        sums: Option<Address>,
-    ) -> Self {
+    /// The queries and keys of `operands`.
+    pub(super) fn new(operands: &ScoreOperands<'_>) -> Self {
+        let ScoreOperands {
+            problem,
+            source,
+            layers,
+            items,
+            window_len,
+            sums,
+        } = *operands;
         let Shape { heads, .. } = *problem.shape();
         let head = size_of::<HeadScores>() * heads * layers.start;
         let mut scores = Scores {

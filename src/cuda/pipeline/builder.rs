@@ -9,8 +9,8 @@ use crate::cuda::address::{Address, Base};
 use crate::cuda::evidence::Evidence;
 use crate::cuda::kernel::{
     Columns, Exclude, FindCuts, FuseHeads, FuseScores, Fused, Fusion, MAX_LAYERS_PER_LAUNCH,
-    MAX_SCORE_LAYERS, MapSource, Matrices, Reading, RowsStream, SumRows, SumScores, TakeInputs,
-    ZeroFill, padded, sum_floats,
+    MAX_SCORE_LAYERS, MapSource, Matrices, Reading, RowsStream, ScoreOperands, SumRows, SumScores,
+    TakeInputs, ZeroFill, padded, sum_floats,
 };
 use crate::cuda::launch::Launch;
 use crate::cuda::limits::DeviceLimits;
@@ -340,26 +340,30 @@ impl<'a> Builder<'a> {
         layers: &Range<usize>,
         fused: Fused,
     ) {
-        let (problem, window_len, sums) = (self.problem, self.common.window_len, self.sums);
-        if let Some(sums) = sums {
-            let kernel = SumScores {
-                dtype: problem.dtype(),
-            };
-            self.push(kernel.launch(problem, source, layers, items, window_len, sums));
+        let (problem, window_len) = (self.problem, self.common.window_len);
+        let operands = ScoreOperands {
+            problem,
+            source,
+            layers,
+            items,
+            window_len,
+            sums: self.sums,
+        };
+        let kernel = SumScores {
+            dtype: problem.dtype(),
+        };
+        if self.sums.is_some() {
+            self.push(kernel.launch(&operands));
         }
-        let launch = FuseScores::launch(problem, source, layers, items, window_len, sums, fused);
-        self.push(launch);
-        let Evidence { masses, probes, .. } = Evidence::new(problem, self.room, window_len);
+        self.push(FuseScores::launch(&operands, fused));
+        let Evidence { masses, probes } = Evidence::new(problem, self.room, window_len);
         if let Some(probes) = probes {
-            let kernel = SumScores {
-                dtype: problem.dtype(),
-            };
             let to = probes.place(problem, layers, items);
-            self.push(kernel.probe(problem, source, layers, items, window_len, to));
+            self.push(kernel.probe(&operands, to));
         }
         if let Some(masses) = masses {
             let to = masses.place(problem, layers, items);
-            self.push(SumRows.launch(problem, source, layers, items, window_len, fused, to));
+            self.push(SumRows.launch(&operands, fused, to));
         }
     }
 
