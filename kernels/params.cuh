@@ -204,6 +204,32 @@ struct ScoreFusionParams {
   Scores scores;
 };
 
+// Rows of relevance that score_rows takes at a time, and tiles of queries that an item may have.
+constexpr u32 MAX_SCORE_ROWS = 8, MAX_QUERY_TILES = 1024;
+
+// score_rows: relevance times the fused map of one layer, in parts.
+struct ScoreRowsParams {
+  const float *relevance;     // [batch or 1, rows, len], counted from the window's start
+  i64 stride_batch, stride_row;
+  float *partials;            // [head splits, query splits, batch, rows, scores.sums_len]
+  u32 rows;                   // at most MAX_SCORE_ROWS
+  u32 query_splits;           // blocks that share the queries of a tile of keys; others share the heads
+  Scores scores;              // of one layer
+};
+
+// score_residual: the relevance after a layer from the parts of its product.
+struct ScoreResidualParams {
+  const float *relevance;     // before the layer, as for score_rows
+  i64 stride_batch, stride_row;
+  const float *partials;      // [splits, batch, rows, scores.sums_len]
+  float *out;                 // [batch, rows, out_stride]
+  Mass *masses;               // [batch, rows, blocks of columns]; null: nothing is known of sums
+  u32 rows, splits;
+  u32 out_stride;
+  u32 out_windowed;           // `out` holds all tokens: the window is an offset into it, and what lies outside is 0
+  Scores scores;              // of one layer; for masses `scores.head_weights` is null unless heads are weighted
+};
+
 // discard: the cut of every (layer, item).
 struct DiscardParams {
   const float *fused;         // as head_fusion writes it

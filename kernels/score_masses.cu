@@ -14,12 +14,7 @@ DEVICE void sum_rows(const ScoreMassesParams &params, const Place &place) {
   if (row >= scores.sums_len) return;
   Mass mass = {0.0f, 0.0f, 0.0f};
   if (row < item.len) {
-    for (u32 head = lane; head < scores.heads; head += WARP) {
-      const float share = scores.head_weights ? scores.head_weights[head] : scores.head_scale;
-      if (item.row_sum(head, row).factor == 0.0f) continue;
-      mass.expected += share;
-      mass.magnitude += fabsf(share);
-    }
+    mass = item.shares(row, lane, WARP);
     const float *map = params.fused + place.z * params.stride_layer + place.x * params.stride_batch;
     const u32 end = scores.causal ? row + 1 : item.len;
     for (u32 column = lane; column < end; column += WARP) mass.sum += map[row * params.stride_row + column];

@@ -238,6 +238,19 @@ struct ItemScores {
     return (u64(layer_number * scores.batch + item) * scores.heads + head) * scores.sums_len + row;
   }
 
+  // What a row of the fused map must sum to where the LSE is given, the shares of the heads in which it is not empty, and
+  // the sum of their magnitudes: those of heads `first`, `first + step`, ...
+  DEVICE Mass shares(u32 row, u32 first, u32 step) const {
+    Mass mass = {0.0f, 0.0f, 0.0f};
+    for (u32 head = first; head < scores.heads; head += step) {
+      const float share = scores.head_weights ? scores.head_weights[head] : scores.head_scale;
+      if (row_sum(head, row).factor == 0.0f) continue;
+      mass.expected += share;
+      mass.magnitude += fabsf(share);
+    }
+    return mass;
+  }
+
   // The entry of a head that follows from a product.
   DEVICE float entry(float product, u32 head, u32 row, u32 column, const RowSum &sum) const {
     if (column >= len || masks(row, column)) return 0.0f;

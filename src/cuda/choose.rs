@@ -6,6 +6,7 @@
 mod candidates;
 mod estimate;
 mod ring;
+mod scores;
 
 use super::address::Base;
 use super::kernel::{self, Arithmetic, RolloutRows, SCORES_ARCH, padded};
@@ -71,7 +72,10 @@ pub fn choose_streaming(
     options: &Options,
 ) -> Result<Schedule> {
     let batch = problem.shape().batch;
-    let work = Workload::new(problem, batch, limits, true);
+    let work = Workload {
+        forward: true,
+        ..Workload::new(problem, batch, limits, true)
+    };
     work.choose(options, |pipeline| {
         pipeline.streaming(problem, batch, batch, limits)
     })
@@ -86,7 +90,7 @@ fn preferred(candidates: &[(f64, Pipeline)]) -> Option<Pipeline> {
     let one_launch = |pipeline: &Pipeline| match pipeline {
         Pipeline::Rows { splits, .. } => splits.parts() == 1,
         Pipeline::RingRows(_) => true,
-        Pipeline::Chain { .. } | Pipeline::Product { .. } => false,
+        Pipeline::Chain { .. } | Pipeline::Product { .. } | Pipeline::ScoreRows(_) => false,
     };
     let mut near = near.map(|&(_, pipeline)| pipeline).filter(one_launch);
     Some(near.next().unwrap_or(cheapest))
@@ -108,6 +112,8 @@ struct Workload<'a> {
     chain_fused_first: bool,
     /// Its launches are shared with other problems.
     grouped: bool,
+    /// Its layers come one by one, the first one first.
+    forward: bool,
 }
 
 impl<'a> Workload<'a> {
@@ -127,6 +133,7 @@ impl<'a> Workload<'a> {
             fused_first,
             chain_fused_first: fused_first || chain_reads_fused(problem),
             grouped: false,
+            forward: false,
         }
     }
 

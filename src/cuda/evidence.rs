@@ -1,18 +1,22 @@
-//! What a run leaves on the device of whether queries, keys and a given LSE belong together: sums of rows of fused maps,
-//! and the LSE of some rows. It is the plan's own, and looked at when somebody asks.
+//! What a run leaves on the device of whether queries, keys and a given LSE belong together: sums of rows of fused maps or of
+//! relevance, and the LSE of some rows. It is the plan's own, and looked at when somebody asks.
 
 use std::ops::Range;
 
 use super::address::{Address, Base};
-use super::kernel::{self, PROBED_ROWS};
+use super::kernel::{self, AddResidual, PROBED_ROWS};
+use super::pipeline::Pipeline;
 use crate::error::Result;
 use crate::problem::{Mass, Problem};
 
 /// The evidence of runs of at most so many items of a problem.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Evidence {
-    /// [`kernel::Mass`], `[layers, items, window_len]`.
+    /// [`kernel::Mass`]: of each row of fused maps, `[layers, items, window_len]`, or of relevance after each layer,
+    /// `[layers, items, start rows, blocks]`.
     pub masses: Option<Part>,
+    /// Blocks of a row of relevance; none of fused maps.
+    blocks: Option<usize>,
     /// [`kernel::Probe`], `[layers, items, heads, PROBED_ROWS]`.
     pub probes: Option<Part>,
 }
@@ -32,8 +36,8 @@ pub(super) struct Part {
 }
 
 impl Evidence {
-    /// Of runs of at most `items` items of `problem`, windows at most `window_len` tokens long.
-    pub fn new(problem: &Problem, items: usize, window_len: u32) -> Self {
+    /// Of runs of at most `items` items of `problem` by `pipeline`, windows at most `window_len` tokens long.
+    pub fn new(problem: &Problem, pipeline: Pipeline, items: usize, window_len: u32) -> Self {
         let layers = problem.layers().len();
         let part = |base, rows, row_bytes| Part {
             base,
@@ -43,9 +47,15 @@ impl Evidence {
             row_bytes,
         };
         let probed = problem.shape().heads * PROBED_ROWS;
-        let masses = part(Base::Masses, window_len as usize, size_of::<kernel::Mass>());
+        let blocks = match pipeline {
+            Pipeline::ScoreRows(_) => Some(AddResidual::blocks(problem.shape().tokens)),
+            _ => None,
+        };
+        let rows = blocks.map_or(window_len as usize, |blocks| problem.start_rows() * blocks);
+        let masses = part(Base::Masses, rows, size_of::<kernel::Mass>());
         let probes = part(Base::Probes, probed, size_of::<kernel::Probe>());
         Evidence {
+            blocks,
             masses: problem.mass_tolerance().is_some().then_some(masses),
             probes: problem.probes_lse().then_some(probes),
         }
@@ -88,14 +98,22 @@ impl Evidence {
                     }
                 }
                 if let Some(part) = self.masses {
+                    let masses: Vec<kernel::Mass> = part.of_item(masses, place).collect();
                     let residual = problem.residual(layer);
-                    let (a, b) = (f64::from(residual.attention), f64::from(residual.identity));
-                    for (row, mass) in part.of_item::<kernel::Mass>(masses, place).enumerate() {
-                        let expected = Mass {
-                            sum: a * f64::from(mass.expected) + b,
-                            magnitude: a.abs() * f64::from(mass.magnitude) + b.abs(),
+                    let (a, b) = match self.blocks {
+                        // It is in the relevance.
+                        Some(_) => (1.0, 0.0),
+                        None => (f64::from(residual.attention), f64::from(residual.identity)),
+                    };
+                    for (row, blocks) in masses.chunks_exact(self.blocks.unwrap_or(1)).enumerate() {
+                        let total = |of: fn(&kernel::Mass) -> f32| {
+                            blocks.iter().map(|mass| f64::from(of(mass))).sum::<f64>()
                         };
-                        let sum = a * f64::from(mass.sum) + b;
+                        let expected = Mass {
+                            sum: a * total(|mass| mass.expected) + b,
+                            magnitude: a.abs() * total(|mass| mass.magnitude) + b.abs(),
+                        };
+                        let sum = a * total(|mass| mass.sum) + b;
                         problem.check_mass(layer, item, row, expected, sum)?;
                     }
                 }

@@ -1,6 +1,6 @@
 //! One rollout to try: its problem, its maps, the kernels that compute it, and the error they may make.
 
-use attention_rollout::cuda::kernel::{Arithmetic, Exchange, Form, Sets};
+use attention_rollout::cuda::kernel::{Arithmetic, Exchange, Form, ScoreSplits, Sets};
 use attention_rollout::cuda::variant::Variant;
 use attention_rollout::{
     DType, Output, Problem, RolloutConfig, Shape, StartRows, Strides, Window, reference,
@@ -25,6 +25,8 @@ pub enum Path {
     Product(Arithmetic, Form),
     /// `rows_stream`.
     Stream(StreamWay),
+    /// `score_rows`.
+    ScoreRows(ScoreSplits),
 }
 
 /// How `rows_stream` is launched.

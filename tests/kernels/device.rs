@@ -203,6 +203,7 @@ fn pipeline(problem: &Problem, path: Path) -> Pipeline {
         }
         Path::Product(arithmetic, form) => Pipeline::Product { arithmetic, form },
         Path::Stream(way) => stream(problem, way),
+        Path::ScoreRows(splits) => Pipeline::ScoreRows(splits),
     }
 }
 

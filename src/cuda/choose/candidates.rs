@@ -23,6 +23,7 @@ impl Workload<'_> {
             pipelines.extend(splits.map(|splits| Pipeline::Rows { rows, splits }));
         }
         pipelines.extend(self.ring_rows());
+        pipelines.extend(self.score_rows());
         if let Some(tokens) = self.chain_tokens() {
             pipelines.push(Pipeline::Chain { arithmetic, tokens });
         }
@@ -145,6 +146,7 @@ impl Workload<'_> {
                     && self.batch * f64::from(chain.cluster()) <= f64::from(i32::MAX)
             }
             Pipeline::RingRows(ring_rows) => ring_rows.kernel.variant().runs_on(self.limits),
+            Pipeline::ScoreRows(_) => true,
             Pipeline::Product { arithmetic, .. } => self.limits.arch >= arithmetic.arch(),
         }
     }

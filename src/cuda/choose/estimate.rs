@@ -59,8 +59,14 @@ impl Workload<'_> {
             Pipeline::Chain { .. } if self.chain_fused_first => self.memory_us() + 2.0 * LAUNCH_US,
             _ => 0.0,
         };
-        fusing
+        let scores_us = match pipeline {
+            Pipeline::ScoreRows(_) => 0.0,
+            _ => self.score_fusion_us(),
+        };
+        scores_us
+            + fusing
             + match pipeline {
+                Pipeline::ScoreRows(splits) => self.score_rows_us(splits),
                 Pipeline::Rows { rows, splits } => self.rows_us(rows, splits),
                 Pipeline::RingRows(ring_rows) => self.ring_rows_us(ring_rows),
                 Pipeline::Chain { arithmetic, tokens } => self.chain_us(arithmetic, tokens),

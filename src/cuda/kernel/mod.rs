@@ -96,6 +96,8 @@ kernels! {
     score_sums: SumScores, ScoreSumsParams;
     score_fusion: FuseScores, ScoreFusionParams;
     score_masses: SumRows, ScoreMassesParams;
+    score_rows: ScoreRows, ScoreRowsParams;
+    score_residual: AddResidual, ScoreResidualParams;
     zero_fill: ZeroFill, ZeroFillParams;
     discard: FindCuts, DiscardParams;
     exclusion: Exclude, ExclusionParams;
@@ -106,6 +108,8 @@ kernels! {
 
 pub use rollout_rows::{RowsOperands, Splits};
 pub use rows_stream::{Exchange, Ring, RingOperands, RingRows, Sets};
+pub use score_residual::ResidualOperands;
+pub use score_rows::{MAX_SCORE_ROWS, ScoreSplits};
 
 /// Static shared memory that a grouped kernel takes at most for its parameters.
 pub const SHARED_PARAMS: usize = {

@@ -4,6 +4,7 @@ use super::scores::{
     SCORE_THREADS, SCORES_ARCH, STAGES_BYTES, ScoreOperands, Scores, TILE, example, score_blocks,
 };
 use super::{Fused, Fusion, Kernel};
+use crate::config::Output;
 use crate::cuda::address::Address;
 use crate::cuda::launch::{Geometry, Launch};
 use crate::cuda::parameters::params;
@@ -91,6 +92,13 @@ impl Kernel for FuseScores {
     }
 
     fn example(&self, layers: usize, tokens: usize) -> Result<Problem> {
-        example(layers, tokens, self.dtype, self.fusion, Lse::Recomputed)
+        example(
+            layers,
+            tokens,
+            self.dtype,
+            self.fusion,
+            Lse::Recomputed,
+            Output::Cumulative,
+        )
     }
 }

@@ -3,7 +3,7 @@
 use super::parts::WARP;
 use super::scores::{SCORES_ARCH, ScoreOperands, Scores, example};
 use super::{Fused, Fusion, Kernel};
-use crate::config::HeadFusion;
+use crate::config::Output;
 use crate::cuda::address::Address;
 use crate::cuda::launch::{Geometry, Launch};
 use crate::cuda::parameters::params;
@@ -54,10 +54,7 @@ impl SumRows {
             window_len,
             ..
         } = *operands;
-        let mut scores = Scores::new(operands);
-        if !matches!(problem.config().head_fusion, HeadFusion::Weighted(_)) {
-            scores.head_weights = Address::NULL;
-        }
+        let scores = Scores::new(operands).of_masses(problem);
         let params = ScoreMassesParams {
             fused: fused.maps.base,
             stride_layer: fused.stride_layer as i64,
@@ -96,6 +93,7 @@ impl Kernel for SumRows {
             DType::F32,
             Fusion::Mean,
             Lse::Given(LogBase::E),
+            Output::Cumulative,
         )
     }
 }

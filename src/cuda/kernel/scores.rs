@@ -6,7 +6,7 @@ use bytemuck::Zeroable;
 
 use super::parts::WARP;
 use super::{Fusion, Window};
-use crate::config::{Output, Residual, ResidualWeights, RolloutConfig};
+use crate::config::{HeadFusion, Output, Residual, ResidualWeights, RolloutConfig};
 use crate::cuda::address::{Address, Base};
 use crate::cuda::parameters::params;
 use crate::dtype::DType;
@@ -199,6 +199,14 @@ impl Scores {
         scores
     }
 
+    /// As it takes part in [masses](Mass): without weights of heads unless they are weighted.
+    pub(super) fn of_masses(mut self, problem: &Problem) -> Self {
+        if !matches!(problem.config().head_fusion, HeadFusion::Weighted(_)) {
+            self.head_weights = Address::NULL;
+        }
+        self
+    }
+
     /// Bytes at the end that a kernel does not look at.
     pub(super) fn unused_bytes(&self) -> usize {
         (MAX_SCORE_LAYERS - self.layers as usize) * size_of::<LayerScores>()
@@ -250,13 +258,14 @@ pub(super) fn example(
     dtype: DType,
     fusion: Fusion,
     lse: Lse,
+    output: Output,
 ) -> Result<Problem> {
     let shape = super::example_shape(layers, tokens);
     let attention = 0.1 / tokens as f32;
     let config = RolloutConfig {
         head_fusion: fusion.of_three_heads(),
         residual: ResidualWeights::Uniform(Residual::new(attention, 0.5)),
-        output: Output::Cumulative,
+        output,
         ..RolloutConfig::default()
     };
     Problem::builder(shape, dtype)

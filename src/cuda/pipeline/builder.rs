@@ -129,7 +129,7 @@ pub(super) struct Builder<'a> {
     start_stride: usize,
     /// Sums by which rows of scores are normalised: one launch of layers after the other.
     sums: Option<Address>,
-    limits: &'a DeviceLimits,
+    pub limits: &'a DeviceLimits,
     variants: Vec<Arc<Variant>>,
     buffers: Vec<usize>,
     events: usize,
@@ -163,7 +163,7 @@ impl<'a> Builder<'a> {
             events: 0,
             tables: tables(problem, start_stride),
         };
-        let evidence = Evidence::new(problem, room, builder.common.window_len);
+        let evidence = Evidence::new(problem, pipeline, room, builder.common.window_len);
         for part in evidence.parts() {
             builder.zeroed(part.base, part.bytes());
         }
@@ -356,7 +356,8 @@ impl<'a> Builder<'a> {
             self.push(kernel.launch(&operands));
         }
         self.push(FuseScores::launch(&operands, fused));
-        let Evidence { masses, probes } = Evidence::new(problem, self.room, window_len);
+        let Evidence { masses, probes, .. } =
+            Evidence::new(problem, self.pipeline, self.room, window_len);
         if let Some(probes) = probes {
             let to = probes.place(problem, layers, items);
             self.push(kernel.probe(&operands, to));
@@ -395,7 +396,7 @@ pub(super) fn chunks(batch: usize, chunk: usize) -> Vec<Range<usize>> {
     split(0..batch, chunk)
 }
 
-fn split(range: Range<usize>, part: usize) -> Vec<Range<usize>> {
+pub(super) fn split(range: Range<usize>, part: usize) -> Vec<Range<usize>> {
     range
         .clone()
         .step_by(part)

@@ -1,6 +1,6 @@
 //! Which pipeline, and how.
 
-use crate::cuda::kernel::{Arithmetic, Form, RingRows, Splits};
+use crate::cuda::kernel::{Arithmetic, Form, RingRows, ScoreSplits, Splits};
 
 /// A pipeline with its open choices made.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,6 +21,8 @@ pub enum Pipeline {
         /// The most tokens that the kernel takes.
         tokens: u32,
     },
+    /// `score_rows` and `score_residual`.
+    ScoreRows(ScoreSplits),
     /// `head_fusion` and `rollout_product`.
     Product {
         /// How products are computed.

@@ -3,16 +3,19 @@
 //! - rows: `rollout_rows`, up to 8 start rows, one pass over the maps from the last layer to the first;
 //! - ring rows: `rows_stream`, the same through a ring in shared memory that runs ahead across layers;
 //! - chain: `rollout_chain`, the matrix of short windows, one block per item;
-//! - product: `head_fusion`, then `rollout_product` layer by layer, anything.
+//! - product: `head_fusion`, then `rollout_product` layer by layer, anything;
+//! - score rows: `score_rows` and `score_residual` layer by layer, up to 8 start rows of queries and keys.
 //!
 //! Discard selects over whole fused maps, and a row without excluded tokens is divided by its sum, so with either the first
 //! three read fused maps instead of the caller's; and so does, with gradients, what has no variant that weighs by them.
+//! `score_fusion` makes those of queries and keys.
 
 mod builder;
 pub(super) mod choice;
 mod one_pass;
 mod product;
 mod ring_rows;
+mod score_rows;
 mod streaming;
 mod tables;
 
@@ -54,6 +57,11 @@ impl Pipeline {
             Pipeline::RingRows(ring_rows) => builder.ring_rows_of_batch(ring_rows),
             Pipeline::Chain { arithmetic, tokens } => builder.chain_of_batch(arithmetic, tokens),
             Pipeline::Product { arithmetic, form } => builder.product(arithmetic, form),
+            Pipeline::ScoreRows(splits) => {
+                if let Some(source) = problem.queries_keys() {
+                    builder.score_rows_of_batch(source, splits);
+                }
+            }
         }
         builder.finish()
     }
@@ -82,7 +90,10 @@ impl Pipeline {
         let start_stride = match self {
             // A state like any other.
             Pipeline::Product { .. } => padded(tokens),
-            Pipeline::Rows { .. } | Pipeline::RingRows(_) | Pipeline::Chain { .. } => tokens,
+            Pipeline::Rows { .. }
+            | Pipeline::RingRows(_)
+            | Pipeline::Chain { .. }
+            | Pipeline::ScoreRows(_) => tokens,
         };
         Builder::new(self, problem, batch, room, limits, start_stride)
     }

@@ -389,7 +389,10 @@ impl Engine {
     /// What runs leave of whether queries, keys and LSE belong together.
     pub fn evidence(&self) -> Evidence {
         let window_len = self.problem.longest_window() as u32;
-        Evidence::new(&self.problem, self.whole.schedule.batch, window_len)
+        let Schedule {
+            pipeline, batch, ..
+        } = self.whole.schedule;
+        Evidence::new(&self.problem, pipeline, batch, window_len)
     }
 
     /// Copies it into `bytes`, as many as there are.

@@ -315,7 +315,7 @@ impl OnDevice {
         let whole = choose_for(packed, chunk, limits, options)?;
         let mut engine = Engine::alone(runtime, packed, whole, &options.workspace)?;
         engine.prepare(packed.shape().batch % chunk)?;
-        let slots = (0..slots).map(|_| Slot::new(context, packed, chunk));
+        let slots = (0..slots).map(|_| Slot::new(&engine, chunk));
         Ok(OnDevice {
             slots: slots.collect::<Result<_>>()?,
             computed: Event::new(context)?,

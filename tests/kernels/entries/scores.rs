@@ -1,17 +1,19 @@
 //! Queries and keys: what attention follows from them, and whatever then reads the fused maps.
 
 use attention_rollout::cuda::address::Base;
-use attention_rollout::cuda::kernel::{Arithmetic, Form, MAX_SCORE_LAYERS, Mass, Probe};
+use attention_rollout::cuda::kernel::{
+    Arithmetic, Form, MAX_SCORE_LAYERS, Mass, Probe, ScoreSplits,
+};
 use attention_rollout::{
     DType, DiscardScope, HeadFusion, HostLayer, LogBase, Lse, Output, QueriesKeys, Residual,
     ResidualWeights, Shape, StartRows, Window, reference,
 };
 
-use super::{Entry, discard, fusions, per_layer, three_windows};
+use super::{Entry, discard, fusions, per_layer, three_windows, weights};
 use crate::cases::{Path, bits, compare};
 use crate::cases::{StreamWay, Tolerance};
 use crate::common::generate::Case;
-use crate::common::queries_keys::{ScoresCase, tokens_first_with_gaps};
+use crate::common::queries_keys::{ScoresCase, ScoresGenerated, tokens_first_with_gaps};
 use crate::device::Device;
 use crate::lab::Lab;
 
@@ -176,6 +178,109 @@ pub const ENTRIES: &[Entry] = &[
         },
     },
     Entry {
+        // Relevance without a map, by one block or several to a tile of keys.
+        name: "score_rows",
+        kernels: &["scores", "score_rows", "score_residual"],
+        short: true,
+        run: |lab| {
+            let split = |queries, heads| Path::ScoreRows(ScoreSplits { queries, heads });
+            for (turn, dtype) in DType::ALL.into_iter().enumerate() {
+                let mut case = rows([3, 2, 3, 150], 16, LSE[turn]);
+                case.case.dtype = dtype;
+                case.case.config.residual = per_layer(3);
+                let path = [split(1, 1), split(2, 3), split(3, 2)][turn];
+                check(lab, case, path, 0)?;
+            }
+            // Rows that weigh a few queries alone, several of them, and every mask.
+            let mut case = rows([2, 3, 2, 140], 8, LSE[1]);
+            case.case.windows = windows(140);
+            case.case.config.output = Output::Rows(weights(8, 140));
+            case.case.config.causal = true;
+            check(lab, case.clone(), split(2, 1), 0)?;
+            case.case.config.causal = false;
+            case.case.config.layers = Some(1..2);
+            case.source.sliding_windows = vec![0, 20];
+            check(lab, case, split(1, 2), 2)?;
+            let mut case = rows([3, 3, 2, 70], 8, LSE[0]);
+            case.case.windows = windows(70);
+            case.case.config.output = Output::Rows(StartRows::Last);
+            case.source.alibi_slopes = vec![0.1, 0.0, 0.2, 0.3, 0.0, 0.1];
+            check(lab, case, split(2, 1), 0)
+        },
+    },
+    Entry {
+        name: "score_rows_fusions",
+        kernels: &["score_rows"],
+        short: false,
+        run: |lab| {
+            for fusion in fusions(3) {
+                let is_summed = matches!(fusion, HeadFusion::Mean | HeadFusion::Weighted(_));
+                let mut case = rows([3, 2, 3, 70], 16, LSE[0]);
+                case.case.config.head_fusion = fusion;
+                let heads = if is_summed { 3 } else { 1 };
+                let splits = ScoreSplits { queries: 2, heads };
+                check(lab, case, Path::ScoreRows(splits), 0)?;
+            }
+            let layers = MAX_SCORE_LAYERS + 2;
+            let splits = ScoreSplits {
+                queries: 1,
+                heads: 1,
+            };
+            let case = rows([layers, 2, 1, 5], 8, LSE[0]);
+            check(lab, case, Path::ScoreRows(splits), 0)
+        },
+    },
+    Entry {
+        // What a query says that weighs nothing does not matter.
+        name: "score_rows_not_finite",
+        kernels: &["score_rows"],
+        short: false,
+        run: |lab| {
+            let mut case = rows([1, 1, 2, 20], 8, LSE[1]);
+            case.case.dtype = DType::F32;
+            case.case.config.output = Output::Rows(StartRows::Rows(vec![3, 17]));
+            let generated = case.generate();
+            let (problem, mut layers) = (&generated.problem, generated.layers());
+            let want = reference::rollout(problem, &layers).map_err(|error| error.to_string())?;
+            let HostLayer::QueriesKeys { queries, .. } = &mut layers[0] else {
+                return Err("without queries".to_owned());
+            };
+            let mut values: Vec<f32> = queries.as_slice().unwrap().to_vec();
+            for (at, value) in values.iter_mut().enumerate() {
+                if ![3, 17].contains(&(at / 8 % 20)) {
+                    *value = f32::NAN;
+                }
+            }
+            *queries = values[..].into();
+            let splits = ScoreSplits {
+                queries: 1,
+                heads: 2,
+            };
+            let device = Device::new(lab, problem, &layers, 0);
+            let got = device.run(Path::ScoreRows(splits))?;
+            compare(&got, &want, relative(5e-6, &want))
+        },
+    },
+    Entry {
+        name: "score_rows_masses",
+        kernels: &["scores", "score_residual"],
+        short: false,
+        run: |lab| {
+            for weighted in [false, true] {
+                let mut case = rows([3, 3, 2, 300], 8, LSE[1 + usize::from(weighted)]);
+                case.case.windows = windows(300);
+                case.case.config.output = Output::Rows(weights(2, 300));
+                case.case.config.layers = Some(1..3);
+                case.case.config.residual = per_layer(3);
+                if weighted {
+                    case.case.config.head_fusion = HeadFusion::Weighted(vec![0.8, -0.3]);
+                }
+                row_masses(lab, &case)?;
+            }
+            Ok(())
+        },
+    },
+    Entry {
         // Whatever reads fused maps.
         name: "scores_consumers",
         kernels: &["score_fusion"],
@@ -245,22 +350,27 @@ fn fused(shape: [usize; 4], head_dim: usize, dtype: DType, lse: Lse) -> ScoresCa
     case
 }
 
-/// Sums of rows and the LSE of some, of an LSE that is off by something else in each row of each head, and sometimes says
-/// that there is nothing.
-fn masses(lab: &Lab, case: &ScoresCase) -> Result<(), String> {
-    let generated = case.generate();
-    let problem = &generated.problem;
-    let unit = match case.source.lse {
+/// The natural logarithm of the base of the LSE.
+fn unit(case: &ScoresCase) -> f64 {
+    match case.source.lse {
         Lse::Given(LogBase::Two) => std::f64::consts::LN_2,
         _ => 1.0,
-    };
-    let right: Vec<Vec<f32>> = (generated.layers().iter())
+    }
+}
+
+/// The LSE of each layer.
+fn lse_of(generated: &ScoresGenerated) -> Vec<Vec<f32>> {
+    (generated.layers().iter())
         .map(|layer| match layer {
             HostLayer::QueriesKeys { lse: Some(lse), .. } => lse.as_slice().unwrap().to_vec(),
             _ => panic!("without an LSE"),
         })
-        .collect();
-    let given: Vec<Vec<f32>> = (right.iter().zip(1..))
+        .collect()
+}
+
+/// An LSE that is off by something else in each row of each head, and sometimes says that there is nothing.
+fn off(right: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    (right.iter().zip(1..))
         .map(|(lse, layer)| {
             let off = |(at, &lse): (usize, &f32)| match at % 23 {
                 7 => f32::NEG_INFINITY,
@@ -268,8 +378,12 @@ fn masses(lab: &Lab, case: &ScoresCase) -> Result<(), String> {
             };
             lse.iter().enumerate().map(off).collect()
         })
-        .collect();
-    let layers: Vec<HostLayer<'_>> = (generated.layers().into_iter().zip(&given))
+        .collect()
+}
+
+/// The layers with another LSE.
+fn with_lse<'a>(generated: &'a ScoresGenerated, given: &'a [Vec<f32>]) -> Vec<HostLayer<'a>> {
+    (generated.layers().into_iter().zip(given))
         .map(|(layer, given)| match layer {
             HostLayer::QueriesKeys { queries, keys, .. } => HostLayer::QueriesKeys {
                 queries,
@@ -278,7 +392,116 @@ fn masses(lab: &Lab, case: &ScoresCase) -> Result<(), String> {
             },
             other => other,
         })
-        .collect();
+        .collect()
+}
+
+fn near(got: f32, want: f64) -> bool {
+    (f64::from(got) - want).abs() <= 2e-5 * want.abs().max(1.0)
+}
+
+/// Sums of relevance after each layer, and what they must be by an LSE that is off: of blocks of 256 tokens.
+fn row_masses(lab: &Lab, case: &ScoresCase) -> Result<(), String> {
+    let generated = case.generate();
+    let problem = &generated.problem;
+    let given = off(&lse_of(&generated));
+    let layers = with_lse(&generated, &given);
+    let device = Device::new(lab, problem, &layers, 0);
+    let path = Path::ScoreRows(ScoreSplits {
+        queries: 2,
+        heads: 1,
+    });
+    let prepared = device.prepare(path);
+    device.submit(path, &prepared)?;
+    let masses: Vec<Mass> = device.table(&prepared, Base::Masses);
+    let Shape {
+        batch,
+        heads,
+        tokens,
+        ..
+    } = case.case.shape;
+    let (rows, blocks) = (problem.start_rows(), tokens.div_ceil(256));
+    let range = problem.layers();
+    assert_eq!(masses.len(), range.len() * batch * rows * blocks);
+    for layer in range.clone() {
+        // Relevance before the layer: of the layers above it.
+        let relevance = |from: usize| {
+            let mut above = case.clone();
+            above.case.config.layers = Some(from..range.end);
+            let above = above.generate().problem;
+            reference::rollout(&above, &layers).map_err(|error| error.to_string())
+        };
+        let before = match layer + 1 < range.end {
+            true => Some(relevance(layer + 1)?),
+            false => None,
+        };
+        let after = relevance(layer)?;
+        let residual = problem.residual(layer);
+        let (a, b) = (f64::from(residual.attention), f64::from(residual.identity));
+        for (item, window) in problem.windows().iter().enumerate() {
+            for row in 0..rows {
+                let mut start = vec![0.0; window.len];
+                problem.start_weights(item, row, &mut start);
+                let at = |i: usize| (item * rows + row) * tokens + window.start + i;
+                let (mut expected, mut magnitude, mut sum) = (0.0, 0.0, 0.0);
+                for i in 0..window.len {
+                    let weight = before.as_ref().map_or(f64::from(start[i]), |r| r[at(i)]);
+                    let finite = |head: &usize| {
+                        let lse = (item * heads + head) * tokens + window.start + i;
+                        given[layer][lse].is_finite()
+                    };
+                    let shares = (0..heads).filter(finite);
+                    let shares: Vec<f64> = shares
+                        .map(|head| match &case.case.config.head_fusion {
+                            HeadFusion::Weighted(weights) => f64::from(weights[head]),
+                            _ => 1.0 / heads as f64,
+                        })
+                        .collect();
+                    let all: f64 = shares.iter().map(|share| share.abs()).sum();
+                    expected += weight * (a * shares.iter().sum::<f64>() + b);
+                    magnitude += weight.abs() * (a * all + b);
+                    sum += after[at(i)];
+                }
+                let index = ((layer - range.start) * batch + item) * rows + row;
+                let of = |of: fn(&Mass) -> f32| {
+                    masses[index * blocks..][..blocks]
+                        .iter()
+                        .map(of)
+                        .sum::<f32>()
+                };
+                let right = near(of(|mass| mass.expected), expected)
+                    && near(of(|mass| mass.magnitude), magnitude)
+                    && near(of(|mass| mass.sum), sum);
+                if !right {
+                    let got = &masses[index * blocks..][..blocks];
+                    return Err(format!(
+                        "layer {layer}, item {item}, row {row}: {got:?}, {expected} {magnitude} {sum}"
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Relative to the largest entry.
+fn relative(tolerance: f64, want: &[f64]) -> Tolerance {
+    let largest = want.iter().fold(0.0, |most: f64, v| most.max(v.abs()));
+    Tolerance {
+        absolute: tolerance * largest,
+        relative: 0.0,
+        most: f64::INFINITY,
+    }
+}
+
+/// Sums of rows and the LSE of some, of an LSE that is off by something else in each row of each head, and sometimes says
+/// that there is nothing.
+fn masses(lab: &Lab, case: &ScoresCase) -> Result<(), String> {
+    let generated = case.generate();
+    let problem = &generated.problem;
+    let unit = unit(case);
+    let right = lse_of(&generated);
+    let given = off(&right);
+    let layers = with_lse(&generated, &given);
     let device = Device::new(lab, problem, &layers, 0);
     let prepared = device.prepare(FUSED);
     device.submit(FUSED, &prepared)?;
@@ -292,7 +515,6 @@ fn masses(lab: &Lab, case: &ScoresCase) -> Result<(), String> {
     } = case.case.shape;
     let longest = problem.max_window().unwrap();
     let range = problem.layers();
-    let near = |got: f32, want: f64| (f64::from(got) - want).abs() <= 2e-5 * want.abs().max(1.0);
     let mut compared = 0;
     for layer in range.clone() {
         let mut one = case.clone();
@@ -375,12 +597,7 @@ fn checked(
     let generated = case.generate();
     let (problem, layers) = (&generated.problem, generated.layers());
     let want = reference::rollout(problem, &layers).map_err(|error| error.to_string())?;
-    let largest = want.iter().fold(0.0, |most: f64, v| most.max(v.abs()));
-    let tolerance = Tolerance {
-        absolute: tolerance * largest,
-        relative: 0.0,
-        most: f64::INFINITY,
-    };
+    let tolerance = relative(tolerance, &want);
     let fail = |what: String| {
         let case: String = format!("{case:?}").chars().take(900).collect();
         format!("{path:?} of {case}: {what}")

@@ -2,10 +2,9 @@
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::Arc;
 use std::thread::available_parallelism;
 
-use cudarc::driver::{CudaContext, result};
+use cudarc::driver::result;
 
 use super::packed::{Packing, pack_layer};
 use crate::cuda::driver::{DeviceMemory, Event, PinnedMemory, Stream, driver_error};
@@ -42,11 +41,12 @@ impl Drop for Slot {
 }
 
 impl Slot {
-    pub(super) fn new(context: &Arc<CudaContext>, packed: &Problem, chunk: usize) -> Result<Self> {
+    pub(super) fn new(engine: &Engine, chunk: usize) -> Result<Self> {
+        let (context, packed) = (engine.context(), engine.problem());
         let packing = Packing::new(packed)?;
         let maps = packing.bytes(packed, chunk);
         let output = size_of::<f32>() * output_len(packed, chunk);
-        let evidence = Evidence::new(packed, chunk, packed.longest_window() as u32);
+        let evidence = engine.evidence();
         Ok(Slot {
             stream: Stream::new(context)?,
             done: Event::new(context)?,

@@ -1,0 +1,103 @@
+//! The time that rollout from queries and keys is expected to take, and how its rows are divided.
+
+use super::Workload;
+use super::estimate::{BYTES_PER_US, LAUNCH_US};
+use crate::config::HeadFusion;
+use crate::cuda::kernel::{MAX_SCORE_ROWS, ScoreRows, ScoreSplits};
+use crate::cuda::pipeline::Pipeline;
+use crate::cuda::schedule::l2_budget;
+use crate::queries_keys::QueriesKeys;
+
+// Assumed, all of them: sums on paper, by the instructions of a tile of 64 queries and 64 keys of one head.
+
+/// Such a tile, beside others on its multiprocessor.
+const TILE_US: f64 = 0.35;
+/// For each byte of a query and a key.
+const TILE_BYTE_US: f64 = 0.0015;
+/// How much longer it takes by itself.
+const ALONE: f64 = 3.0;
+/// The side of a tile.
+const TILE: u32 = 64;
+/// Blocks of a multiprocessor.
+const RESIDENT: u32 = 3;
+
+impl Workload<'_> {
+    /// Rows of relevance without a map, where that can be.
+    pub(super) fn score_rows(&self) -> Option<Pipeline> {
+        let config = self.problem.config();
+        self.problem.queries_keys()?;
+        let rows = 1..=MAX_SCORE_ROWS;
+        let can = rows.contains(&self.problem.start_rows())
+            && !self.forward
+            && !config.normalize_rows
+            && config.discard.is_none()
+            && config.exclude_from_attention.is_empty()
+            && ScoreRows::takes(self.common.window_len);
+        // What becomes of heads that are not summed is known when all of them are there.
+        let heads = match config.head_fusion {
+            HeadFusion::Mean | HeadFusion::Weighted(_) => self.problem.shape().heads as u32,
+            HeadFusion::Max | HeadFusion::Min => 1,
+        };
+        let window_len = self.common.window_len;
+        let tiles = window_len.div_ceil(TILE).saturating_mul(self.batch as u32);
+        let blocks = RESIDENT * self.limits.multiprocessors;
+        let splits = ScoreSplits::filling(blocks, tiles, window_len, heads);
+        can.then_some(Pipeline::ScoreRows(splits))
+    }
+
+    /// The time of it.
+    pub(super) fn score_rows_us(&self, splits: ScoreSplits) -> f64 {
+        let Some(source) = self.problem.queries_keys() else {
+            return 0.0;
+        };
+        let side = f64::from(self.common.window_len.div_ceil(TILE));
+        let heads = self.problem.shape().heads as f64;
+        let serial = (side / f64::from(splits.queries)).ceil() * heads / f64::from(splits.heads);
+        let layer_us = self.tiles_us(source, self.batch * side * side * heads, serial);
+        let sums_us = self.sums_us(source);
+        self.layers() * (layer_us + 2.0 * LAUNCH_US) + sums_us
+    }
+
+    /// The time until fused maps of queries and keys are there; 0 of other sources.
+    pub(super) fn score_fusion_us(&self) -> f64 {
+        let Some(source) = self.problem.queries_keys() else {
+            return 0.0;
+        };
+        let len = f64::from(self.common.window_len);
+        let side = f64::from(self.common.window_len.div_ceil(TILE));
+        let heads = self.problem.shape().heads as f64;
+        let count = self.layers() * self.batch * side * side * heads;
+        // Written and read again, unless they stay in L2.
+        let item_bytes = self.layers() * 4.0 * len * len;
+        let spilled = match item_bytes <= l2_budget(self.limits) as f64 {
+            true => 0.0,
+            false => 2.0 * self.batch * item_bytes,
+        };
+        let memory_us = spilled / (BYTES_PER_US * f64::from(self.limits.multiprocessors));
+        self.tiles_us(source, count, heads) + self.sums_us(source) + memory_us + LAUNCH_US
+    }
+
+    /// The time of a pass over all scores, where the LSE is not given.
+    fn sums_us(&self, source: &QueriesKeys) -> f64 {
+        if source.has_lse() {
+            return 0.0;
+        }
+        let side = f64::from(self.common.window_len.div_ceil(TILE));
+        let heads = self.problem.shape().heads as f64;
+        let count = self.layers() * self.batch * side * side * heads;
+        self.tiles_us(source, count, side) + LAUNCH_US
+    }
+
+    /// The time of `count` tiles of one head, of which each block takes `serial` one after the other.
+    fn tiles_us(&self, source: &QueriesKeys, count: f64, serial: f64) -> f64 {
+        let bytes = source.head_dim * self.problem.dtype().size_bytes();
+        let tile_us = TILE_US + TILE_BYTE_US * bytes as f64;
+        let half = if self.problem.config().causal {
+            0.5
+        } else {
+            1.0
+        };
+        let all_us = half * count * tile_us / f64::from(self.limits.multiprocessors);
+        all_us.max(serial * tile_us * ALONE)
+    }
+}
