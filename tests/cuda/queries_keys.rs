@@ -109,17 +109,26 @@ fn vendored_queries_and_keys_give_the_rollout_of_their_maps() {
     };
     for sample in samples() {
         let problem = &sample.problem;
-        let mut plan = machine.plan(problem, |_| {});
-        let got = machine.run(&mut plan, &sample.layers());
+        // Rows without a map, or by way of one.
+        let by_rows = problem.start_rows() > 0 && problem.queries_keys().unwrap().has_lse();
+        let stem = if by_rows {
+            "score_rows"
+        } else {
+            "score_fusion"
+        };
+        let variant = format!("{stem}_{}_mean", problem.dtype());
         let largest = sample
             .want
             .iter()
             .fold(0.0, |most: f64, v| most.max(v.abs()));
         let tolerance = (1e-6 + sample.rounding) * largest;
+        let mut plan = machine.plan(problem, |options| options.variant = Some(variant));
+        let got = machine.run(&mut plan, &sample.layers());
         let what = format!("{}\n{plan}", sample.name);
         assert_close(&what, &problem.output_shape(), &got, &sample.want, |_| {
             tolerance
         });
+        plan.check(&machine.context.default_stream()).unwrap();
     }
 }
 
@@ -173,7 +182,9 @@ fn runs_are_captured_and_replayed() {
         return;
     };
     let generated = scores([3, 2, 2, 21], 16, Output::default()).generate();
-    let mut plan = machine.plan(&generated.problem, |_| {});
+    let mut plan = machine.plan(&generated.problem, |options| {
+        options.variant = Some("score_rows_f16_mean".to_owned());
+    });
     let stream = machine.context.new_stream().unwrap();
     let hosts = generated.layers();
     let buffers: Vec<Buffer> = hosts.iter().map(|layer| upload(&stream, layer)).collect();
@@ -191,6 +202,7 @@ fn runs_are_captured_and_replayed() {
         graph.launch().unwrap();
     }
     check("captured", &generated, &download(&stream, &out)).unwrap();
+    plan.check(&stream).unwrap();
 }
 
 #[test]
@@ -242,11 +254,16 @@ fn what_does_not_belong_together_is_seen() {
     };
     let runtime = machine.runtime();
     let stream = machine.context.default_stream();
-    let run = |problem: &Problem, layers: &[HostLayer<'_>]| {
-        let mut plan = Plan::on(&runtime, problem, &Options::default()).unwrap();
+    let run_by = |variant: Option<&str>, problem: &Problem, layers: &[HostLayer<'_>]| {
+        let options = Options {
+            variant: variant.map(str::to_owned),
+            ..Options::default()
+        };
+        let mut plan = Plan::on(&runtime, problem, &options).unwrap();
         machine.run(&mut plan, layers);
         plan.check(&stream)
     };
+    let run = |problem: &Problem, layers: &[HostLayer<'_>]| run_by(None, problem, layers);
     let run_host = |problem: &Problem, layers: &[HostLayer<'_>]| {
         let (runtimes, chunk) = ([runtime.clone()], NonZeroUsize::new(2));
         let mut plan = HostPlan::on(&runtimes, problem, &Options::default(), chunk).unwrap();
@@ -300,18 +317,21 @@ fn what_does_not_belong_together_is_seen() {
             assert!(run(&wrong, &layers).is_err());
         }
     }
-    // A row that no probe looks at.
-    let long = scores([1, 1, 2, 80], 16, Output::Matrix).generate();
-    let mut few: Vec<f32> = lse_of(&long.layers()[0]).as_slice().unwrap().to_vec();
-    few[5] += 0.1;
-    let wrong = with_lse(&long.layers(), |_| few[..].into());
-    assert!(matches!(
-        run(&long.problem, &wrong),
-        Err(Error::Mass {
-            layer: 0,
-            item: 0,
-            row: 5,
-            ..
-        })
-    ));
+    // A row that no probe looks at: of a fused map, and of relevance that it has a part in.
+    let rows = Output::Rows(StartRows::Rows(vec![9, 5]));
+    for (output, variant, seen) in [
+        (Output::Matrix, "score_masses_f32", 5),
+        (rows.clone(), "score_masses_f32", 5),
+        (rows, "score_residual_f32", 1),
+    ] {
+        let long = scores([1, 1, 2, 80], 16, output).generate();
+        let mut few: Vec<f32> = lse_of(&long.layers()[0]).as_slice().unwrap().to_vec();
+        few[5] += 0.1;
+        let wrong = with_lse(&long.layers(), |_| few[..].into());
+        let refused = run_by(Some(variant), &long.problem, &wrong);
+        assert!(
+            matches!(refused, Err(Error::Mass { layer: 0, item: 0, row, .. }) if row == seen),
+            "{refused:?}"
+        );
+    }
 }

@@ -293,13 +293,14 @@ impl Plan {
     }
 
     /// Waits for the last run, and checks whether its queries, keys and LSE belong together, as far as that
-    /// [is known and wanted](crate::QueriesKeys::mass_tolerance). Of other sources it checks nothing and waits for nothing.
+    /// [is known and wanted](crate::QueriesKeys::mass_tolerance). Of other sources it checks nothing and waits for nothing. Of
+    /// a run that was given windows in device memory, the rows that errors name are counted by the host's windows.
     ///
-    /// A run itself leaves on the device what each row of the fused maps sums to, and the LSE of the last 64 rows of each
-    /// window. Where a run was given its windows in device memory, rows in errors count from where the host's windows end.
+    /// A run itself leaves on the device what its rows of relevance sum to after each layer, or each row of fused maps where it
+    /// makes these, and the LSE of the last 64 rows of each window.
     ///
     /// # Errors
-    /// [`Error::Lse`](crate::Error::Lse), [`Error::Mass`](crate::Error::Mass), whose `row` is one of the window;
+    /// [`Error::Lse`](crate::Error::Lse), [`Error::Mass`](crate::Error::Mass);
     /// [`Error::WrongDevice`](crate::Error::WrongDevice); [`Error::Capturing`](crate::Error::Capturing) where `stream` is
     /// capturing; [`Error::Driver`](crate::Error::Driver).
     pub fn check(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
