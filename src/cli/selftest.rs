@@ -5,10 +5,8 @@ use std::sync::Arc;
 use attention_rollout::cuda::cudarc::driver::{CudaSlice, CudaStream, DriverError};
 use attention_rollout::cuda::kernel::{self, Arithmetic, Kernel};
 use attention_rollout::cuda::variant::Entry;
-use attention_rollout::cuda::{
-    DeviceLayer, DeviceTensor, GroupItem, GroupPlan, Options, Plan, Runtime,
-};
-use attention_rollout::{DType, HostLayer, HostTensor, Layer, Problem, measure::Inputs, reference};
+use attention_rollout::cuda::{DeviceTensor, GroupItem, GroupPlan, Options, Plan, Runtime};
+use attention_rollout::{DType, HostTensor, Problem, measure::Inputs, reference};
 use clap::Args;
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -177,14 +175,18 @@ impl ReadySubject {
         let stream = runtime.context().default_stream();
         let upload = |inputs: &Inputs| {
             let layers = inputs.layers();
-            let buffers = layers.iter().map(|layer| upload_layer(&stream, layer));
+            let upload = |tensor| Buffer::upload(&stream, tensor);
+            let buffers = layers.iter().map(|layer| layer.try_map(upload));
             buffers.collect::<Result<Vec<_>, DriverError>>()
         };
         let buffers = self.inputs.iter().map(upload);
         let buffers = buffers.collect::<Result<Vec<_>, _>>()?;
         let layers: Vec<Vec<_>> = buffers
             .iter()
-            .map(|buffers| buffers.iter().map(|layer| device_layer(layer)).collect())
+            .map(|buffers| {
+                let layers = buffers.iter();
+                layers.map(|layer| layer.map(Buffer::tensor)).collect()
+            })
             .collect();
         // What a kernel forgets to write stays NaN.
         let unset = |want: &Vec<f64>| stream.clone_htod(&vec![f32::NAN; want.len()]);
@@ -244,26 +246,5 @@ impl Buffer {
             Buffer::F16(elements) => elements.into(),
             Buffer::Bf16(elements) => elements.into(),
         }
-    }
-}
-
-fn upload_layer(
-    stream: &Arc<CudaStream>,
-    layer: &HostLayer<'_>,
-) -> Result<Vec<Buffer>, DriverError> {
-    let tensors = layer.operands();
-    tensors
-        .map(|tensor| Buffer::upload(stream, tensor))
-        .collect()
-}
-
-/// The layer of which these are the tensors.
-fn device_layer(tensors: &[Buffer]) -> DeviceLayer<'_> {
-    match tensors {
-        [maps, gradients] => Layer::Gradients {
-            maps: maps.tensor(),
-            gradients: gradients.tensor(),
-        },
-        tensors => tensors[0].tensor().into(),
     }
 }

@@ -97,6 +97,8 @@ fn verify_and_selftest_cover_the_gpu() {
         ("product_f32_f16x3", 8),
         ("zero_fill", 2),
         ("f16_f32_m1_mean_group", 2),
+        ("score_rows_f16_mean", 2),
+        ("score_masses", 2),
     ] {
         let table = bench.command(["selftest", "--only", only]);
         let table = table.expect_status(0).stdout;

@@ -201,6 +201,9 @@ pub const ENTRIES: &[Entry] = &[
             case.case.config.layers = Some(1..2);
             case.source.sliding_windows = vec![0, 20];
             check(lab, case, split(1, 2), 2)?;
+            let mut case = rows([1, 1, 2, 140], 8, LSE[0]);
+            case.case.config.output = Output::Rows(StartRows::Rows(vec![3, 130]));
+            check(lab, case, split(1, 1), 0)?;
             let mut case = rows([3, 3, 2, 70], 8, LSE[0]);
             case.case.windows = windows(70);
             case.case.config.output = Output::Rows(StartRows::Last);
