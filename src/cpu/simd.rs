@@ -144,11 +144,31 @@ pub(crate) trait Lanes: Copy {
     /// The sum of all lanes.
     fn sum(self, vector: Self::Vector) -> f32;
 
-    /// `e^x`, to two units in the last place above 2^-126; 0 below about e^-104, and NaN where `x` is.
+    /// The sum of all lanes of each of four vectors.
+    fn four_sums(self, vectors: [Self::Vector; 4]) -> [f32; 4];
+
+    /// The sum of all lanes of each vector.
+    #[inline(always)]
+    fn sums<const K: usize>(self, vectors: [Self::Vector; K]) -> [f32; K] {
+        let mut sums = [0.0; K];
+        let mut k = 0;
+        while let [a, b, c, d, ..] = vectors[k..] {
+            sums[k..k + 4].copy_from_slice(&self.four_sums([a, b, c, d]));
+            k += 4;
+        }
+        while k < K {
+            sums[k] = self.sum(vectors[k]);
+            k += 1;
+        }
+        sums
+    }
+
+    /// `e^x`, to two units in the last place above 2^-126; 0 below about e^-104, and NaN where `x` is. Vectors take each step
+    /// side by side: one alone would wait for every step before the next.
     ///
     /// Cody and Waite's reduction and the polynomial of Cephes (`expf`).
     #[inline(always)]
-    fn exp(self, x: Self::Vector) -> Self::Vector {
+    fn exp<const V: usize>(self, mut x: [Self::Vector; V]) -> [Self::Vector; V] {
         /// Beside this, the places after the binary point are gone: numbers are rounded to whole ones.
         const ROUNDS: f32 = 12_582_912.0;
         /// `ln 2` in two parts, the first of few bits, so that its multiples are exact.
@@ -161,18 +181,30 @@ pub(crate) trait Lanes: Copy {
             1.666_666_5e-1,
             0.5,
         ];
-        // So far down that the power of two vanishes, and an infinite x does no harm.
-        let x = self.at_least(self.splat(-110.0), x);
-        let rounded = self.mul_add(x, self.splat(std::f32::consts::LOG2_E), self.splat(ROUNDS));
-        let power = self.add(rounded, self.splat(-ROUNDS));
-        let rest = self.mul_add(power, self.splat(-LN_2[0]), x);
-        let rest = self.mul_add(power, self.splat(-LN_2[1]), rest);
-        let mut sum = self.splat(POLYNOMIAL[0]);
-        for coefficient in &POLYNOMIAL[1..] {
-            sum = self.mul_add(sum, rest, self.splat(*coefficient));
+        let mut power = x;
+        for v in 0..V {
+            // So far down that the power of two vanishes, and an infinite x does no harm.
+            x[v] = self.at_least(self.splat(-110.0), x[v]);
+            let log_2_e = self.splat(std::f32::consts::LOG2_E);
+            power[v] = self.mul_add(x[v], log_2_e, self.splat(ROUNDS));
+            power[v] = self.add(power[v], self.splat(-ROUNDS));
         }
-        let sum = self.mul_add(self.mul(sum, rest), rest, rest);
-        self.times_power_of_two(self.add(sum, self.splat(1.0)), power)
+        for part in LN_2 {
+            for v in 0..V {
+                x[v] = self.mul_add(power[v], self.splat(-part), x[v]);
+            }
+        }
+        let mut sum = [self.splat(POLYNOMIAL[0]); V];
+        for coefficient in &POLYNOMIAL[1..] {
+            for v in 0..V {
+                sum[v] = self.mul_add(sum[v], x[v], self.splat(*coefficient));
+            }
+        }
+        for v in 0..V {
+            sum[v] = self.mul_add(self.mul(sum[v], x[v]), x[v], x[v]);
+            sum[v] = self.times_power_of_two(self.add(sum[v], self.splat(1.0)), power[v]);
+        }
+        sum
     }
 
     /// Bit by bit from the lowest, whether the lanes have `a <= b`; false where one of them is NaN.
@@ -285,7 +317,7 @@ mod tests {
         fn run<L: Lanes>(self, lanes: L) {
             let exp = |x: f32| {
                 let mut got = vec![0.0; L::LANES];
-                lanes.store(lanes.exp(lanes.splat(x)), &mut got);
+                lanes.store(lanes.exp([lanes.splat(x)])[0], &mut got);
                 got[L::LANES - 1]
             };
             for step in 0..=17_600 {
@@ -302,7 +334,14 @@ mod tests {
             assert!(exp(f32::NAN).is_nan());
             assert!([100.0, 1e3, 1e4].iter().all(|&x| exp(x) == f32::INFINITY));
             let numbers: Vec<f32> = (0..L::LANES).map(|lane| (lane * lane) as f32).collect();
-            assert_eq!(lanes.sum(lanes.load(&numbers)), numbers.iter().sum::<f32>());
+            let vector = lanes.load(&numbers);
+            let vectors =
+                [1.0, 2.0, 3.0, 4.0, 5.0].map(|times| lanes.mul(vector, lanes.splat(times)));
+            let sum: f32 = numbers.iter().sum();
+            assert_eq!(
+                lanes.sums(vectors),
+                [1.0, 2.0, 3.0, 4.0, 5.0].map(|times| times * sum)
+            );
         }
     }
 

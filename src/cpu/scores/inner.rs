@@ -13,6 +13,39 @@ use crate::cpu::simd::{InnerLoop, Lanes};
 /// Queries of a block: what the GEMM crate's widest kernel takes at a time.
 pub(crate) const QUERIES: usize = 64;
 
+/// Vectors that take their steps side by side, where there are as many.
+const SIDE_BY_SIDE: usize = 4;
+
+/// Something to do to `V` vectors of queries, from lane `lane` on.
+trait OverLanes {
+    fn step<L: Lanes, const V: usize>(&mut self, lanes: L, lane: usize);
+}
+
+/// Takes the steps of all `stride` lanes.
+#[inline(always)]
+fn over_lanes<L: Lanes>(lanes: L, stride: usize, mut steps: impl OverLanes) {
+    let mut lane = 0;
+    while lane + SIDE_BY_SIDE * L::LANES <= stride {
+        steps.step::<L, SIDE_BY_SIDE>(lanes, lane);
+        lane += SIDE_BY_SIDE * L::LANES;
+    }
+    while lane < stride {
+        steps.step::<L, 1>(lanes, lane);
+        lane += L::LANES;
+    }
+}
+
+/// The first `V` vectors.
+#[inline(always)]
+fn load<L: Lanes, const V: usize>(lanes: L, from: &[f32]) -> [L::Vector; V] {
+    let from = &from[..V * L::LANES];
+    let mut vectors = [lanes.splat(0.0); V];
+    for v in 0..V {
+        vectors[v] = lanes.load(&from[v * L::LANES..]);
+    }
+    vectors
+}
+
 /// Scores of one head, or what they have become: entries but for their factors.
 pub(super) struct HeadScores<'a> {
     pub head: usize,
@@ -29,8 +62,13 @@ pub(super) struct HeadScores<'a> {
 
 /// How an entry follows from what is in memory, but for its factor.
 pub(super) trait Entry: Copy {
-    /// The entries of the lanes from `lane` on, from `value`, what is in memory for them.
-    fn entry<L: Lanes>(self, lanes: L, lane: usize, value: L::Vector) -> L::Vector;
+    /// The entries of the lanes from `lane` on, from `values`, what is in memory for them.
+    fn entries<L: Lanes, const V: usize>(
+        self,
+        lanes: L,
+        lane: usize,
+        values: [L::Vector; V],
+    ) -> [L::Vector; V];
 }
 
 /// The ways to follow.
@@ -49,9 +87,17 @@ pub(super) struct Exponential<'a> {
 
 impl Entry for Exponential<'_> {
     #[inline(always)]
-    fn entry<L: Lanes>(self, lanes: L, lane: usize, value: L::Vector) -> L::Vector {
-        let shift = lanes.load(&self.shifts[lane..]);
-        lanes.exp(lanes.mul_add(value, lanes.splat(self.scale), shift))
+    fn entries<L: Lanes, const V: usize>(
+        self,
+        lanes: L,
+        lane: usize,
+        mut values: [L::Vector; V],
+    ) -> [L::Vector; V] {
+        let shifts = load::<L, V>(lanes, &self.shifts[lane..]);
+        for v in 0..V {
+            values[v] = lanes.mul_add(values[v], lanes.splat(self.scale), shifts[v]);
+        }
+        lanes.exp(values)
     }
 }
 
@@ -61,8 +107,13 @@ pub(super) struct AsTheyAre;
 
 impl Entry for AsTheyAre {
     #[inline(always)]
-    fn entry<L: Lanes>(self, _lanes: L, _lane: usize, value: L::Vector) -> L::Vector {
-        value
+    fn entries<L: Lanes, const V: usize>(
+        self,
+        _lanes: L,
+        _lane: usize,
+        values: [L::Vector; V],
+    ) -> [L::Vector; V] {
+        values
     }
 }
 
@@ -96,43 +147,69 @@ impl InnerLoop for Weigh<'_> {
 
 impl Weigh<'_> {
     #[inline(always)]
-    fn weigh<L: Lanes>(self, lanes: L, kind: impl Entry) {
-        let Weigh { stride, keys, .. } = self;
-        let values = &self.values[..keys * stride];
-        if self.weights.len() == stride {
-            // At once, without a place for the entries between.
-            let part = &mut self.part[..keys];
-            for key in 0..keys {
-                let mut sum = lanes.splat(0.0);
-                let mut lane = 0;
-                while lane < stride {
-                    let value = lanes.load(&values[key * stride + lane..]);
-                    let entry = kind.entry(lanes, lane, value);
-                    sum = lanes.mul_add(lanes.load(&self.weights[lane..]), entry, sum);
-                    lane += L::LANES;
-                }
-                part[key] += lanes.sum(sum);
-            }
-            return;
+    fn weigh<L: Lanes>(mut self, lanes: L, kind: impl Entry) {
+        let (keys, stride, start_rows) = (self.keys, self.stride, self.weights.len() / self.stride);
+        let mut key = 0;
+        while key + 4 <= keys {
+            let of = &mut self;
+            over_lanes(
+                lanes,
+                stride,
+                WeighKeys::<_, 4> {
+                    of,
+                    kind,
+                    key,
+                    start_rows,
+                },
+            );
+            key += 4;
         }
-        let mut row = [0.0; QUERIES];
-        for key in 0..keys {
-            let mut lane = 0;
-            while lane < stride {
-                let value = lanes.load(&values[key * stride + lane..]);
-                lanes.store(kind.entry(lanes, lane, value), &mut row[lane..]);
-                lane += L::LANES;
-            }
-            for m in 0..self.weights.len() / stride {
-                let weights = &self.weights[m * stride..][..stride];
-                let mut sum = lanes.splat(0.0);
-                let mut lane = 0;
-                while lane < stride {
-                    let entry = lanes.load(&row[lane..]);
-                    sum = lanes.mul_add(lanes.load(&weights[lane..]), entry, sum);
-                    lane += L::LANES;
+        while key < keys {
+            let of = &mut self;
+            over_lanes(
+                lanes,
+                stride,
+                WeighKeys::<_, 1> {
+                    of,
+                    kind,
+                    key,
+                    start_rows,
+                },
+            );
+            key += 1;
+        }
+    }
+}
+
+/// The entries of `K` keys from `key` on: their sums, across lanes, are made together.
+struct WeighKeys<'a, 'b, E, const K: usize> {
+    of: &'a mut Weigh<'b>,
+    kind: E,
+    key: usize,
+    start_rows: usize,
+}
+
+impl<E: Entry, const K: usize> OverLanes for WeighKeys<'_, '_, E, K> {
+    #[inline(always)]
+    fn step<L: Lanes, const V: usize>(&mut self, lanes: L, lane: usize) {
+        let WeighKeys { of, key, .. } = self;
+        let mut entries = [[lanes.splat(0.0); V]; K];
+        for k in 0..K {
+            let values = load::<L, V>(lanes, &of.values[(*key + k) * of.stride + lane..]);
+            entries[k] = self.kind.entries(lanes, lane, values);
+        }
+        for m in 0..self.start_rows {
+            let weights = load::<L, V>(lanes, &of.weights[m * of.stride + lane..]);
+            let mut sums = [lanes.splat(0.0); K];
+            for k in 0..K {
+                for v in 0..V {
+                    sums[k] = lanes.mul_add(weights[v], entries[k][v], sums[k]);
                 }
-                self.part[m * self.part_stride + key] += lanes.sum(sum);
+            }
+            let sums = lanes.sums(sums);
+            let part = &mut of.part[m * of.part_stride + *key..][..K];
+            for k in 0..K {
+                part[k] += sums[k];
             }
         }
     }
@@ -182,24 +259,55 @@ impl Fold<'_> {
             factors,
             ..
         } = self.scores;
-        let is_last = head + 1 == self.heads;
         let folded = &mut self.folded[..scores.len()];
-        for key in 0..scores.len() / stride {
-            let mut lane = 0;
-            while lane < stride {
-                let at = key * stride + lane;
-                let value = kind.entry(lanes, lane, lanes.load(&scores[at..]));
-                let entry = lanes.mul(value, lanes.load(&factors[lane..]));
-                let mut kept = match head {
-                    0 => fusion.first(lanes, entry),
-                    _ => fusion.next(lanes, lanes.load(&folded[at..]), entry, head),
-                };
-                if is_last {
-                    kept = fusion.last(lanes, kept);
-                }
-                lanes.store(kept, &mut folded[at..]);
-                lane += L::LANES;
+        for (scores, folded) in scores
+            .chunks_exact(stride)
+            .zip(folded.chunks_exact_mut(stride))
+        {
+            let fold = FoldKey {
+                kind,
+                fusion,
+                head,
+                is_last: head + 1 == self.heads,
+                scores,
+                factors,
+                folded,
+            };
+            over_lanes(lanes, stride, fold);
+        }
+    }
+}
+
+/// The entries of one key.
+struct FoldKey<'a, E, F> {
+    kind: E,
+    fusion: F,
+    head: usize,
+    is_last: bool,
+    scores: &'a [f32],
+    factors: &'a [f32],
+    folded: &'a mut [f32],
+}
+
+impl<E: Entry, F: fold::Fold> OverLanes for FoldKey<'_, E, F> {
+    #[inline(always)]
+    fn step<L: Lanes, const V: usize>(&mut self, lanes: L, lane: usize) {
+        let values = load::<L, V>(lanes, &self.scores[lane..]);
+        let values = self.kind.entries(lanes, lane, values);
+        let factors = load::<L, V>(lanes, &self.factors[lane..]);
+        for v in 0..V {
+            let entry = lanes.mul(values[v], factors[v]);
+            let folded = &mut self.folded[lane + v * L::LANES..];
+            let mut kept = match self.head {
+                0 => self.fusion.first(lanes, entry),
+                _ => self
+                    .fusion
+                    .next(lanes, lanes.load(folded), entry, self.head),
+            };
+            if self.is_last {
+                kept = self.fusion.last(lanes, kept);
             }
+            lanes.store(kept, folded);
         }
     }
 }
@@ -224,38 +332,59 @@ impl<const KEEP: bool> InnerLoop for Statistics<'_, KEEP> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let Statistics { stride, scores, .. } = self;
-        let (keys, scale) = (scores.len() / stride, lanes.splat(self.scale));
-        let mut lane = 0;
-        while lane < stride {
-            let before = lanes.load(&self.largest[lane..]);
-            let mut largest = before;
-            for key in 0..keys {
-                let score = lanes.load(&scores[key * stride + lane..]);
-                largest = lanes.max(largest, lanes.mul(score, scale));
+        over_lanes(lanes, self.stride, self);
+    }
+}
+
+impl<const KEEP: bool> OverLanes for Statistics<'_, KEEP> {
+    #[inline(always)]
+    fn step<L: Lanes, const V: usize>(&mut self, lanes: L, lane: usize) {
+        let (stride, scale) = (self.stride, lanes.splat(self.scale));
+        let keys = self.scores.len() / stride;
+        let before = load::<L, V>(lanes, &self.largest[lane..]);
+        let mut largest = before;
+        for key in 0..keys {
+            let scores = load::<L, V>(lanes, &self.scores[key * stride + lane..]);
+            for v in 0..V {
+                largest[v] = lanes.max(largest[v], lanes.mul(scores[v], scale));
             }
-            let shift = lanes.mul(largest, lanes.splat(-1.0));
-            let kept = lanes.exp(lanes.add(before, shift));
-            let mut sum = lanes.mul(lanes.load(&self.sums[lane..]), kept);
-            let mut key = 0;
-            while key < keys {
-                let mut few = lanes.splat(0.0);
-                let end = keys.min(key + SUMMED);
-                while key < end {
-                    let score = &mut scores[key * stride + lane..];
-                    let scaled = lanes.mul_add(lanes.load(score), scale, shift);
-                    let exponential = lanes.exp(scaled);
-                    few = lanes.add(few, exponential);
-                    if KEEP {
-                        lanes.store(exponential, score);
-                    }
-                    key += 1;
+        }
+        let (mut shift, mut above) = (largest, largest);
+        for v in 0..V {
+            shift[v] = lanes.mul(largest[v], lanes.splat(-1.0));
+            above[v] = lanes.add(before[v], shift[v]);
+        }
+        let kept = lanes.exp(above);
+        let mut sums = load::<L, V>(lanes, &self.sums[lane..]);
+        for v in 0..V {
+            sums[v] = lanes.mul(sums[v], kept[v]);
+        }
+        let mut key = 0;
+        while key < keys {
+            let mut few = [lanes.splat(0.0); V];
+            let end = keys.min(key + SUMMED);
+            while key < end {
+                let scores = &mut self.scores[key * stride + lane..][..V * L::LANES];
+                let mut scaled = load::<L, V>(lanes, scores);
+                for v in 0..V {
+                    scaled[v] = lanes.mul_add(scaled[v], scale, shift[v]);
                 }
-                sum = lanes.add(sum, few);
+                let exponentials = lanes.exp(scaled);
+                for v in 0..V {
+                    few[v] = lanes.add(few[v], exponentials[v]);
+                    if KEEP {
+                        lanes.store(exponentials[v], &mut scores[v * L::LANES..]);
+                    }
+                }
+                key += 1;
             }
-            lanes.store(largest, &mut self.largest[lane..]);
-            lanes.store(sum, &mut self.sums[lane..]);
-            lane += L::LANES;
+            for v in 0..V {
+                sums[v] = lanes.add(sums[v], few[v]);
+            }
+        }
+        for v in 0..V {
+            lanes.store(largest[v], &mut self.largest[lane + v * L::LANES..]);
+            lanes.store(sums[v], &mut self.sums[lane + v * L::LANES..]);
         }
     }
 }

@@ -71,6 +71,11 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn four_sums(self, vectors: [Vector; 4]) -> [f32; 4] {
+        vectors.map(|vector| self.sum(vector))
+    }
+
+    #[inline(always)]
     fn at_most(self, a: Vector, b: Vector) -> u32 {
         (0..4).fold(0, |mask, lane| mask | u32::from(a[lane] <= b[lane]) << lane)
     }

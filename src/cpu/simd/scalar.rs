@@ -76,6 +76,11 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
+    fn four_sums(self, vectors: [f32; 4]) -> [f32; 4] {
+        vectors
+    }
+
+    #[inline(always)]
     fn at_most(self, a: f32, b: f32) -> u32 {
         u32::from(a <= b)
     }

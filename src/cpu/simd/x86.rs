@@ -159,6 +159,25 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn four_sums(self, [a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+        let mut sums = [0.0; 4];
+        // SAFETY: `self` proves AVX; there are four sums.
+        unsafe {
+            // Per 128 bits: two partial sums of a and two of b, then one of each vector.
+            let ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+            let (low, high) = (
+                _mm256_shuffle_ps::<0b01_00_01_00>(ab, cd),
+                _mm256_shuffle_ps::<0b11_10_11_10>(ab, cd),
+            );
+            let two = _mm256_add_ps(low, high);
+            let (low, high) = (_mm256_castps256_ps128(two), _mm256_extractf128_ps::<1>(two));
+            _mm_storeu_ps(sums.as_mut_ptr(), _mm_add_ps(low, high));
+        }
+        sums
+    }
+
+    #[inline(always)]
     fn at_most(self, a: __m256, b: __m256) -> u32 {
         // SAFETY: `self` proves AVX.
         unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LE_OQ>(a, b)) as u32 }
@@ -286,6 +305,30 @@ impl Lanes for Avx512 {
     fn sum(self, vector: __m512) -> f32 {
         // SAFETY: `self` proves AVX-512.
         unsafe { _mm512_reduce_add_ps(vector) }
+    }
+
+    #[inline(always)]
+    fn four_sums(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+        let mut sums = [0.0; 4];
+        // SAFETY: `self` proves AVX-512; there are four sums.
+        unsafe {
+            // Per 128 bits: two partial sums of a and two of b, then one of each vector.
+            let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+            let (low, high) = (
+                _mm512_shuffle_ps::<0b01_00_01_00>(ab, cd),
+                _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd),
+            );
+            let four = _mm512_add_ps(low, high);
+            let (low, high) = (
+                _mm512_castps512_ps256(four),
+                _mm512_extractf32x8_ps::<1>(four),
+            );
+            let two = _mm256_add_ps(low, high);
+            let (low, high) = (_mm256_castps256_ps128(two), _mm256_extractf128_ps::<1>(two));
+            _mm_storeu_ps(sums.as_mut_ptr(), _mm_add_ps(low, high));
+        }
+        sums
     }
 
     #[inline(always)]
