@@ -41,6 +41,22 @@ fn the_rollout_of_models_in_one_command() {
 }
 
 #[test]
+fn captured_queries_and_keys_give_the_relevance_of_eager_maps() {
+    let bench = Bench::new();
+    let expected = read(&data("qk_models.safetensors"));
+    let got = bench.run_ok(&data("qk_models.safetensors"), "--device cpu");
+    for model in ["bert", "vit"] {
+        let name = format!("{model}/relevance");
+        let want = expected[&name].values();
+        // Else any row would be near to any other.
+        let valid = || want.iter().copied().filter(|&value| value > 0.0);
+        let (least, most) = (valid().fold(1.0, f64::min), valid().fold(0.0, f64::max));
+        assert!(most > 4.0 * least, "{model}: {least} to {most}");
+        assert_close(model, &got[&name].values(), &want, TOLERANCE);
+    }
+}
+
+#[test]
 fn what_does_not_belong_together_is_refused() {
     let bench = Bench::new();
     let causal = "--device cpu --rows last --causal";
