@@ -7,7 +7,10 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use attention_rollout::cpu::{GroupItem, GroupPlan, Options, Plan, StreamingPlan};
-use attention_rollout::{Discard, DiscardScope, Error, Output, RolloutConfig, Shape};
+use attention_rollout::{
+    DType, Discard, DiscardScope, Error, Layer, Output, Problem, QueriesKeys, RolloutConfig, Shape,
+    StartRows,
+};
 use common::generate::Case;
 
 static COUNT: AtomicUsize = AtomicUsize::new(0);
@@ -85,6 +88,55 @@ const WAKE: usize = 8;
 fn what_runs_allocate() {
     first_products_without_memory();
     runs_allocate_nothing_of_their_own();
+    if cfg!(target_os = "linux") {
+        long_sequences_take_little_memory();
+    }
+}
+
+/// A map of as many tokens would take a GiB.
+fn long_sequences_take_little_memory() {
+    const MOST: usize = 64 << 20;
+    let (tokens, head_dim) = (16_384, 64);
+    let shape = Shape {
+        layers: 2,
+        batch: 1,
+        heads: 1,
+        tokens,
+    };
+    let config = RolloutConfig {
+        causal: true,
+        output: Output::Rows(StartRows::Last),
+        ..RolloutConfig::default()
+    };
+    let problem = Problem::builder(shape, DType::F32)
+        .config(config)
+        .queries_keys(QueriesKeys::new(&shape, head_dim))
+        .build()
+        .unwrap();
+    let elements: Vec<f32> = (0..tokens * head_dim).map(|i| (i as f32).sin()).collect();
+    let layer = Layer::QueriesKeys {
+        queries: elements[..].into(),
+        keys: elements[..].into(),
+        lse: None,
+    };
+    let mut relevance = vec![0.0; tokens];
+    // From here on, the peak is that of what follows.
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    let before = peak_resident_bytes();
+    let mut plan = Plan::new(&problem, &threads(2)).unwrap();
+    plan.run(&[layer; 2], &mut relevance).unwrap();
+    let taken = peak_resident_bytes() - before;
+    assert!(taken < MOST, "{taken} bytes");
+    let sum: f64 = relevance.iter().map(|&value| f64::from(value)).sum();
+    assert!((sum - 1.0).abs() < 1e-5, "{sum}");
+}
+
+/// The most physical memory that this process has had.
+fn peak_resident_bytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = peak.and_then(|peak| peak.trim().strip_suffix(" kB"));
+    kib.unwrap().parse::<usize>().unwrap() << 10
 }
 
 /// `work` where nothing as large as a second-level cache can be had.
