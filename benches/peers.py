@@ -55,6 +55,11 @@ GPU_SHAPES = {
     "ViT-B/16 batch 64": {"": (12, 64, 12, 197)},
     "BERT-512 batch 16": {"": (12, 16, 12, 512)},
 }
+# The same without maps, and the size of the heads: queries and keys to compute them from.
+SCORES_SHAPES = {
+    "queries and keys 512": {"": (6, 1, 12, 512, 64)},
+    "queries and keys 2048": {"": (6, 1, 8, 2048, 64)},
+}
 MAIN = ("ViT-B/16", "BERT-512", "ViT-L/14@336")
 DTYPES = ("f32", "f16", "bf16")
 SYSTEMS = {
@@ -62,6 +67,8 @@ SYSTEMS = {
     "matrix": ("numpy loop", "torch loop", "torch.compile loop", "cuda graph loop"),
     "discard": ("torch topk", "torch topk row"),
 }
+# Each as its authors would write it: softmax makes every map.
+SCORES_SYSTEMS = {"scores": ("torch softmax row",)}
 # What f16 and bf16 maps are compared with.
 HALF_SYSTEMS = {
     "rows": ("torch row", "cuda graph row"),
@@ -71,10 +78,11 @@ OPTIONS = {
     "rows": [],
     "matrix": ["--output-kind", "matrix"],
     "discard": ["--discard-ratio", "0.9"],
+    "scores": [],
 }
 # Largest difference between an answer in f32 and ours. Means are rounded in another order, so that discard may
 # zero another one of two nearly equal entries. f16 and bf16 maps are averaged in f32 by all systems compared.
-TOLERANCE = {"rows": 2e-6, "matrix": 2e-6, "discard": 1e-2}
+TOLERANCE = {"rows": 2e-6, "matrix": 2e-6, "discard": 1e-2, "scores": 2e-6}
 AXES = ("layers", "batch", "heads", "tokens")
 # One extent of this shape is varied at a time.
 SCALING_BASE = (12, 4, 12, 128)
@@ -288,6 +296,9 @@ class Comparison:
                     yield shape, features, dtype, systems
                 elif shape in MAIN or shape in GPU_SHAPES:
                     yield shape, features, dtype, HALF_SYSTEMS
+        for shape, features in SCORES_SHAPES.items():
+            if re.search(self.arguments.shapes, shape):
+                yield shape, features, "f32", SCORES_SYSTEMS
 
     def write(self):
         """The CSV: how it was made, then every time. Its path."""

@@ -53,13 +53,20 @@ def array(dtype, shape, data):
 
 
 def layers_of(tensors):
-    """`{feature: [layer names in order]}` of the tensors of a file."""
+    """`{feature: [names of the tensors of each layer, in order]}` of a file: its map, or its queries and keys."""
     features = {}
     for name in tensors:
         prefix, _, base = name.rpartition("/")
-        if base.startswith("layer."):
-            features.setdefault(prefix, []).append(name)
-    return {key: sorted(names, key=lambda n: int(n.rsplit(".", 1)[1])) for key, names in features.items()}
+        kind, _, layer = base.partition(".")
+        if kind in ("layer", "query"):
+            names = [name] if kind == "layer" else [name, name.replace("query.", "key.")]
+            features.setdefault(prefix, {})[int(layer)] = names
+    return {key: [layers[layer] for layer in sorted(layers)] for key, layers in features.items()}
+
+
+def operands(tensors):
+    """What a layer is to the systems: its map, or its queries and keys."""
+    return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
 
 # NumPy -----------------------------------------------------------------------------------------------------------
@@ -108,6 +115,22 @@ def torch_row(layers):
     for attention in reversed(layers[:-1]):
         fused = attention.mean(1, dtype=torch.float32)
         row = torch.baddbmm(row, row, fused, beta=0.5, alpha=0.5)
+    return row[:, 0]
+
+
+def torch_softmax_row(layers):
+    """Row 0 from queries and keys, through the maps of one layer at a time; of the last layer only row 0."""
+    row = None
+    for queries, keys in reversed(layers):
+        if row is None:
+            queries = queries[:, :, :1]
+        scores = queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5
+        fused = torch.softmax(scores, -1).mean(1)
+        if row is None:
+            row = fused.mul_(0.5)
+            row[:, :, 0] += 0.5
+        else:
+            row = torch.baddbmm(row, row, fused, beta=0.5, alpha=0.5)
     return row[:, 0]
 
 
@@ -238,6 +261,7 @@ class Worker:
             "torch row": each(torch_row),
             "torch topk": each(torch_topk),
             "torch topk row": each(torch_topk_row),
+            "torch softmax row": each(torch_softmax_row),
         }
         attribute = pyhealth()
         name = "pyhealth" if attribute else "pyhealth-algorithm"
@@ -250,35 +274,47 @@ class Worker:
             self.systems["cuda graph row"] = Graphed(each(torch_row))
 
     def make(self, path, features, dtype):
-        """Writes random maps: softmax of normal numbers, the same for everyone who reads the file."""
+        """Writes random maps, softmax of normal numbers, or, where heads have a size, normal queries and keys: the same for
+        everyone who reads the file."""
         torch.manual_seed(0)
         element = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[dtype]
         tensors = {}
-        for key, (layers, batch, heads, tokens) in features.items():
+        for key, (layers, batch, heads, tokens, *head_dim) in features.items():
+            prefix = f"{key}/" if key else ""
             for layer in range(layers):
-                maps = torch.softmax(2 * torch.randn(batch, heads, tokens, tokens), -1).to(element)
-                data = ctypes.string_at(maps.data_ptr(), maps.nbytes)
-                name = f"{key}/layer.{layer}" if key else f"layer.{layer}"
-                tensors[name] = dtype.upper(), maps.shape, data
+                if head_dim:
+                    extents = batch, heads, tokens, *head_dim
+                    made = {kind: torch.randn(extents) for kind in ("query", "key")}
+                else:
+                    made = {"layer": torch.softmax(2 * torch.randn(batch, heads, tokens, tokens), -1)}
+                for kind, tensor in made.items():
+                    tensor = tensor.to(element)
+                    data = ctypes.string_at(tensor.data_ptr(), tensor.nbytes)
+                    tensors[f"{prefix}{kind}.{layer}"] = dtype.upper(), tensor.shape, data
         tensor_file.write(path, tensors)
         return {}
 
     def load(self, path):
-        """Reads the maps of a file, as often as the rotation takes."""
+        """Reads the layers of a file, as often as the rotation takes."""
         self.copies = []
         for system in self.systems.values():
             if isinstance(system, Graphed):
                 system.forget()
         tensors = tensor_file.read(path)
-        features = {key: [array(*tensors[name]) for name in names] for key, names in layers_of(tensors).items()}
-        size = sum(layer.nbytes for layers in features.values() for layer in layers)
+        features = {
+            key: [[array(*tensors[name]) for name in names] for names in layers]
+            for key, layers in layers_of(tensors).items()
+        }
+        size = sum(tensor.nbytes for layers in features.values() for layer in layers for tensor in layer)
+
+        def copy(tensor):
+            return tensor.copy() if FAMILY == "numpy" else tensor.to(DEVICE, copy=True)
+
         for _ in range(min(MAX_COPIES, -(-rotation_bytes() // size))):
-            copied = {}
-            for key, layers in features.items():
-                if FAMILY == "numpy":
-                    copied[key] = [layer.copy() for layer in layers]
-                else:
-                    copied[key] = [layer.to(DEVICE, copy=True) for layer in layers]
+            copied = {
+                key: [operands([copy(tensor) for tensor in layer]) for layer in layers]
+                for key, layers in features.items()
+            }
             self.copies.append(copied)
         return {"copies": len(self.copies)}
 
