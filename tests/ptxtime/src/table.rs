@@ -2,7 +2,8 @@
 
 use crate::{Timeline, Timing, Wait};
 use attention_rollout::{
-    DType, Discard, DiscardScope, GradientRule, Output, Problem, RolloutConfig, Shape,
+    DType, Discard, DiscardScope, GradientRule, LogBase, Lse, Output, Problem, QueriesKeys,
+    RolloutConfig, Shape,
 };
 use std::collections::BTreeMap;
 use std::fmt;
@@ -111,6 +112,7 @@ impl Row {
                 });
             }
             "gradients" => config.gradients = Some(GradientRule::Heads),
+            "scores" => {}
             other => return Err(format!("no output {other}")),
         }
         let problem = |extents: &str| {
@@ -124,7 +126,16 @@ impl Row {
                 heads,
                 tokens,
             };
-            Problem::new(shape, dtype, config.clone()).map_err(|error| error.to_string())
+            let mut problem = Problem::builder(shape, dtype).config(config.clone());
+            if self.output == "scores" {
+                // One row of queries and keys of 64 elements, with their LSE.
+                problem = problem.queries_keys(QueriesKeys {
+                    lse: Lse::Given(LogBase::E),
+                    mass_tolerance: None,
+                    ..QueriesKeys::new(&shape, 64)
+                });
+            }
+            problem.build().map_err(|error| error.to_string())
         };
         self.extents.split(';').map(problem).collect()
     }

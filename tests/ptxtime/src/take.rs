@@ -220,46 +220,59 @@ impl Taker {
 
 /// The layers of a problem in device memory, each tensor an allocation.
 struct Maps {
-    dtype: DType,
-    layers: Vec<Vec<CudaSlice<u8>>>,
+    layers: Vec<Layer<(DType, CudaSlice<u8>)>>,
 }
 
 impl Maps {
     fn new(stream: &Arc<CudaStream>, problem: &Problem) -> Result<Maps> {
         let shape = problem.shape();
-        let entries = shape.batch * shape.heads * shape.tokens * shape.tokens;
-        let bytes = entries * problem.dtype().size_bytes();
-        let tensors = match problem.config().gradients {
-            None => 1,
-            Some(_) => 2,
+        let dtype = problem.dtype();
+        let tensor = |dtype: DType, planes: usize, width: usize| {
+            let bytes = shape.batch * planes * shape.tokens * width * dtype.size_bytes();
+            // SAFETY: as above.
+            Ok((dtype, unsafe { stream.alloc::<u8>(bytes) }?))
         };
-        // SAFETY: as above.
-        let tensor = |_| unsafe { stream.alloc::<u8>(bytes) };
-        let layers = (0..shape.layers).map(|_| (0..tensors).map(tensor).collect());
+        let maps = || tensor(dtype, shape.heads, shape.tokens);
+        let layer = |_| -> std::result::Result<_, DriverError> {
+            if let Some(source) = problem.queries_keys() {
+                return Ok(Layer::QueriesKeys {
+                    queries: tensor(dtype, shape.heads, source.head_dim)?,
+                    keys: tensor(dtype, source.key_heads, source.head_dim)?,
+                    lse: match source.has_lse() {
+                        true => Some(tensor(DType::F32, shape.heads, 1)?),
+                        false => None,
+                    },
+                });
+            }
+            Ok(match problem.config().gradients {
+                None => Layer::Maps(maps()?),
+                Some(_) => Layer::Gradients {
+                    maps: maps()?,
+                    gradients: maps()?,
+                },
+            })
+        };
+        let layers = (0..shape.layers).map(layer);
         Ok(Maps {
-            dtype: problem.dtype(),
             layers: layers.collect::<std::result::Result<_, DriverError>>()?,
         })
     }
 
     fn ranges(&self, stream: &Arc<CudaStream>) -> Vec<(u64, u64)> {
-        let range = |tensor: &CudaSlice<u8>| (tensor.device_ptr(stream).0, tensor.len() as u64);
-        self.layers.iter().flatten().map(range).collect()
+        let tensors = self.layers.iter().flat_map(Layer::operands);
+        let range = |(_, tensor): &(DType, CudaSlice<u8>)| {
+            (tensor.device_ptr(stream).0, tensor.len() as u64)
+        };
+        tensors.map(range).collect()
     }
 
     fn layers(&self, stream: &Arc<CudaStream>) -> Vec<DeviceLayer<'_>> {
-        let tensor = |tensor: &CudaSlice<u8>| {
-            let len = tensor.len() / self.dtype.size_bytes();
+        let tensor = |(dtype, tensor): &(DType, CudaSlice<u8>)| {
+            let len = tensor.len() / dtype.size_bytes();
             // SAFETY: the address and the length of an allocation that `self` owns.
-            unsafe { DeviceTensor::from_raw(tensor.device_ptr(stream).0, len, self.dtype) }
+            unsafe { DeviceTensor::from_raw(tensor.device_ptr(stream).0, len, *dtype) }
         };
-        let layer = |tensors: &Vec<CudaSlice<u8>>| match &tensors[..] {
-            [maps, gradients] => Layer::Gradients {
-                maps: tensor(maps),
-                gradients: tensor(gradients),
-            },
-            tensors => tensor(&tensors[0]).into(),
-        };
-        self.layers.iter().map(layer).collect()
+        let layers = self.layers.iter();
+        layers.map(|layer| layer.map(tensor)).collect()
     }
 }
