@@ -18,6 +18,7 @@ DEVICE void fuse_scores(const ScoreFusionParams &params, const Place &place) {
   const bool masked = item.masks_all(query, key);
   const auto tile = [&](u32 head) { return ScoreTile{head, query, key}; };
   item.visit(stages, masked ? 0 : scores.heads, tile,
+             [&](const ScoreTile &tile) { fused.begin(item, tile); },
              [&](const ScoreTile &tile, const Products &products) { fused.add(item, tile, products); });
   float *map = params.fused + layer * params.stride_layer + place.x * params.stride_batch;
 #pragma unroll

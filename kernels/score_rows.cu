@@ -69,7 +69,8 @@ DEVICE void multiply_rows(const ScoreRowsParams &params, const Place &place) {
   const u32 heads = (head_split + 1) * scores.heads / head_splits - first_head;
   FusedTile<FUSION> fused;
   const auto tile = [&](u32 i) { return ScoreTile{first_head + i % heads, tiles.tile[i / heads] * TILE, key}; };
-  item.visit(stages, tiles.count * heads, tile, [&](const ScoreTile &tile, const Products &products) {
+  const auto begin = [&](const ScoreTile &tile) { fused.begin(item, tile); };
+  item.visit(stages, tiles.count * heads, tile, begin, [&](const ScoreTile &tile, const Products &products) {
     fused.add(item, tile, products);
     if (tile.head + 1 < first_head + heads) return;
 #pragma unroll 1
@@ -91,7 +92,7 @@ DEVICE void multiply_rows(const ScoreRowsParams &params, const Place &place) {
         if (lane < 4) sums[warp / 2][m][lane_column(c)] += sum[c];
       }
     }
-    fused = FusedTile<FUSION>();
+    fused.start();
   });
   __syncthreads();  // the sums of all warps are there
   float *out = params.partials + (u64(place.y) * scores.batch + place.x) * params.rows * scores.sums_len;

@@ -49,7 +49,9 @@ DEVICE void sum_scores(const ScoreSumsParams &params, const Place &place) {
 #pragma unroll
   for (u32 r = 0; r < Products::ROWS; ++r) lane[r] = {-3.402823466e38f, 0.0f};
   const auto tile = [&](u32 i) { return ScoreTile{head, query, (first_tile + i) * TILE}; };
-  item.visit(stages, tiles, tile, [&](const ScoreTile &tile, const Products &products) {
+  const auto begin = [](const ScoreTile &) {};
+  item.visit(stages, tiles, tile, begin, [&](const ScoreTile &tile, const Products &products) {
+    const bool masks_none = item.masks_none(query, tile.key);
 #pragma unroll
     for (u32 r = 0; r < Products::ROWS; ++r) {
       const u32 row = query + lane_row(r);
@@ -57,7 +59,7 @@ DEVICE void sum_scores(const ScoreSumsParams &params, const Place &place) {
 #pragma unroll
       for (u32 c = 0; c < Products::COLUMNS; ++c) {
         const u32 column = tile.key + lane_column(c);
-        const bool hidden = column >= item.len || item.masks(row, column);
+        const bool hidden = !masks_none && (column >= item.len || item.masks(row, column));
         // What is left when the largest is taken off is rounded as entries are.
         if (!hidden) largest = fmaxf(largest, item.score(products.at(r, c), head, row, column, 0.0f));
       }
@@ -65,7 +67,7 @@ DEVICE void sum_scores(const ScoreSumsParams &params, const Place &place) {
 #pragma unroll
       for (u32 c = 0; c < Products::COLUMNS; ++c) {
         const u32 column = tile.key + lane_column(c);
-        const bool hidden = column >= item.len || item.masks(row, column);
+        const bool hidden = !masks_none && (column >= item.len || item.masks(row, column));
         if (!hidden) sum += Largest::exponential(item.score(products.at(r, c), head, row, column, largest));
       }
       lane[r].sum = lane[r].sum * Largest::exponential(lane[r].largest - largest) + sum;
@@ -89,7 +91,7 @@ DEVICE void sum_scores(const ScoreSumsParams &params, const Place &place) {
     if (sink > __int_as_float(0xff800000)) whole.merge({sink, 1.0f});
     if (probes) {
       Probe found = {0.0f, 0.0f};
-      if (inside) found = {whole.largest + logf(whole.sum), item.given_lse(head, query + row)};
+      if (inside) found = {whole.largest + logf(whole.sum), item.given_lse(head, query + row) * scores.lse_unit};
       probe(params, place, head, row) = found;
     } else if (inside) {
       scores.sums[item.sum_index(head, query + row)] = {whole.largest, whole.sum == 0.0f ? 0.0f : 1.0f / whole.sum};

@@ -113,17 +113,22 @@ struct Tokens {
   // there is no token, or nothing more of it.
   template <class Element>
   DEVICE void fetch(char (&to)[TILE][PITCH], u32 head, u32 first, u32 len, u32 begin, u32 end) const {
-    constexpr u32 GRANULES = CHUNK_BYTES / GRANULE_BYTES;
+    // A thread has the same granule of every so many tokens.
+    constexpr u32 GRANULES = CHUNK_BYTES / GRANULE_BYTES, STEP = SCORE_THREADS / GRANULES;
+    const u32 token = threadIdx.x / GRANULES, within = threadIdx.x % GRANULES * GRANULE_BYTES, at = begin + within;
+    const u32 left = at < end && first < len ? len - first : 0;
+    u64 from = origin + head * stride_head + (first + token) * stride_token + at;
+    u32 place = shared_address(&to[token][within]);
+    if (aligned) {
+#pragma unroll
+      for (u32 row = 0; row < TILE; row += STEP, from += STEP * stride_token, place += STEP * PITCH) {
+        const bool wanted = token + row < left;
+        copy_granule_or_zeros(place, wanted ? from : origin, wanted);
+      }
+    } else {
 #pragma unroll 1
-    for (u32 i = threadIdx.x; i < TILE * GRANULES; i += SCORE_THREADS) {
-      const u32 row = i / GRANULES, within = i % GRANULES * GRANULE_BYTES, at = begin + within;
-      const bool wanted = first + row < len && at < end;
-      const u64 from = wanted ? origin + head * stride_head + (first + row) * stride_token + at : origin;
-      const u32 place = shared_address(&to[row][within]);
-      if (aligned) {
-        copy_granule_or_zeros(place, from, wanted);
-      } else {
-        store_shared_granule(place, wanted ? load_elements<Element>(from) : Granule{});
+      for (u32 row = 0; row < TILE; row += STEP, from += STEP * stride_token, place += STEP * PITCH) {
+        store_shared_granule(place, token + row < left ? load_elements<Element>(from) : Granule{});
       }
     }
   }
@@ -169,15 +174,17 @@ struct ItemScores {
         keys(this->layer.keys, this->layer.keys_batch, this->layer.keys_head, this->layer.keys_token, Element::BYTES, item,
              window_start) {}
 
-  // Shows `take` the products of `count` tiles, of which `tile` names each. All threads of the block take part.
-  template <class Tile, class Take>
-  DEVICE void visit(ScoreStage (&stages)[2], u32 count, const Tile &tile, const Take &take) const {
+  // Shows `take` the products of `count` tiles, of which `tile` names each, and `begin_tile` these before they are computed. All
+  // threads of the block take part.
+  template <class Tile, class Begin, class Take>
+  DEVICE void visit(ScoreStage (&stages)[2], u32 count, const Tile &tile, const Begin &begin_tile, const Take &take) const {
     const u32 bytes = scores.head_dim * Element::BYTES;
     u32 turn = 0;
     if (count) fetch(stages[0], tile(0), 0, bytes);
     commit_copies();
     for (u32 i = 0; i < count; ++i) {
       const ScoreTile current = tile(i);
+      begin_tile(current);
       Products products = {};
       for (u32 begin = 0; begin < bytes; begin += CHUNK_BYTES) {
         ScoreStage &next = stages[(turn + 1) % 2];
@@ -203,6 +210,17 @@ struct ItemScores {
     return scores.causal && column > row || layer.sliding_window && distance(row, column) >= layer.sliding_window;
   }
 
+  // Whether no entry of a tile is masked, or outside the window.
+  DEVICE bool masks_none(u32 query, u32 key) const {
+    const u32 last_query = query + TILE - 1, last_key = key + TILE - 1;
+    if (last_query >= len || last_key >= len || scores.causal && last_key > query) return false;
+    const u32 apart = max_u32(distance(query, last_key), distance(last_query, key));
+    return !layer.sliding_window || apart < layer.sliding_window;
+  }
+
+  // Whether the scores of a head are products times the scale, and nothing else.
+  DEVICE bool is_plain(u32 head) const { return layer.soft_cap == 0.0f && heads[head].slope == 0.0f; }
+
   // Whether all entries of a tile are masked.
   DEVICE bool masks_all(u32 query, u32 key) const {
     const u32 last_query = query + TILE - 1, last_key = key + TILE - 1;
@@ -213,26 +231,32 @@ struct ItemScores {
 
   // The score that follows from a product, less `shift`.
   DEVICE float score(float product, u32 head, u32 row, u32 column, float shift) const {
-    const float slope = heads[head].slope;
-    if (layer.soft_cap == 0.0f && slope == 0.0f) return fmaf(product, scores.scale, -shift);
+    if (is_plain(head)) return fmaf(product, scores.scale, -shift);
     float score = product * scores.scale;
     if (layer.soft_cap != 0.0f) score = layer.soft_cap * tanhf(score / layer.soft_cap);
-    return fmaf(-slope, float(distance(row, column)), score) - shift;
+    return fmaf(-heads[head].slope, float(distance(row, column)), score) - shift;
   }
 
   // What makes entries of the scores of a row: those of a row that is not there, or that is empty, are 0.
-  DEVICE RowSum row_sum(u32 head, u32 row) const {
+  DEVICE RowSum row_sum(u32 head, u32 row) const { return known(stored(head, row), row); }
+  // The same in two steps. Nothing waits for the first, which is what lies in memory: the sums, or the LSE.
+  DEVICE RowSum stored(u32 head, u32 row) const {
+    if (row >= len) return {0.0f, 0.0f};
+    if (scores.sums) return scores.sums[sum_index(head, row)];
+    return {given_lse(head, row), 0.0f};
+  }
+  DEVICE RowSum known(const RowSum &stored, u32 row) const {
     constexpr float LARGEST = 3.402823466e38f;
     if (row >= len) return {LARGEST, 0.0f};
-    if (scores.sums) return scores.sums[sum_index(head, row)];
-    const float lse = given_lse(head, row);
+    if (scores.sums) return stored;
+    const float lse = stored.shift;
     if (lse - lse != 0.0f && lse == lse) return {LARGEST, 0.0f};
-    return {lse, 1.0f};
+    return {lse * scores.lse_unit, 1.0f};
   }
-  // The LSE given for a row, to base e.
+  // The LSE given for a row, to its base.
   DEVICE float given_lse(u32 head, u32 row) const {
     const u64 token = window_start + row;
-    return layer.lse[item * layer.lse_batch + head * layer.lse_head + token * layer.lse_token] * scores.lse_unit;
+    return layer.lse[item * layer.lse_batch + head * layer.lse_head + token * layer.lse_token];
   }
   DEVICE u64 sum_index(u32 head, u32 row) const {
     return (u64(layer_number * scores.batch + item) * scores.heads + head) * scores.sums_len + row;
@@ -277,8 +301,12 @@ struct ItemScores {
 template <class Fusion>
 struct FusedTile {
   float entry[Products::ROWS][Products::COLUMNS];
+  RowSum stored[Products::ROWS];  // of the head that comes next
 
-  DEVICE FusedTile() {
+  DEVICE FusedTile() { start(); }
+
+  // Before the first head.
+  DEVICE void start() {
 #pragma unroll
     for (u32 r = 0; r < Products::ROWS; ++r) {
 #pragma unroll
@@ -286,15 +314,36 @@ struct FusedTile {
     }
   }
 
+  // Asks for what turns the scores of a tile into entries: it is on its way while they are computed.
+  template <class Element>
+  DEVICE void begin(const ItemScores<Element> &scores, const ScoreTile &tile) {
+#pragma unroll
+    for (u32 r = 0; r < Products::ROWS; ++r) stored[r] = scores.stored(tile.head, tile.query + lane_row(r));
+  }
+
   // Adds the head of a tile.
   template <class Element>
   DEVICE void add(const ItemScores<Element> &scores, const ScoreTile &tile, const Products &products) {
     float weight = 0.0f;
     if constexpr (Fusion::WEIGHTED) weight = scores.scores.head_weights[tile.head];
+    const bool plain = scores.masks_none(tile.query, tile.key) && scores.is_plain(tile.head);
+    if (plain) {
+      const float scale = scores.scores.scale;
+#pragma unroll
+      for (u32 r = 0; r < Products::ROWS; ++r) {
+        const RowSum sum = scores.known(stored[r], tile.query + lane_row(r));
+#pragma unroll
+        for (u32 c = 0; c < Products::COLUMNS; ++c) {
+          const float score = fmaf(products.at(r, c), scale, -sum.shift);
+          entry[r][c] = Fusion::add(entry[r][c], ItemScores<Element>::exponential(score) * sum.factor, weight);
+        }
+      }
+      return;
+    }
 #pragma unroll
     for (u32 r = 0; r < Products::ROWS; ++r) {
       const u32 row = tile.query + lane_row(r);
-      const RowSum sum = scores.row_sum(tile.head, row);
+      const RowSum sum = scores.known(stored[r], row);
 #pragma unroll
       for (u32 c = 0; c < Products::COLUMNS; ++c) {
         const float value = scores.entry(products.at(r, c), tile.head, row, tile.key + lane_column(c), sum);

@@ -272,7 +272,12 @@ pub const ENTRIES: &[Entry] = &[
             for weighted in [false, true] {
                 let mut case = rows([3, 3, 2, 300], 8, LSE[1 + usize::from(weighted)]);
                 case.case.windows = windows(300);
-                case.case.config.output = Output::Rows(weights(2, 300));
+                // Of either sign.
+                let weights = (0..2 * 300).map(|i| ((i % 7) as f32 - 2.0) / 300.0);
+                case.case.config.output = Output::Rows(StartRows::Weights {
+                    rows: 2,
+                    weights: weights.collect(),
+                });
                 case.case.config.layers = Some(1..3);
                 case.case.config.residual = per_layer(3);
                 if weighted {
