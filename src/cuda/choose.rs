@@ -90,7 +90,9 @@ fn preferred(candidates: &[(f64, Pipeline)]) -> Option<Pipeline> {
     let one_launch = |pipeline: &Pipeline| match pipeline {
         Pipeline::Rows { splits, .. } => splits.parts() == 1,
         Pipeline::RingRows(_) => true,
-        Pipeline::Chain { .. } | Pipeline::Product { .. } | Pipeline::ScoreRows(_) => false,
+        // Writes no map, which is worth as much.
+        Pipeline::ScoreRows(_) => true,
+        Pipeline::Chain { .. } | Pipeline::Product { .. } => false,
     };
     let mut near = near.map(|&(_, pipeline)| pipeline).filter(one_launch);
     Some(near.next().unwrap_or(cheapest))

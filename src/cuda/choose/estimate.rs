@@ -53,18 +53,15 @@ impl Workload<'_> {
     /// The estimated time of a pipeline.
     pub(super) fn microseconds(&self, pipeline: Pipeline) -> f64 {
         let fusing = match pipeline {
+            Pipeline::ScoreRows(_) => 0.0,
+            _ if self.problem.queries_keys().is_some() => self.score_fusion_us(),
             Pipeline::Rows { .. } | Pipeline::RingRows(_) if self.fused_first => {
                 self.fusion_us() + 2.0 * LAUNCH_US
             }
             Pipeline::Chain { .. } if self.chain_fused_first => self.memory_us() + 2.0 * LAUNCH_US,
             _ => 0.0,
         };
-        let scores_us = match pipeline {
-            Pipeline::ScoreRows(_) => 0.0,
-            _ => self.score_fusion_us(),
-        };
-        scores_us
-            + fusing
+        fusing
             + match pipeline {
                 Pipeline::ScoreRows(splits) => self.score_rows_us(splits),
                 Pipeline::Rows { rows, splits } => self.rows_us(rows, splits),
