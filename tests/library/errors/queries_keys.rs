@@ -1,8 +1,9 @@
 //! Descriptions of queries and keys that make no sense, and layers that do not fit them.
 
 use attention_rollout::{
-    DType, Error, GradientRule, HostLayer, HostTensor, Layer, LogBase, Lse, Problem, QueriesKeys,
-    QueriesKeysStrides, Result, RolloutConfig, TokenStrides, validate,
+    DType, Discard, DiscardScope, Error, GradientRule, HeadFusion, HostLayer, HostTensor, Layer,
+    LogBase, Lse, Problem, QueriesKeys, QueriesKeysStrides, Result, RolloutConfig, TokenStrides,
+    validate,
 };
 
 use super::SHAPE;
@@ -248,5 +249,56 @@ fn the_first_element_that_is_not_a_number_is_named() {
     ];
     for (operand, at, expected) in all {
         assert_eq!(defect(operand, at).as_deref(), Some(expected));
+    }
+}
+
+#[test]
+fn sums_are_known_where_nothing_changes_what_rows_sum_to() {
+    let given = QueriesKeys {
+        lse: Lse::Given(LogBase::E),
+        mass_tolerance: Some(0.25),
+        ..source()
+    };
+    let tolerance = |source: &QueriesKeys, config: RolloutConfig| {
+        let builder = Problem::builder(SHAPE, DType::F32).config(config);
+        let problem = builder.queries_keys(source.clone()).build().unwrap();
+        problem.mass_tolerance()
+    };
+    for head_fusion in [
+        HeadFusion::Mean,
+        HeadFusion::Weighted(vec![0.5, 0.25, 0.125]),
+    ] {
+        let config = RolloutConfig {
+            head_fusion,
+            ..RolloutConfig::default()
+        };
+        assert_eq!(tolerance(&given, config), Some(0.25));
+    }
+    let sinks = QueriesKeys {
+        sinks: vec![0.5; SHAPE.heads],
+        ..given.clone()
+    };
+    let nobody_looks = QueriesKeys {
+        mass_tolerance: None,
+        ..given.clone()
+    };
+    for source in [source(), sinks, nobody_looks] {
+        assert_eq!(
+            tolerance(&source, RolloutConfig::default()),
+            None,
+            "{source:?}"
+        );
+    }
+    let changes: [fn(&mut RolloutConfig); 5] = [
+        |config| config.head_fusion = HeadFusion::Max,
+        |config| config.head_fusion = HeadFusion::Min,
+        |config| config.normalize_rows = true,
+        |config| config.discard = Some(Discard::new(0.5, DiscardScope::Map).unwrap()),
+        |config| config.exclude_from_attention = vec![0],
+    ];
+    for change in changes {
+        let mut config = RolloutConfig::default();
+        change(&mut config);
+        assert_eq!(tolerance(&given, config.clone()), None, "{config:?}");
     }
 }
