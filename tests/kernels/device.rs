@@ -146,6 +146,16 @@ impl<'a> Device<'a> {
         out
     }
 
+    /// Fills a table of a schedule with NaN.
+    pub fn poison(&self, prepared: &Prepared, base: Base) {
+        let len = self.table::<f32>(prepared, base).len();
+        let at = prepared.bases.resolve(Address::of(base));
+        let values = vec![f32::NAN; len];
+        self.memory
+            .write(at, bytemuck::cast_slice(&values))
+            .unwrap();
+    }
+
     /// A table of a schedule as it is now; nothing where it has none.
     pub fn table<T: bytemuck::Pod>(&self, prepared: &Prepared, base: Base) -> Vec<T> {
         let mut tables = prepared.schedule.tables().iter();

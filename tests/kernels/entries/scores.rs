@@ -512,6 +512,8 @@ fn masses(lab: &Lab, case: &ScoresCase) -> Result<(), String> {
     let layers = with_lse(&generated, &given);
     let device = Device::new(lab, problem, &layers, 0);
     let prepared = device.prepare(FUSED);
+    device.poison(&prepared, Base::Masses);
+    device.poison(&prepared, Base::Probes);
     device.submit(FUSED, &prepared)?;
     let masses: Vec<Mass> = device.table(&prepared, Base::Masses);
     let probes: Vec<Probe> = device.table(&prepared, Base::Probes);
