@@ -15,7 +15,7 @@ const GRAPH: &str = "attention-rollout graph";
 /// A line of a benchmark: one output of one workload.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// `rows`, `matrix`, `discard` or `gradients`, which weighs maps for rows.
+    /// `rows`, `matrix`, `discard`, `gradients`, which weighs maps for rows, or `scores`, rows from queries and keys.
     pub output: String,
     /// The workload's name.
     pub workload: String,
