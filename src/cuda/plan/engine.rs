@@ -4,21 +4,18 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaStream, result, sys};
+use cudarc::driver::{CudaContext, result, sys};
 
-use super::buffers::check_stream;
 use super::inputs::{Given, InputRing};
 use super::workspace::{Room, Workspace};
 use crate::cuda::address::{Address, Base, Bases};
-use crate::cuda::driver::{
-    self, DeviceMemory, Event, Function, Stream, bind, driver_error, is_capturing,
-};
+use crate::cuda::driver::{self, DeviceMemory, Event, Function, Stream, bind, driver_error};
 use crate::cuda::evidence::Evidence;
 use crate::cuda::launch::MAX_WORDS;
 use crate::cuda::runtime::Runtime;
 use crate::cuda::schedule::{Lane, Schedule};
 use crate::cuda::variant::{Entry, Variant};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::layout::Window;
 use crate::problem::Problem;
 use crate::recent::Recent;
@@ -62,49 +59,6 @@ struct Prepared {
 struct Side {
     stream: Stream,
     fork: Event,
-}
-
-/// Orders runs that share a workspace across streams.
-pub(super) struct Handover {
-    event: Event,
-    last: Option<Arc<CudaStream>>,
-}
-
-impl Handover {
-    pub fn new(context: &Arc<CudaContext>) -> Result<Self> {
-        Ok(Handover {
-            event: Event::new(context)?,
-            last: None,
-        })
-    }
-
-    /// Makes `stream` wait for the last run where that was submitted to another stream. Not while it is capturing.
-    pub fn follow(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
-        match &self.last {
-            Some(last) if last.cu_stream() == stream.cu_stream() => return Ok(()),
-            Some(last) => self.event.order(last.cu_stream(), stream.cu_stream())?,
-            None => {}
-        }
-        self.last = Some(stream.clone());
-        Ok(())
-    }
-}
-
-/// Binds `context` and brings `stream` behind the last run, to see what that left.
-pub(super) fn ready_to_check(
-    context: &Arc<CudaContext>,
-    stream: &Arc<CudaStream>,
-    handover: &mut Handover,
-) -> Result<()> {
-    bind(context)?;
-    check_stream(context, stream)?;
-    if is_capturing(stream)? {
-        return Err(Error::Capturing {
-            what: "a copy of what a run left",
-            instead: "check after a replay",
-        });
-    }
-    handover.follow(stream)
 }
 
 /// The device memory of an engine.

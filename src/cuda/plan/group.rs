@@ -11,7 +11,8 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream};
 
 use super::buffers::{self, DeviceLayer, DeviceOutput, check_run, check_stream, track};
-use super::engine::{Engine, Handover, Memory, ready_to_check};
+use super::engine::{Engine, Memory};
+use super::handover::{Handover, ready_to_check};
 use super::inputs::{Given, RunInputs};
 use super::workspace::Workspace;
 use crate::cuda::choose::{choose, choose_grouped};

@@ -4,6 +4,7 @@ mod buffers;
 mod cache;
 mod engine;
 mod group;
+mod handover;
 mod host;
 mod inputs;
 mod one;

@@ -9,7 +9,8 @@ use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use super::buffers::{
     DeviceLayer, DeviceOutput, addresses, alloc_output, check_run, check_stream, track,
 };
-use super::engine::{Engine, Handover, ready_to_check};
+use super::engine::Engine;
+use super::handover::{Handover, ready_to_check};
 use super::inputs::RunInputs;
 use crate::cuda::choose::choose;
 use crate::cuda::driver::{bind, is_capturing};

@@ -8,7 +8,8 @@ use cudarc::driver::{CudaContext, CudaStream};
 use super::buffers::{
     DeviceLayer, DeviceOutput, addresses, check_layer, check_output, check_stream, track,
 };
-use super::engine::{Engine, Handover, ready_to_check};
+use super::engine::Engine;
+use super::handover::{Handover, ready_to_check};
 use super::inputs::RunInputs;
 use crate::cuda::choose::choose_streaming;
 use crate::cuda::driver::{bind, is_capturing};
