@@ -74,13 +74,14 @@ END {
 
 all() { cargo test --locked --workspace --features cli "$@" 2>&1; }
 
-# Tests of the backend take the stand-in driver in turns, so all of them together keep one core busy: others run beside them.
+# Tests of the backend take the stand-in driver in turns, and budgets are one test: they keep one core busy, so others run
+# beside them.
 run() {
-    local cuda status=0
+    local on_one_core status=0
     all --no-run || return
-    all --test cuda "$@" >"$output" & cuda=$!
-    all --lib --bins --test '[!c]*' --test 'c[!u]*' "$@" || status=$?
-    wait "$cuda" || status=$?
+    all --test cuda --test budgets "$@" >"$output" & on_one_core=$!
+    all --lib --bins --test '[!bc]*' --test 'b[!u]*' --test 'c[!u]*' "$@" || status=$?
+    wait "$on_one_core" || status=$?
     cat "$output"
     all --doc "$@" || status=$?
     return "$status"
