@@ -1,14 +1,12 @@
 //! `score_fusion`: fused f32 maps of queries and keys.
 
-use super::scores::{
-    SCORE_THREADS, SCORES_ARCH, STAGES_BYTES, ScoreOperands, Scores, TILE, example, score_blocks,
-};
+use super::scores::{SCORE_THREADS, ScoreOperands, Scores, TILE, example, tile_variant};
 use super::{Fused, Fusion, Kernel};
 use crate::config::Output;
 use crate::cuda::address::Address;
 use crate::cuda::launch::{Geometry, Launch};
 use crate::cuda::parameters::params;
-use crate::cuda::variant::{Variant, symbol};
+use crate::cuda::variant::Variant;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::problem::Problem;
@@ -72,23 +70,7 @@ impl FuseScores {
 
 impl Kernel for FuseScores {
     fn variant(&self) -> Variant {
-        let FuseScores { dtype, fusion } = *self;
-        let blocks = score_blocks(dtype);
-        Variant {
-            defines: vec![
-                ("ELEMENT", dtype.name().to_owned()),
-                fusion.define(),
-                ("BLOCKS", blocks.to_string()),
-            ],
-            arch: SCORES_ARCH,
-            static_shared_bytes: STAGES_BYTES,
-            ..Variant::new(
-                "score_fusion",
-                symbol("score_fusion", &[dtype.name(), fusion.name()], &[]),
-                SCORE_THREADS,
-                blocks,
-            )
-        }
+        tile_variant("score_fusion", self.dtype, Some(self.fusion), 0)
     }
 
     fn example(&self, layers: usize, tokens: usize) -> Result<Problem> {

@@ -1,14 +1,12 @@
 //! `score_rows`: rows of relevance times the fused map of one layer of queries and keys.
 
-use super::scores::{
-    SCORE_THREADS, SCORES_ARCH, STAGES_BYTES, ScoreOperands, Scores, TILE, example, score_blocks,
-};
+use super::scores::{SCORE_THREADS, ScoreOperands, Scores, TILE, example, tile_variant};
 use super::{Fusion, Kernel, Matrices};
 use crate::config::{Output, StartRows};
 use crate::cuda::address::Address;
 use crate::cuda::launch::{Geometry, Launch};
 use crate::cuda::parameters::params;
-use crate::cuda::variant::{Variant, symbol};
+use crate::cuda::variant::Variant;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::problem::Problem;
@@ -114,26 +112,9 @@ impl ScoreRows {
 
 impl Kernel for ScoreRows {
     fn variant(&self) -> Variant {
-        let ScoreRows { dtype, fusion } = *self;
-        let blocks = score_blocks(dtype);
-        Variant {
-            defines: vec![
-                ("ELEMENT", dtype.name().to_owned()),
-                fusion.define(),
-                ("BLOCKS", blocks.to_string()),
-            ],
-            arch: SCORES_ARCH,
-            // The stages, the tiles, and the sums of two warps.
-            static_shared_bytes: STAGES_BYTES
-                + (4 + 2 * MAX_QUERY_TILES)
-                + 2 * 4 * MAX_SCORE_ROWS as u32 * TILE,
-            ..Variant::new(
-                "score_rows",
-                symbol("score_rows", &[dtype.name(), fusion.name()], &[]),
-                SCORE_THREADS,
-                blocks,
-            )
-        }
+        // The tiles, and the sums of two warps.
+        let shared_bytes = (4 + 2 * MAX_QUERY_TILES) + 2 * 4 * MAX_SCORE_ROWS as u32 * TILE;
+        tile_variant("score_rows", self.dtype, Some(self.fusion), shared_bytes)
     }
 
     fn example(&self, layers: usize, tokens: usize) -> Result<Problem> {

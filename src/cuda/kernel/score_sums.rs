@@ -1,14 +1,12 @@
 //! `score_sums`: the sums by which rows of scores are normalised, where the LSE is not given.
 
-use super::scores::{
-    SCORE_THREADS, SCORES_ARCH, STAGES_BYTES, ScoreOperands, Scores, TILE, example, score_blocks,
-};
+use super::scores::{SCORE_THREADS, ScoreOperands, Scores, TILE, example, tile_variant};
 use super::{Fusion, Kernel};
 use crate::config::Output;
 use crate::cuda::address::Address;
 use crate::cuda::launch::{Geometry, Launch};
 use crate::cuda::parameters::params;
-use crate::cuda::variant::{Variant, symbol};
+use crate::cuda::variant::Variant;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::problem::Problem;
@@ -71,19 +69,8 @@ impl SumScores {
 
 impl Kernel for SumScores {
     fn variant(&self) -> Variant {
-        let (name, blocks) = (self.dtype.name(), score_blocks(self.dtype));
-        Variant {
-            defines: vec![("ELEMENT", name.to_owned()), ("BLOCKS", blocks.to_string())],
-            arch: SCORES_ARCH,
-            // The stages, and the sums of two warps.
-            static_shared_bytes: STAGES_BYTES + 2 * TILE * 8,
-            ..Variant::new(
-                "score_sums",
-                symbol("score_sums", &[name], &[]),
-                SCORE_THREADS,
-                blocks,
-            )
-        }
+        // The sums of two warps.
+        tile_variant("score_sums", self.dtype, None, 2 * TILE * 8)
     }
 
     fn example(&self, layers: usize, tokens: usize) -> Result<Problem> {

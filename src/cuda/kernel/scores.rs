@@ -9,6 +9,7 @@ use super::{Fusion, Window};
 use crate::config::{HeadFusion, Output, Residual, ResidualWeights, RolloutConfig};
 use crate::cuda::address::{Address, Base};
 use crate::cuda::parameters::params;
+use crate::cuda::variant::{Variant, symbol};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::layout::Shape;
@@ -23,16 +24,36 @@ pub(super) const TILE: u32 = 64;
 /// Threads of a block.
 pub(super) const SCORE_THREADS: u32 = 4 * WARP;
 
-/// Blocks that share a multiprocessor: what f32 is split into takes registers.
-pub(super) fn score_blocks(dtype: DType) -> u32 {
-    match dtype {
+/// The variant of a kernel that takes tiles of scores of queries and keys of type `dtype`, and folds heads by `fusion` where it
+/// folds them, in `shared_bytes` beside the stages.
+pub(super) fn tile_variant(
+    stem: &'static str,
+    dtype: DType,
+    fusion: Option<Fusion>,
+    shared_bytes: u32,
+) -> Variant {
+    // What f32 is split into takes registers.
+    let blocks = match dtype {
         DType::F32 => 2,
         DType::F16 | DType::Bf16 => 3,
+    };
+    let mut names = vec![dtype.name()];
+    let mut defines = vec![("ELEMENT", dtype.name().to_owned())];
+    if let Some(fusion) = fusion {
+        names.push(fusion.name());
+        defines.push(fusion.define());
+    }
+    defines.push(("BLOCKS", blocks.to_string()));
+    Variant {
+        defines,
+        arch: SCORES_ARCH,
+        static_shared_bytes: STAGES_BYTES + shared_bytes,
+        ..Variant::new(stem, symbol(stem, &names, &[]), SCORE_THREADS, blocks)
     }
 }
 
 /// What queries and keys are staged in.
-pub(super) const STAGES_BYTES: u32 = 2 * 2 * TILE * (128 + 16);
+const STAGES_BYTES: u32 = 2 * 2 * TILE * (128 + 16);
 /// Rows of each head whose LSE is probed.
 pub(in crate::cuda) const PROBED_ROWS: usize = TILE as usize;
 /// The oldest architecture with the products.
