@@ -61,6 +61,10 @@ struct SplitF16 {
     hi = pack_f16(x0, x1);
     lo = pack_f16(x0 - f16::widen(u16(hi)), x1 - f16::widen(u16(hi >> 16)));
   }
+  DEVICE static void split(const float (&x)[4], uint2 &hi, uint2 &lo) {
+    split(x[0], x[1], hi.x, lo.x);
+    split(x[2], x[3], hi.y, lo.y);
+  }
 };
 
 // The tf32 nearest to `x`.

@@ -175,10 +175,36 @@ struct RolloutChainParams {
 
 // head_fusion: fused maps, in window coordinates.
 struct HeadFusionParams {
-  float *fused;               // [layers, batch, len, len] with the strides below
+  float *fused;               // [layers, batch, len, len] with the strides below; `split` variants: as `Factor::map`
   i64 stride_layer, stride_batch, stride_row;
   u32 chunk_columns, chunks_per_block;  // as for rollout_rows
   Maps maps;
+};
+
+// attention * map + identity * I, with a map for each item, split into f16: [batch, len, 2, stride_row], of each row what
+// high + low are 2^11 times, each filled with zeros to the end of the 16 bytes in which the row ends.
+struct Factor {
+  const void *map;            // null: none, so that the factor is a multiple of the identity
+  float attention, identity;
+};
+
+// Two factors, of which the left one has a map, and where their product goes.
+struct FactorProduct {
+  Factor left, right;
+  void *map;                  // as that of a factor; null: not written
+  float *result;              // [batch, tokens, tokens], with the identity, 0 outside the windows; null: not written
+};
+
+// Products one launch can take.
+constexpr u32 MAX_PRODUCTS = 64;
+
+// split_product: products of factors that do not depend on each other.
+struct SplitProductParams {
+  const Window *windows;      // [items]
+  i64 result_stride_batch, result_stride_row;
+  i64 stride_batch, stride_row;  // of all maps, in elements of 4 bytes
+  u32 items, causal;
+  FactorProduct product[MAX_PRODUCTS];
 };
 
 // score_sums: the sums by which rows are normalised, or the LSE of some rows.

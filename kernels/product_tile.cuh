@@ -82,8 +82,7 @@ struct TilesF16 : WarpTiles {
   template <u32 PARTS>
   DEVICE static void store(u16 *hi, u16 *lo, const float (&x)[4]) {
     uint2 high, low;
-    SplitF16::split(x[0], x[1], high.x, low.x);
-    SplitF16::split(x[2], x[3], high.y, low.y);
+    SplitF16::split(x, high, low);
     *reinterpret_cast<uint2 *>(hi) = high;
     if constexpr (PARTS == 2) *reinterpret_cast<uint2 *>(lo) = low;
   }

@@ -287,12 +287,14 @@ impl Problem {
                 f64::from(residual.attention).abs(),
                 f64::from(residual.identity).abs(),
             );
-            rollout *= match (self.config.normalize_rows, negative) {
+            let layer = match (self.config.normalize_rows, negative) {
                 (true, false) => 1.0,
                 // The sum that a row is divided by may be arbitrarily close to 0.
                 (true, true) => f64::INFINITY,
                 (false, _) => a * fused + b,
             };
+            // Of all layers from any one on: they may be multiplied in any order.
+            rollout = f64::max(rollout, 1.0) * layer;
             largest = largest.max(rollout).max(a * entry + b);
         }
         largest

@@ -5,6 +5,7 @@
 
 mod candidates;
 mod estimate;
+mod matrix;
 mod ring;
 mod scores;
 
@@ -92,7 +93,7 @@ fn preferred(candidates: &[(f64, Pipeline)]) -> Option<Pipeline> {
         Pipeline::RingRows(_) => true,
         // Writes no map, which is worth as much.
         Pipeline::ScoreRows(_) => true,
-        Pipeline::Chain { .. } | Pipeline::Product { .. } => false,
+        Pipeline::Chain { .. } | Pipeline::Product { .. } | Pipeline::Tree(_) => false,
     };
     let mut near = near.map(|&(_, pipeline)| pipeline).filter(one_launch);
     Some(near.next().unwrap_or(cheapest))

@@ -27,6 +27,9 @@ pub struct Geometry {
 }
 
 impl Geometry {
+    /// Blocks that a grid has at most along y, and along z.
+    pub const MAX_SIDE: u32 = 65_535;
+
     /// A grid of blocks that take no dynamic shared memory and know nothing of each other.
     pub fn new(grid: [u32; 3], block: u32) -> Self {
         Geometry {

@@ -44,6 +44,7 @@ fn the_forced_variant_is_the_one_that_ran() {
         "rollout_chain_f16_tf32x3_n64_mean_normalize",
         "head_fusion_bf16_mean",
         "head_fusion_f16_weighted_gradients",
+        "head_fusion_bf16_max_split",
         "exclusion_f32",
         "zero_fill_f32",
         "discard_f32",
@@ -53,6 +54,9 @@ fn the_forced_variant_is_the_one_that_ran() {
         "rollout_product_f32_f32_matrix_discard",
         "rollout_product_f32_f16x3_rows",
         "rollout_product_f32_tf32x3_matrix",
+        "split_product_f32_f16x3_t32",
+        "split_product_f32_f16x3_t64",
+        "split_product_f32_f16x3_t128",
     ] {
         let kernel = kernel::find(name).unwrap();
         let generated = case(kernel.as_ref()).generate();

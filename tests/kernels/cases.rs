@@ -1,5 +1,6 @@
 //! One rollout to try: its problem, its maps, the kernels that compute it, and the error they may make.
 
+use attention_rollout::cuda::DeviceLimits;
 use attention_rollout::cuda::kernel::{Arithmetic, Exchange, Form, ScoreSplits, Sets};
 use attention_rollout::cuda::variant::Variant;
 use attention_rollout::{
@@ -27,6 +28,9 @@ pub enum Path {
     Stream(StreamWay),
     /// `score_rows`.
     ScoreRows(ScoreSplits),
+    /// `head_fusion` that splits and `split_product`, with tiles of that side, on a device with that much L2: parts are as
+    /// large as stay in it.
+    Tree { tile: u32, l2_bytes: usize },
 }
 
 /// How `rows_stream` is launched.
@@ -78,6 +82,19 @@ impl Path {
             Path::Stream(way) => way.arch,
             _ => 0,
         }
+    }
+
+    /// The L2 of the device.
+    pub fn l2_bytes(self) -> usize {
+        match self {
+            Path::Tree { l2_bytes, .. } => l2_bytes,
+            _ => DeviceLimits::H200.l2_bytes,
+        }
+    }
+
+    /// Whether rows of `Ahat` may be normalised.
+    pub fn normalizes(self) -> bool {
+        !matches!(self, Path::Tree { .. })
     }
 
     /// Error allowed of an entry: an absolute part, and one relative to the entry itself.

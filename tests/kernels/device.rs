@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use attention_rollout::cuda::address::{Address, Base, Bases};
 use attention_rollout::cuda::kernel::{
-    Fusion, Reading, RingRows, RolloutChain, RolloutRows, RowsStream, Sets, Splits,
+    Fusion, Reading, RingRows, RolloutChain, RolloutRows, RowsStream, Sets, SplitProduct, Splits,
 };
 use attention_rollout::cuda::launch::MAX_WORDS;
 use attention_rollout::cuda::pipeline::Pipeline;
@@ -112,8 +112,11 @@ impl<'a> Device<'a> {
     /// The schedule of `path`, and memory for it.
     pub fn prepare(&self, path: Path) -> Prepared {
         let batch = self.problem.shape().batch;
-        let schedule =
-            pipeline(self.problem, path).schedule(self.problem, batch, &DeviceLimits::H200);
+        let limits = DeviceLimits {
+            l2_bytes: path.l2_bytes(),
+            ..DeviceLimits::H200
+        };
+        let schedule = pipeline(self.problem, path).schedule(self.problem, batch, &limits);
         let mut bases = schedule.bases();
         for table in schedule.tables() {
             let at = self.memory.alloc(table.bytes.len());
@@ -214,6 +217,7 @@ fn pipeline(problem: &Problem, path: Path) -> Pipeline {
         Path::Product(arithmetic, form) => Pipeline::Product { arithmetic, form },
         Path::Stream(way) => stream(problem, way),
         Path::ScoreRows(splits) => Pipeline::ScoreRows(splits),
+        Path::Tree { tile, .. } => Pipeline::Tree(Some(SplitProduct { tile })),
     }
 }
 

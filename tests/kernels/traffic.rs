@@ -8,6 +8,7 @@ use attention_rollout::{DType, GradientRule, Output, Problem, StartRows};
 
 use crate::cases::{Case, Path, StreamWay};
 use crate::entries::Entry;
+use crate::entries::tree::whole;
 use crate::lab::Lab;
 
 /// Not by stems: faults that only waste memory name this, and all others are noticed sooner by what is computed.
@@ -182,6 +183,12 @@ pub const ENTRIES: &[Entry] = &[
         short: false,
         run: of_chain,
     },
+    Entry {
+        name: "traffic_tree",
+        kernels: &["traffic", "split_product"],
+        short: false,
+        run: of_tree,
+    },
 ];
 
 fn of_stream(lab: &Lab) -> Result<(), String> {
@@ -240,6 +247,30 @@ fn of_chain(lab: &Lab) -> Result<(), String> {
             causal(chain(197, Arithmetic::F16x3, 1.05, 0.005)),
         ],
     )
+}
+
+/// Maps are read once and written once, split; each product writes its map once, and has no bank conflicts.
+fn of_tree(lab: &Lab) -> Result<(), String> {
+    for (tile, tokens) in [(32, 70), (64, 131), (128, 131)] {
+        let case = Case::new([3, 1, 2, tokens]).matrix();
+        let problem = case.problem();
+        let fusion = count(lab, &case, whole(tile), "head_fusion")?;
+        let products = count(lab, &case, whole(tile), "split_product")?;
+        let map_bytes = (4 * tokens * tokens.next_multiple_of(8)) as u64;
+        let written = [fusion.written, products.written];
+        let expected = [3 * map_bytes, map_bytes + 4 * problem.output_len() as u64];
+        let needed_sectors = needed_sectors(&problem);
+        if fusion.sectors != needed_sectors || written != expected || products.conflicts > 0 {
+            return Err(format!(
+                "{}: read of {} sectors where {needed_sectors} are needed, wrote {written:?} bytes for {expected:?}, {} of {} passes are conflicts",
+                problem.shape(),
+                fusion.sectors,
+                products.conflicts,
+                products.wavefronts,
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn check(lab: &Lab, limits: &[Limit]) -> Result<(), String> {

@@ -78,6 +78,9 @@ fn growth_is_bounded_by_the_largest_row_sums() {
     assert_eq!(bound(&weighted(&[-2.0, 0.5]), &shrunk, as_is), 2.5);
     let layer = [(0.125, 0.0), (4.0, 1.0)];
     assert_eq!(bound(&weighted(&[2.0]), &layer, as_is), 9.0);
+    // So may layers that are multiplied before those that shrink them.
+    let later = [(0.125, 0.0), (1.0, 1.0), (1.0, 1.0), (0.125, 0.0)];
+    assert_eq!(bound(&HeadFusion::Mean, &later, as_is), 4.0);
 
     assert_eq!(bound(&HeadFusion::Mean, &[(3.0, 2.0); 3], normalized), 5.0);
     assert_eq!(bound(&weighted(&[2.0, 1.0]), &half, normalized), 3.0);

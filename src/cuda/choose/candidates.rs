@@ -3,8 +3,10 @@
 use super::Workload;
 use crate::config::Output;
 use crate::cuda::kernel::{
-    Arithmetic, Columns, Form, Kernel, Reading, RolloutChain, RolloutRows, Splits,
+    Arithmetic, Columns, Form, Kernel, MAX_PRODUCTS, Reading, RolloutChain, RolloutRows,
+    SplitProduct, Splits,
 };
+use crate::cuda::launch::Geometry;
 use crate::cuda::options::Precision;
 use crate::cuda::pipeline::{Pipeline, cuts_when_read};
 
@@ -27,6 +29,7 @@ impl Workload<'_> {
         if let Some(tokens) = self.chain_tokens() {
             pipelines.push(Pipeline::Chain { arithmetic, tokens });
         }
+        pipelines.extend(self.tree());
         pipelines.retain(|&pipeline| self.can_launch(pipeline));
         pipelines
             .into_iter()
@@ -52,6 +55,12 @@ impl Workload<'_> {
         });
         let products = arithmetics().map(|arithmetic| self.product(arithmetic));
         let all = rows.chain(self.ring_rows()).chain(chains).chain(products);
+        let kernels = SplitProduct::TILES.map(|tile| SplitProduct { tile });
+        let trees = self.tree().into_iter().flat_map(move |tree| {
+            let of_one = kernels.map(|kernel| Pipeline::Tree(Some(kernel)));
+            of_one.into_iter().chain([tree])
+        });
+        let all = all.chain(trees);
         all.filter(|&pipeline| self.can_launch(pipeline))
     }
 
@@ -89,6 +98,18 @@ impl Workload<'_> {
         let len = self.common.window_len;
         let mut limits = RolloutChain::TOKENS.into_iter();
         limits.find(|&limit| len <= limit)
+    }
+
+    /// The tree of products of split factors, where it can be: its factors are fused maps as they are, and never normalised.
+    fn tree(&self) -> Option<Pipeline> {
+        let config = self.problem.config();
+        let can = self.problem.start_rows() == 0
+            && self.problem.layers().len() > 1
+            && !self.chain_fused_first
+            && !config.normalize_rows
+            && !self.forward
+            && self.growth_bound <= F16_RANGE;
+        can.then_some(Pipeline::Tree(None))
     }
 
     /// How a kernel reads the maps, which are fused or not.
@@ -147,6 +168,18 @@ impl Workload<'_> {
             }
             Pipeline::RingRows(ring_rows) => ring_rows.kernel.variant().runs_on(self.limits),
             Pipeline::ScoreRows(_) => true,
+            Pipeline::Tree(kernel) => {
+                let can = |kernel: SplitProduct| {
+                    // Blocks along y and z, and items of products along x.
+                    let mut tiles = kernel.tiles(self.common.window_len).into_iter();
+                    let items = self.batch * MAX_PRODUCTS as f64;
+                    kernel.variant().runs_on(self.limits)
+                        && tiles.all(|tiles| tiles <= Geometry::MAX_SIDE)
+                        && items <= f64::from(i32::MAX)
+                };
+                let all = SplitProduct::TILES.map(|tile| SplitProduct { tile });
+                kernel.map_or_else(|| all.into_iter().all(can), can)
+            }
             Pipeline::Product { arithmetic, .. } => self.limits.arch >= arithmetic.arch(),
         }
     }

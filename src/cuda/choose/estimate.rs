@@ -32,7 +32,7 @@ const ISSUE_16_BIT_US: f64 = 0.07;
 /// The share of what memory takes for the bytes of the maps that the turns do not hide. Predicted.
 const UNHIDDEN: f64 = 0.5;
 /// Heads whose granules `fuse.cuh` asks for in one turn.
-const HEADS_IN_FLIGHT: usize = 4;
+pub(super) const HEADS_IN_FLIGHT: usize = 4;
 /// One addition of the serial loop over partial sums: an L2 hit. Measured: 0.18 and 0.20 at ViT-L/14@336.
 const PARTIAL_US: f64 = 0.18;
 /// One group of warps adding its sums to those of the block. Predicted.
@@ -41,8 +41,6 @@ const GROUP_US: f64 = 0.06;
 const CLUSTER_US: f64 = 0.25;
 /// One addition of a sum that lies in another block of the cluster. Predicted.
 const PEER_US: f64 = 0.1;
-/// Time that the blocks of a `rollout_chain` cluster lose to waiting for each other, once per 16 rows of a layer.
-const CLUSTER_BARRIER_US: f64 = 0.2;
 /// 16 columns of a `rollout_product` tile: a round trip to L2 that nothing hides. Measured: 0.78 to 0.87, without the
 /// launch.
 const STEP_US: f64 = 0.8;
@@ -67,10 +65,8 @@ impl Workload<'_> {
                 Pipeline::Rows { rows, splits } => self.rows_us(rows, splits),
                 Pipeline::RingRows(ring_rows) => self.ring_rows_us(ring_rows),
                 Pipeline::Chain { arithmetic, tokens } => self.chain_us(arithmetic, tokens),
-                Pipeline::Product { arithmetic, form } if self.problem.start_rows() > 0 => {
-                    self.rows_product_us(arithmetic, form)
-                }
-                Pipeline::Product { arithmetic, .. } => self.matrix_product_us(arithmetic),
+                Pipeline::Tree(kernel) => self.tree_us(kernel),
+                Pipeline::Product { arithmetic, form } => self.product_us(arithmetic, form),
             }
     }
 
@@ -92,20 +88,23 @@ impl Workload<'_> {
     }
 
     /// How often the device is filled with blocks of which `resident` fit on one multiprocessor.
-    fn waves(&self, blocks: f64, resident: u32) -> f64 {
+    pub(super) fn waves(&self, blocks: f64, resident: u32) -> f64 {
         (blocks / f64::from(self.limits.multiprocessors * resident)).ceil()
     }
 
-    /// Time of `head_fusion` over all layers, whose warps take four rows each.
-    fn fusion_us(&self) -> f64 {
+    /// Time of `head_fusion` over all layers, whose warps take a row each.
+    pub(super) fn fusion_us(&self) -> f64 {
         let columns = self.common.layer_columns(true);
         let rows = f64::from(self.common.window_len) * self.layers() * self.batch;
-        let warps = rows / 4.0 * f64::from(columns.chunks_per_block * columns.tiles);
+        let warps = rows * f64::from(columns.chunks_per_block * columns.tiles);
         let granules = self.problem.shape().heads * operands(self.problem);
-        let turns = 4 * granules.div_ceil(HEADS_IN_FLIGHT);
+        let turns = granules.div_ceil(HEADS_IN_FLIGHT);
         let blocks = warps / f64::from(MAX_WARPS);
         let reading = Reading::of_layers(self.problem);
-        let kernel = FuseHeads { reading };
+        let kernel = FuseHeads {
+            reading,
+            split: false,
+        };
         let resident = kernel.variant().blocks_per_multiprocessor;
         let turn_us = self.turn_us(self.common.dtype, blocks, resident, MAX_WARPS);
         let turns_us = turns as f64 * turn_us;
@@ -185,35 +184,6 @@ impl Workload<'_> {
         self.layers() * (LAUNCH_US + layer_us + partials_us) + LAUNCH_US + alone_us
     }
 
-    fn chain_us(&self, arithmetic: Arithmetic, tokens: u32) -> f64 {
-        let cluster = f64::from(self.chain(arithmetic, tokens).cluster());
-        let slabs = self.common.window_len.div_ceil(16) as f64;
-        let barriers_us = match cluster {
-            1.0 => 0.0,
-            _ => self.layers() * slabs * CLUSTER_BARRIER_US,
-        };
-        let alone_us =
-            (self.item_bytes / BYTES_PER_US).max(self.item_operations() / rate(arithmetic));
-        // A block of 128 tokens, or one of a cluster, fills its multiprocessor; four of 64 do.
-        let resident = (128 / tokens).max(1).pow(2);
-        let blocks = self.batch * cluster;
-        // A multiprocessor with fewer blocks than fit gives each a larger share.
-        let sharing = blocks / f64::from(self.limits.multiprocessors);
-        let sharing = sharing.clamp(1.0, f64::from(resident));
-        let block_us = alone_us / cluster + barriers_us;
-        LAUNCH_US + self.waves(blocks, resident) * sharing * block_us
-    }
-
-    /// Operations of the products of one item.
-    fn item_operations(&self) -> f64 {
-        let len = f64::from(self.common.window_len);
-        let rows = match self.problem.start_rows() {
-            0 => len,
-            rows => rows as f64,
-        };
-        2.0 * self.layers() * rows * len * len
-    }
-
     /// Parts of the batch that go through the product pipeline one after the other. Two fused maps and two states of each share L2.
     fn product_chunks(&self) -> f64 {
         let item = 16.0 * f64::from(self.common.window_len).powi(2);
@@ -222,16 +192,8 @@ impl Workload<'_> {
             .max(1.0)
     }
 
-    /// The product pipeline, where all of its competitors are bound by throughput too.
-    fn matrix_product_us(&self, arithmetic: Arithmetic) -> f64 {
-        let arithmetic_us = self.batch * self.item_operations()
-            / (rate(arithmetic) * f64::from(self.limits.multiprocessors));
-        self.memory_us().max(arithmetic_us)
-            + 2.0 * self.layers() * self.product_chunks() * LAUNCH_US
-    }
-
-    /// The product pipeline for start rows, whose products are too small to be bound by anything but latency.
-    fn rows_product_us(&self, arithmetic: Arithmetic, form: Form) -> f64 {
+    /// The product pipeline: each step of a tile waits for L2, whatever the arithmetic.
+    fn product_us(&self, arithmetic: Arithmetic, form: Form) -> f64 {
         let kernel = RolloutProduct {
             arithmetic,
             form,
@@ -240,8 +202,11 @@ impl Workload<'_> {
         let resident = kernel.variant().blocks_per_multiprocessor;
         let chunks = self.product_chunks();
         let len = self.common.window_len;
-        let tiles = (self.problem.start_rows() as u32).div_ceil(RolloutProduct::TILE)
-            * len.div_ceil(RolloutProduct::TILE);
+        let rows = match self.problem.start_rows() {
+            0 => len,
+            rows => rows as u32,
+        };
+        let tiles = rows.div_ceil(RolloutProduct::TILE) * len.div_ceil(RolloutProduct::TILE);
         let waves = self.waves(self.batch / chunks * f64::from(tiles), resident);
         let product_us = LAUNCH_US + waves * f64::from(len.div_ceil(STEP)) * STEP_US;
         let fusions = if chunks > 1.0 {
@@ -256,16 +221,6 @@ impl Workload<'_> {
 /// Time to read maps in turns of `turns_us`, one after the other, that memory alone delivers in `memory_us`.
 fn reading_us(turns_us: f64, memory_us: f64) -> f64 {
     memory_us.max(turns_us + UNHIDDEN * memory_us)
-}
-
-/// Operations per microsecond and multiprocessor at half the peak of an H200, over the products each one takes.
-const fn rate(arithmetic: Arithmetic) -> f64 {
-    match arithmetic {
-        Arithmetic::F32 => 0.25e6,
-        Arithmetic::F16x3 => 1e6,
-        Arithmetic::F16x2 => 1.5e6,
-        Arithmetic::Tf32x3 => 0.5e6,
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `head_fusion`: fused f32 maps.
+//! `head_fusion`: fused maps, in f32 or split for products.
 
 use std::ops::Range;
 
@@ -12,9 +12,6 @@ use crate::cuda::parameters::params;
 use crate::cuda::variant::{Variant, flag, symbol};
 use crate::error::Result;
 use crate::problem::Problem;
-
-/// Rows that a warp takes one after the other.
-const ROWS: u32 = 4;
 
 params! {
     /// Parameters of `head_fusion`.
@@ -34,11 +31,15 @@ params! {
 pub struct FuseHeads {
     /// What it reads.
     pub reading: Reading,
+    /// Fused maps are split as `split_product` takes them.
+    pub split: bool,
 }
 
-/// All there are.
+/// All there are. Entries that gradients weigh have no bound, so they are not split.
 pub(super) fn all() -> impl IntoIterator<Item = FuseHeads> {
-    Reading::all().map(|reading| FuseHeads { reading })
+    let all = |split| Reading::all().map(move |reading| FuseHeads { reading, split });
+    let unweighed = |kernel: &FuseHeads| !kernel.reading.gradients;
+    all(false).chain(all(true).filter(unweighed))
 }
 
 impl FuseHeads {
@@ -65,7 +66,10 @@ impl FuseHeads {
         let geometry = Geometry {
             grid: [
                 items.len() as u32,
-                window_len.div_ceil(columns.row_groups() * ROWS),
+                // A warp takes a row, or more of very many.
+                window_len
+                    .div_ceil(columns.row_groups())
+                    .min(Geometry::MAX_SIDE),
                 layers.len() as u32 * columns.tiles,
             ],
             block: columns.block(),
@@ -86,6 +90,7 @@ impl Kernel for FuseHeads {
             fusion,
             gradients,
         } = self.reading;
+        let split = self.split;
         // Gradients take as many registers again as the maps.
         let blocks = if gradients { 2 } else { 3 };
         Variant {
@@ -93,18 +98,19 @@ impl Kernel for FuseHeads {
             symbol: symbol(
                 "head_fusion",
                 &[dtype.name(), fusion.name()],
-                &[(gradients, "gradients")],
+                &[(gradients, "gradients"), (split, "split")],
             ),
             defines: vec![
                 ("ELEMENT", dtype.name().to_owned()),
                 fusion.define(),
                 ("GRADIENTS", flag(gradients)),
+                ("SPLIT", flag(split)),
                 ("BLOCKS", blocks.to_string()),
                 ("HEADS_IN_FLIGHT", 4.to_string()),
                 ("MAX_WARPS", MAX_WARPS.to_string()),
             ],
             arguments: &[0],
-            arch: 75,
+            arch: if split { 80 } else { 75 },
             block: MAX_WARPS * WARP,
             blocks_per_multiprocessor: blocks,
             grouped_blocks_per_multiprocessor: blocks,
@@ -119,7 +125,10 @@ impl Kernel for FuseHeads {
         let config = RolloutConfig {
             head_fusion: self.reading.fusion.of_three_heads(),
             gradients: self.reading.gradients.then_some(GradientRule::Heads),
-            output: Output::Cumulative,
+            output: match self.split {
+                true => Output::Matrix,
+                false => Output::Cumulative,
+            },
             ..RolloutConfig::default()
         };
         Problem::new(example_shape(layers, tokens), self.reading.dtype, config)

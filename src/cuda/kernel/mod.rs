@@ -80,6 +80,8 @@ macro_rules! kernels {
             GroupWord::LAYOUT,
             GroupParams::LAYOUT,
             RunInputsParams::LAYOUT,
+            Factor::LAYOUT,
+            FactorProduct::LAYOUT,
             $($params::LAYOUT,)*
         ];
 
@@ -104,12 +106,14 @@ kernels! {
     row_scales: RowScales, RowScalesParams;
     rollout_first: RolloutFirst, RolloutFirstParams;
     rollout_product: RolloutProduct, RolloutProductParams;
+    split_product: SplitProduct, SplitProductParams;
 }
 
 pub use rollout_rows::{RowsOperands, Splits};
 pub use rows_stream::{Exchange, Ring, RingOperands, RingRows, Sets};
 pub use score_residual::ResidualOperands;
 pub use score_rows::{MAX_SCORE_ROWS, ScoreSplits};
+pub use split_product::{Factor, FactorProduct, MAX_PRODUCTS};
 
 /// Static shared memory that a grouped kernel takes at most for its parameters.
 pub const SHARED_PARAMS: usize = {

@@ -317,7 +317,10 @@ impl<'a> Builder<'a> {
                 Some(source) => self.fuse_scores(source, items, &group, fused),
                 None => {
                     let reading = Reading::of_layers(problem);
-                    let kernel = FuseHeads { reading };
+                    let kernel = FuseHeads {
+                        reading,
+                        split: false,
+                    };
                     self.push_divided(MapSource::Layers, |columns| {
                         kernel.launch(problem, items, &group, window_len, columns, fused)
                     });

@@ -1,6 +1,6 @@
 //! Which pipeline, and how.
 
-use crate::cuda::kernel::{Arithmetic, Form, RingRows, ScoreSplits, Splits};
+use crate::cuda::kernel::{Arithmetic, Form, RingRows, ScoreSplits, SplitProduct, Splits};
 
 /// A pipeline with its open choices made.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,6 +23,8 @@ pub enum Pipeline {
     },
     /// `score_rows` and `score_residual`.
     ScoreRows(ScoreSplits),
+    /// `head_fusion` that splits, and `split_product`: one kernel for all levels, or for each the one that fits.
+    Tree(Option<SplitProduct>),
     /// `head_fusion` and `rollout_product`.
     Product {
         /// How products are computed.

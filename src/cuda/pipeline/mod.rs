@@ -4,6 +4,7 @@
 //! - ring rows: `rows_stream`, the same through a ring in shared memory that runs ahead across layers;
 //! - chain: `rollout_chain`, the matrix of short windows, one block per item;
 //! - product: `head_fusion`, then `rollout_product` layer by layer, anything;
+//! - tree: `head_fusion` that splits, then `split_product` level by level, matrices;
 //! - score rows: `score_rows` and `score_residual` layer by layer, up to 8 start rows of queries and keys.
 //!
 //! Discard selects over whole fused maps, and a row without excluded tokens is divided by its sum, so with either the first
@@ -18,6 +19,7 @@ mod ring_rows;
 mod score_rows;
 mod streaming;
 mod tables;
+mod tree;
 
 use super::kernel::padded;
 use super::limits::DeviceLimits;
@@ -31,6 +33,7 @@ pub use choice::Pipeline;
 pub(super) use builder::{
     Common, chain_reads_fused, cuts_when_read, operands, output_len, rows_read_fused,
 };
+pub(super) use tree::TreeShape;
 
 impl Pipeline {
     /// The schedule of `batch` items of `problem` at a time. The tables are those of all items.
@@ -57,6 +60,7 @@ impl Pipeline {
             Pipeline::RingRows(ring_rows) => builder.ring_rows_of_batch(ring_rows),
             Pipeline::Chain { arithmetic, tokens } => builder.chain_of_batch(arithmetic, tokens),
             Pipeline::Product { arithmetic, form } => builder.product(arithmetic, form),
+            Pipeline::Tree(kernel) => builder.tree(kernel),
             Pipeline::ScoreRows(splits) => {
                 if let Some(source) = problem.queries_keys() {
                     builder.score_rows_of_batch(source, splits);
@@ -93,6 +97,7 @@ impl Pipeline {
             Pipeline::Rows { .. }
             | Pipeline::RingRows(_)
             | Pipeline::Chain { .. }
+            | Pipeline::Tree(_)
             | Pipeline::ScoreRows(_) => tokens,
         };
         Builder::new(self, problem, batch, room, limits, start_stride)

@@ -271,7 +271,7 @@ impl Builder<'_> {
     }
 
     /// The items' part of the output; `layer` counts within the range and matters to cumulative outputs only.
-    fn output_matrix(&self, items: &Range<usize>, layer: usize) -> Matrices {
+    pub(super) fn output_matrix(&self, items: &Range<usize>, layer: usize) -> Matrices {
         let tokens = self.common.tokens as usize;
         let item_floats = match self.problem.start_rows() {
             0 => tokens * tokens,

@@ -21,9 +21,13 @@ impl Builder<'_> {
             (_, Pipeline::Product { arithmetic, .. } | Pipeline::Chain { arithmetic, .. }) => {
                 self.streamed_matrix(arithmetic);
             }
-            (_, Pipeline::Rows { .. } | Pipeline::RingRows(_) | Pipeline::ScoreRows(_)) => {
-                self.streamed_matrix(Arithmetic::F32)
-            }
+            (
+                _,
+                Pipeline::Rows { .. }
+                | Pipeline::RingRows(_)
+                | Pipeline::ScoreRows(_)
+                | Pipeline::Tree(_),
+            ) => self.streamed_matrix(Arithmetic::F32),
         }
     }
 
@@ -46,8 +50,8 @@ impl Builder<'_> {
                 let between = self.ring_buffers(ring_rows, room);
                 self.ring_rows(&items, MapSource::Fused(stage.fused), ring_rows, &between);
             }
-            // Takes queries and keys from the last layer on, which are gone by then: no candidate here.
-            Pipeline::ScoreRows(_) => {}
+            // Takes queries and keys from the last layer on, which are gone by then, or makes no rows: no candidates here.
+            Pipeline::ScoreRows(_) | Pipeline::Tree(_) => {}
             Pipeline::Product { arithmetic, .. } | Pipeline::Chain { arithmetic, .. } => {
                 let form = Form::Rows;
                 self.zero_outside_windows();

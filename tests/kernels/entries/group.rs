@@ -10,12 +10,13 @@ use attention_rollout::{DType, Discard, DiscardScope, GradientRule, StartRows};
 use ptxemu::Memory;
 
 use super::Entry;
+use super::tree::whole;
 use crate::cases::{Case, Lay, Path, StreamWay, bits, compare};
 use crate::device::{Device, Prepared};
 use crate::lab::Lab;
 use crate::maps;
 
-pub const ENTRIES: &[Entry] = &[MANY, ROWS, STREAM, CHAIN, PRODUCT];
+pub const ENTRIES: &[Entry] = &[MANY, ROWS, STREAM, CHAIN, PRODUCT, TREE];
 
 /// More members than a warp looks at in one go.
 const MANY: Entry = Entry {
@@ -183,6 +184,33 @@ const PRODUCT: Entry = Entry {
             &[
                 (rows([2, 2, 2, 12], 9), path),
                 (rows([3, 1, 1, 67], 10), path),
+            ],
+        )
+    },
+};
+
+/// Trees of different depths.
+const TREE: Entry = Entry {
+    name: "group_of_trees",
+    kernels: &["entry", "head_fusion", "split_product"],
+    short: true,
+    run: |lab| {
+        check(
+            lab,
+            &[
+                (Case::new([3, 2, 3, 33]).matrix(), whole(32)),
+                (
+                    Case::new([5, 3, 2, 21])
+                        .matrix()
+                        .windows(&[(0, 19), (3, 18), (2, 1)]),
+                    whole(32),
+                ),
+                (
+                    Case::new([2, 1, 2, 40])
+                        .matrix()
+                        .config(|c| c.causal = true),
+                    whole(32),
+                ),
             ],
         )
     },

@@ -10,6 +10,7 @@ mod range;
 mod rows;
 mod scores;
 mod stream;
+pub mod tree;
 mod values;
 
 use attention_rollout::cuda::kernel::MAX_LAYERS_PER_LAUNCH;
@@ -36,6 +37,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         rows::ENTRIES,
         stream::ENTRIES,
         product::ENTRIES,
+        tree::ENTRIES,
         chain::ENTRIES,
         gradients::ENTRIES,
         group::ENTRIES,

@@ -4,6 +4,7 @@
 use attention_rollout::cuda::kernel::{Arithmetic, Form};
 use attention_rollout::{DType, DiscardScope, HeadFusion, StartRows};
 
+use super::tree::whole;
 use super::{Entry, discard, fusions};
 use crate::cases::{Case, Path};
 use crate::lab::Lab;
@@ -53,6 +54,12 @@ pub const ENTRIES: &[Entry] = &[
             let path = Path::Chain(Arithmetic::F16x3);
             not_finite(lab, path, &fusions(3), Case::matrix)
         },
+    },
+    Entry {
+        name: "tree_not_finite",
+        kernels: &["head_fusion", "split_product"],
+        short: false,
+        run: |lab| not_finite(lab, whole(32), &fusions(3)[..1], Case::matrix),
     },
     Entry {
         name: "discard_values",
@@ -130,7 +137,8 @@ fn not_finite(
                     .check_not_finite(lab, path)?;
             }
         }
-        for normalize in [false, true] {
+        let normalizes = [false, true].into_iter();
+        for normalize in normalizes.filter(|&normalize| !normalize || path.normalizes()) {
             case(fusion)
                 .config(|c| {
                     c.normalize_rows = normalize;

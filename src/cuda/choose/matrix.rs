@@ -1,0 +1,182 @@
+//! The time that whole matrices are expected to take on chip and by a tree. The constants are *predicted* by the model of one
+//! multiprocessor.
+
+use super::Workload;
+use super::estimate::{BYTES_PER_US, HEADS_IN_FLIGHT, LAUNCH_US};
+use crate::config::Output;
+use crate::cuda::kernel::{Arithmetic, SplitProduct};
+use crate::cuda::pipeline::TreeShape;
+
+/// Time that the blocks of a `rollout_chain` cluster lose to waiting for each other, once per 16 rows of a layer.
+const CLUSTER_BARRIER_US: f64 = 0.2;
+/// From asking `rollout_chain`'s ring for heads of a row to having fused them.
+const CHAIN_TURN_US: f64 = 0.5;
+/// Rows of a slab that a warp takes, times the tokens of the kernel.
+const CHAIN_ROWS: u32 = 256;
+/// Columns of k that a block of `split_product` copies and multiplies at a time.
+const TREE_STEP: u32 = 32;
+/// The first copies of such a block, and what it adds and writes at the end. Predicted.
+const TREE_LEVEL_US: f64 = 1.5;
+
+/// Time of a step of `split_product`: of a block alone on its multiprocessor, and of one of many. Predicted.
+const fn tree_step_us(kernel: SplitProduct) -> (f64, f64) {
+    match kernel.tile {
+        32 => (0.25, 0.1),
+        64 => (0.4, 0.27),
+        _ => (0.7, 0.36),
+    }
+}
+
+impl Workload<'_> {
+    /// All layers in one launch, a block or a cluster to an item.
+    pub(super) fn chain_us(&self, arithmetic: Arithmetic, tokens: u32) -> f64 {
+        let cluster = f64::from(self.chain(arithmetic, tokens).cluster());
+        let slabs = self.common.window_len.div_ceil(16) as f64;
+        let barriers_us = match cluster {
+            1.0 => 0.0,
+            _ => self.layers() * slabs * CLUSTER_BARRIER_US,
+        };
+        let alone_us =
+            (self.item_bytes / BYTES_PER_US).max(self.item_operations() / rate(arithmetic));
+        // Of the 16 rows of a slab a warp takes some, a few heads of one at a time.
+        let heads = match self.chain_fused_first {
+            true => 1,
+            false => self.problem.shape().heads,
+        };
+        let turns = CHAIN_ROWS / tokens * heads.div_ceil(HEADS_IN_FLIGHT) as u32;
+        let turns_us = self.layers() * slabs * f64::from(turns) * CHAIN_TURN_US;
+        // A block of 128 tokens, or one of a cluster, fills its multiprocessor; four of 64 do.
+        let resident = (128 / tokens).max(1).pow(2);
+        let blocks = self.batch * cluster;
+        // A multiprocessor with fewer blocks than fit gives each a larger share.
+        let sharing = blocks / f64::from(self.limits.multiprocessors);
+        let sharing = sharing.clamp(1.0, f64::from(resident));
+        let block_us = (sharing * alone_us / cluster).max(turns_us) + barriers_us;
+        LAUNCH_US + self.waves(blocks, resident) * block_us
+    }
+
+    /// The tree of products: of each part of the batch and of the layers, fusing, and a launch for each level.
+    pub(super) fn tree_us(&self, kernel: Option<SplitProduct>) -> f64 {
+        let all = self.problem.layers().len();
+        let len = self.common.window_len;
+        let shape = TreeShape::new(all, self.batch as usize, len, self.limits);
+        let parts = (self.batch / shape.items as f64).ceil();
+        let steps = f64::from(len.div_ceil(TREE_STEP));
+        let multiprocessors = self.limits.multiprocessors;
+        let cumulative = self.problem.config().output == Output::Cumulative;
+        let level_us = |level: &Vec<[usize; 2]>| {
+            let products = level.len() * shape.items;
+            let fitting = || SplitProduct::fitting(products, len, multiprocessors);
+            let kernel = kernel.unwrap_or_else(fitting);
+            let (alone_us, beside_us) = tree_step_us(kernel);
+            let blocks = products as f64 * kernel.item_blocks(len) as f64;
+            let all_us = blocks * steps * beside_us / f64::from(multiprocessors);
+            LAUNCH_US + TREE_LEVEL_US + all_us.max(steps * alone_us)
+        };
+        let first = (0..all).step_by(shape.layers);
+        let part_us = first.map(|first| {
+            let layers = shape.layers.min(all - first);
+            let levels = TreeShape::levels(layers + usize::from(first > 0), cumulative);
+            LAUNCH_US + levels.iter().map(level_us).sum::<f64>()
+        });
+        self.fusion_us() + parts * part_us.sum::<f64>()
+    }
+
+    /// Operations of the products of one item.
+    fn item_operations(&self) -> f64 {
+        let len = f64::from(self.common.window_len);
+        2.0 * self.layers() * len.powi(3)
+    }
+}
+
+/// Operations per microsecond and multiprocessor at half the peak of an H200, over the products each one takes.
+const fn rate(arithmetic: Arithmetic) -> f64 {
+    match arithmetic {
+        Arithmetic::F32 => 0.25e6,
+        Arithmetic::F16x3 => 1e6,
+        Arithmetic::F16x2 => 1.5e6,
+        Arithmetic::Tf32x3 => 0.5e6,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::preferred;
+    use super::*;
+    use crate::config::RolloutConfig;
+    use crate::cuda::kernel::Form;
+    use crate::cuda::limits::DeviceLimits;
+    use crate::cuda::options::Precision;
+    use crate::cuda::pipeline::Pipeline;
+    use crate::dtype::DType::{self, F16, F32};
+    use crate::layout::Shape;
+    use crate::problem::Problem;
+
+    const TREE: Pipeline = Pipeline::Tree(None);
+    const PRODUCT: Pipeline = Pipeline::Product {
+        arithmetic: Arithmetic::F16x3,
+        form: Form::Matrix,
+    };
+
+    const fn chain(tokens: u32) -> Pipeline {
+        let arithmetic = Arithmetic::F16x3;
+        Pipeline::Chain { arithmetic, tokens }
+    }
+
+    /// What the model of a multiprocessor predicts for the matrix on an H200, in microseconds in a CUDA graph: `[layers,
+    /// batch, heads, tokens]`, type, and pipelines with their times. Predictions, not measurements.
+    #[rustfmt::skip]
+    const PREDICTED: &[([usize; 4], DType, &[(Pipeline, f64)])] = &[
+    ];
+
+    fn candidates(
+        [layers, batch, heads, tokens]: [usize; 4],
+        dtype: DType,
+    ) -> Vec<(f64, Pipeline)> {
+        let shape = Shape {
+            layers,
+            batch,
+            heads,
+            tokens,
+        };
+        let config = RolloutConfig {
+            output: Output::Matrix,
+            ..RolloutConfig::default()
+        };
+        let problem = Problem::new(shape, dtype, config).unwrap();
+        Workload::new(&problem, batch, &DeviceLimits::H200, false).candidates(Precision::F32)
+    }
+
+    #[test]
+    fn estimates_are_near_what_is_predicted_and_the_cheapest_is_near_the_best() {
+        let mut compared = 0;
+        for &(shape, dtype, times) in PREDICTED {
+            let mut all = candidates(shape, dtype);
+            all.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let predicted = |pipeline| times.iter().find(|time| time.0 == pipeline);
+            for &(estimate, pipeline) in &all {
+                let Some(&(_, us)) = predicted(pipeline) else {
+                    continue;
+                };
+                let factor = (estimate / us).max(us / estimate);
+                assert!(
+                    factor < 1.5,
+                    "{shape:?} {dtype} {pipeline:?}: {estimate} us, predicted {us}"
+                );
+                compared += 1;
+            }
+            let best = times
+                .iter()
+                .map(|time| time.1)
+                .fold(f64::INFINITY, f64::min);
+            let chosen = preferred(&all).unwrap();
+            let (_, us) = predicted(chosen)
+                .unwrap_or_else(|| panic!("{shape:?} {dtype}: nobody predicted {chosen:?}"));
+            assert!(
+                *us <= 1.3 * best,
+                "{shape:?} {dtype}: {chosen:?} {us} us, the best {best}"
+            );
+        }
+        assert_eq!(compared, 0, "estimates compared");
+    }
+}
