@@ -30,6 +30,13 @@ static_assert(STAGES * sizeof(Stage) == SHARED_BYTES, "the host asks for what th
 
 extern __shared__ uint4 dynamic[];
 
+// Two entries side by side, in units of 2^-11.
+struct Pair {
+  u32 high, low;
+  DEVICE float first() const { return f16::widen(u16(high)) + f16::widen(u16(low)); }
+  DEVICE float second() const { return f16::widen(u16(high >> 16)) + f16::widen(u16(low >> 16)); }
+};
+
 // One item's map: of each row the high halves, then the low ones, each filled with zeros to the end of the granule in which the
 // row ends.
 struct SplitMap {
@@ -37,24 +44,22 @@ struct SplitMap {
   u32 len, causal;
 
   DEVICE SplitMap(const void *maps, const SplitProductParams &params, u32 item)
-      : base(maps ? global_address(maps) + item * params.stride_batch * 4 : 0),
+      : base(global_address(maps) + item * params.stride_batch * 4),
         stride_row(params.stride_row * 4),
         to_low(params.stride_row * 2),
-        len(params.windows[item].len),
+        len(maps ? params.windows[item].len : 0),
         causal(params.causal) {}
 
   DEVICE u32 row_end(u32 row) const { return causal ? row + 1 : len; }
   // Whether the granule that begins at (row, column) holds anything.
-  DEVICE bool holds(u32 row, u32 column) const { return row < len && column < row_end(row); }
+  DEVICE bool holds(u32 row, u32 column) const { return (row < len) & (column < row_end(row)); }
   DEVICE u64 at(u32 row, u32 column) const { return base + row * stride_row + column * 2; }
 
-  // Entries (row, column) and (row, column + 1), in units of 2^-11.
-  DEVICE void pair(u32 row, u32 column, float (&x)[2]) const {
-    const bool held = base && holds(row, column / GRANULE * GRANULE);
-    const u32 high = held ? load_element<4>(at(row, column)) : 0;
-    const u32 low = held ? load_element<4>(at(row, column) + to_low) : 0;
-    x[0] = f16::widen(u16(high)) + f16::widen(u16(low));
-    x[1] = f16::widen(u16(high >> 16)) + f16::widen(u16(low >> 16));
+  // Asks for entries (row, column) and (row, column + 1).
+  DEVICE Pair pair(u32 row, u32 column) const {
+    const bool held = holds(row, column / GRANULE * GRANULE);
+    const u64 from = at(row, column);
+    return {load_word(from, held), load_word(from + to_low, held)};
   }
 };
 
@@ -116,21 +121,9 @@ struct Sums {
     }
   }
 
-  // Calls write(row, column, two sums) for all of this thread, `row` and `column` counted in the tile.
-  template <class Write>
-  DEVICE void finish(Write write) const {
-    const u32 lane = threadIdx.x % WARP;
-#pragma unroll
-    for (u32 i = 0; i < ROW_TILES; ++i) {
-#pragma unroll
-      for (u32 j = 0; j < COLUMN_TILES; ++j) {
-#pragma unroll
-        for (u32 e = 0; e < 4; e += 2) {
-          write(warp_row() + i * 16 + lane / 4 + e / 2 * 8, warp_column() + j * 8 + lane % 4 * 2, sum[i][j][e], sum[i][j][e + 1]);
-        }
-      }
-    }
-  }
+  // Where sums e and e + 1 of a tile lie in the block's, e being even.
+  DEVICE static u32 row_of(u32 i, u32 e) { return warp_row() + i * 16 + threadIdx.x % WARP / 4 + e / 2 * 8; }
+  DEVICE static u32 column_of(u32 j) { return warp_column() + j * 8 + threadIdx.x % 4 * 2; }
 
  private:
   DEVICE void add(const u32 (&left)[ROW_TILES][4], const u32 (&right)[COLUMN_TILES / 2][4]) {
@@ -169,10 +162,10 @@ DEVICE void split_product(const SplitProductParams &params, const Place &place) 
     wait_copies<STAGES - 2>();
     __syncthreads();  // this stage is full, and the one before has been multiplied
     const u32 ahead = k + (STAGES - 1) * STEP;
-    if (ahead < end) operands.copy(stage[(turn + STAGES - 1) % STAGES], ahead);
+    if (ahead < end) operands.copy(stage[turn ? turn - 1 : STAGES - 1], ahead);
     commit_copies();
     sums.multiply(stage[turn]);
-    turn = (turn + 1) % STAGES;
+    turn = turn + 1 < STAGES ? turn + 1 : 0;
   }
 
   const Factor left = product.left, right = product.right;
@@ -183,27 +176,42 @@ DEVICE void split_product(const SplitProductParams &params, const Place &place) 
   u16 *const map = static_cast<u16 *>(product.map) + 2 * item * params.stride_batch;
   float *const result =
       product.result + item * params.result_stride_batch + window.start * params.result_stride_row + window.start;
-  sums.finish([&](u32 r, u32 c, float sum0, float sum1) {
-    const u32 row = tile_row + r, column = tile_column + c;
-    if (row >= window.len) return;
-    float old_left[2], old_right[2];
-    operands.left.pair(row, column, old_left);
-    operands.right.pair(row, column, old_right);
-    const float x0 = of_both * sum0 + of_left * old_left[0] + of_right * old_right[0];
-    const float x1 = of_both * sum1 + of_left * old_left[1] + of_right * old_right[1];
-    if (product.map && operands.left.holds(row, column / GRANULE * GRANULE)) {
-      u32 high, low;
-      SplitF16::split(x0, x1, high, low);
-      u16 *to = map + 2 * row * params.stride_row + column;
-      *reinterpret_cast<u32 *>(to) = high;
-      *reinterpret_cast<u32 *>(to + params.stride_row) = low;
+#pragma unroll
+  for (u32 i = 0; i < ROW_TILES; ++i) {
+    // All that is added to a row of tiles is on its way before the first of it is waited for.
+    Pair old_left[COLUMN_TILES][2], old_right[COLUMN_TILES][2];
+#pragma unroll
+    for (u32 j = 0; j < COLUMN_TILES; ++j) {
+#pragma unroll
+      for (u32 e = 0; e < 4; e += 2) {
+        const u32 row = tile_row + Sums::row_of(i, e), column = tile_column + Sums::column_of(j);
+        old_left[j][e / 2] = operands.left.pair(row, column);
+        old_right[j][e / 2] = operands.right.pair(row, column);
+      }
     }
-    if (product.result) {
-      float *to = result + row * params.result_stride_row + column;
-      if (column < window.len) to[0] = x0 + (row == column ? identity : 0.0f);
-      if (column + 1 < window.len) to[1] = x1 + (row == column + 1 ? identity : 0.0f);
+#pragma unroll
+    for (u32 j = 0; j < COLUMN_TILES; ++j) {
+#pragma unroll
+      for (u32 e = 0; e < 4; e += 2) {
+        const u32 row = tile_row + Sums::row_of(i, e), column = tile_column + Sums::column_of(j);
+        const Pair l = old_left[j][e / 2], r = old_right[j][e / 2];
+        const float x0 = of_both * sums.sum[i][j][e] + of_left * l.first() + of_right * r.first();
+        const float x1 = of_both * sums.sum[i][j][e + 1] + of_left * l.second() + of_right * r.second();
+        if (product.map && operands.left.holds(row, column / GRANULE * GRANULE)) {
+          u32 high, low;
+          SplitF16::split(x0, x1, high, low);
+          u16 *to = map + 2 * row * params.stride_row + column;
+          *reinterpret_cast<u32 *>(to) = high;
+          *reinterpret_cast<u32 *>(to + params.stride_row) = low;
+        }
+        if (product.result && row < window.len) {
+          float *to = result + row * params.result_stride_row + column;
+          if (column < window.len) to[0] = x0 + (row == column ? identity : 0.0f);
+          if (column + 1 < window.len) to[1] = x1 + (row == column + 1 ? identity : 0.0f);
+        }
+      }
     }
-  });
+  }
 }
 
 ENTRY(SplitProductParams, split_product, __launch_bounds__(BLOCK_THREADS, BLOCKS))

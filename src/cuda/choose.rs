@@ -10,7 +10,7 @@ mod ring;
 mod scores;
 
 use super::address::Base;
-use super::kernel::{self, Arithmetic, RolloutRows, SCORES_ARCH, padded};
+use super::kernel::{self, Arithmetic, RolloutChain, RolloutRows, SCORES_ARCH, padded};
 use super::limits::DeviceLimits;
 use super::options::Options;
 use super::pipeline::{Common, Pipeline, chain_reads_fused, rows_read_fused};
@@ -145,11 +145,13 @@ impl<'a> Workload<'a> {
         self.check()?;
         let mut candidates = self.candidates(options.precision);
         // Rows of a group are one queue where that can be: predicted 1.4 times faster for all members together, whatever
-        // each alone would take. Their product would take launches in which nobody else has a part.
-        let few = self.problem.start_rows() > 0 && self.grouped;
+        // each alone would take. So are short matrices, which a block has on chip. A product of layers in turn would take
+        // launches in which nobody else has a part.
         let rank = |pipeline| match pipeline {
-            Pipeline::RingRows(_) if few => 0,
-            Pipeline::Product { .. } if few => 2,
+            _ if !self.grouped => 0,
+            Pipeline::RingRows(_) => 0,
+            Pipeline::Chain { tokens, .. } if tokens <= RolloutChain::BLOCK_TOKENS => 0,
+            Pipeline::Product { .. } => 2,
             _ => 1,
         };
         candidates.sort_by(|a, b| rank(a.1).cmp(&rank(b.1)).then(a.0.total_cmp(&b.0)));

@@ -14,7 +14,7 @@ use crate::generate::{Case, Generated};
 use crate::machine::{Buffer, Machine, assert_passes, directed, process_of, real_gpu, skip};
 use crate::problems::{assert_right, buffers};
 
-/// A case of the product pipeline, which allocates workspace.
+/// A case of the tree pipeline, which allocates workspace.
 fn case() -> Case {
     let mut case = Case::new(
         Shape {
@@ -215,8 +215,7 @@ fn refused_launches_name_their_kernel_and_the_plan_lives_on() {
         // The problem has windows, outside of which there are zeros.
         (1, "zero_fill"),
         (2, "head_fusion"),
-        (3, "rollout_first"),
-        (4, "rollout_product"),
+        (3, "split_product"),
     ] {
         let vcuda = ready.machine.vcuda();
         vcuda.fail_launch(launch, Code::LaunchOutOfResources);

@@ -29,6 +29,8 @@ const TURN_US: f64 = 0.85;
 /// shifted twice as often.
 const ISSUE_US: f64 = 0.04;
 const ISSUE_16_BIT_US: f64 = 0.07;
+/// From the beginning of a block of `head_fusion` to its first loads, and its end. Predicted.
+const BLOCK_US: f64 = 0.9;
 /// The share of what memory takes for the bytes of the maps that the turns do not hide. Predicted.
 const UNHIDDEN: f64 = 0.5;
 /// Heads whose granules `fuse.cuh` asks for in one turn.
@@ -107,8 +109,8 @@ impl Workload<'_> {
         };
         let resident = kernel.variant().blocks_per_multiprocessor;
         let turn_us = self.turn_us(self.common.dtype, blocks, resident, MAX_WARPS);
-        let turns_us = turns as f64 * turn_us;
-        reading_us(turns_us, self.memory_us())
+        let begin_us = self.waves(blocks, resident) * BLOCK_US;
+        reading_us(turns as f64 * turn_us + begin_us, self.memory_us())
     }
 
     /// Time of one turn of the warps of all `blocks`, of which `resident`, each of `warps`, fit on a multiprocessor.

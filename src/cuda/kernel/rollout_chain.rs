@@ -15,8 +15,6 @@ use crate::problem::Problem;
 
 /// Rows of P that a warp holds sums of, and rows of a slab.
 const GROUP_ROWS: u32 = 16;
-/// Most tokens whose P one block holds in registers.
-const BLOCK_TOKENS: u32 = 128;
 /// Rows of P that a block of a cluster holds: four groups of two warps fill the registers of a multiprocessor.
 const CLUSTER_BLOCK_ROWS: u32 = 64;
 /// Heads whose granules are asked for together.
@@ -69,6 +67,9 @@ pub(super) fn all() -> impl IntoIterator<Item = RolloutChain> {
 }
 
 impl RolloutChain {
+    /// Most tokens whose P one block holds in registers.
+    pub const BLOCK_TOKENS: u32 = 128;
+
     /// Token limits of the variants.
     pub const TOKENS: [u32; 3] = [64, 128, 256];
 
@@ -102,7 +103,7 @@ impl RolloutChain {
     /// Blocks that compute an item together.
     pub const fn cluster(&self) -> u32 {
         match self.tokens {
-            0..=BLOCK_TOKENS => 1,
+            0..=RolloutChain::BLOCK_TOKENS => 1,
             tokens => tokens / CLUSTER_BLOCK_ROWS,
         }
     }

@@ -103,10 +103,11 @@ impl SplitProduct {
     /// busy: predicted to be the fastest, or near it.
     pub fn fitting(products: usize, window_len: u32, multiprocessors: u32) -> Self {
         // For two multiprocessors. Two blocks of the largest share one, and take little longer than one by itself.
-        let enough = [(128, 3), (64, 2)].map(|(tile, blocks)| (SplitProduct { tile }, blocks));
+        let enough = [(128, 5), (64, 2)].map(|(tile, blocks)| (SplitProduct { tile }, blocks));
         let mut fitting = enough.into_iter().filter(|(kernel, blocks)| {
-            2 * products as u64 * kernel.item_blocks(window_len)
-                >= u64::from(blocks * multiprocessors)
+            let count = products as u64 * kernel.item_blocks(window_len);
+            // Half of a tile is not too much to leave empty.
+            2 * window_len > kernel.tile && 2 * count >= u64::from(blocks * multiprocessors)
         });
         let smallest = SplitProduct { tile: 32 };
         fitting.next().map_or(smallest, |(kernel, _)| kernel)

@@ -25,8 +25,8 @@ fn launches_do_not_grow_with_the_number_of_problems() {
             case.config.output = Output::Matrix;
             discard(case);
         }),
-        // Of four layers: fill, fusion, first step, copy, and three products with two copies between them.
-        ("cumulative windows", 9, |_, case| {
+        // Of four layers: fill, fusion, and two levels of products.
+        ("cumulative windows", 4, |_, case| {
             case.config.output = Output::Cumulative;
             case.windows[1] = Window { start: 2, len: 3 };
         }),

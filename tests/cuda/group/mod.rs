@@ -77,8 +77,9 @@ impl Features {
                 same += 1;
             }
         }
-        // Rows of an item are divided among blocks alone, and never in a group.
-        let divided = self.plan.to_string().contains("rows_stream");
+        // Rows of an item are divided among blocks alone, and never in a group, where short matrices stay on chip.
+        let plan = self.plan.to_string();
+        let divided = plan.contains("rows_stream") || plan.contains("rollout_chain");
         assert!(same > 0 || divided || schedules.is_empty(), "{}", self.plan);
     }
 
