@@ -15,16 +15,27 @@
 #include "entry.cuh"
 #include "mma.cuh"
 
-constexpr u32 STEP = 32;                                     // columns of k in a stage
-constexpr u32 LEFT_PITCH = STEP + 8, RIGHT_PITCH = TILE_COLUMNS + 8;  // no bank conflicts in ldmatrix
+constexpr u32 STEP = 32;    // columns of k in a stage
 constexpr u32 ROW_TILES = WARP_ROWS / 16, COLUMN_TILES = WARP_COLUMNS / 8;
-constexpr u32 GRANULE = 8;                                   // entries of 16 bytes
+constexpr u32 GRANULE = 8;  // entries of 16 bytes
 constexpr u32 WARPS_ACROSS = TILE_COLUMNS / WARP_COLUMNS;
 constexpr u32 HIGH = 0, LOW = 1;
 
+// A tile in shared memory. Granules of a row change places by the row, so that those which are written, or read by ldmatrix, at the
+// same time lie in banks of their own.
+template <u32 ROWS, u32 COLUMNS>
+struct Tile {
+  __align__(16) u16 entry[ROWS][COLUMNS];
+
+  DEVICE u32 granule(u32 row, u32 column) const {
+    constexpr u32 GRANULES = COLUMNS / GRANULE, ROWS_OF_BANKS = 64 / COLUMNS;
+    return shared_address(&entry[row][column ^ row / ROWS_OF_BANKS % GRANULES * GRANULE]);
+  }
+};
+
 struct Stage {
-  __align__(16) u16 left[2][TILE_ROWS][LEFT_PITCH];
-  __align__(16) u16 right[2][STEP][RIGHT_PITCH];
+  Tile<TILE_ROWS, STEP> left[2];
+  Tile<STEP, TILE_COLUMNS> right[2];
 };
 static_assert(STAGES * sizeof(Stage) == SHARED_BYTES, "the host asks for what the stages take");
 
@@ -72,22 +83,23 @@ struct Operands {
 #pragma unroll
     for (u32 n = 0; n < TILE_ROWS * STEP / GRANULE / BLOCK_THREADS; ++n) {
       const u32 i = threadIdx.x + n * BLOCK_THREADS, row = i / (STEP / GRANULE), column = i % (STEP / GRANULE) * GRANULE;
-      copy_both(left, tile_row + row, k + column, &stage.left[HIGH][row][column], &stage.left[LOW][row][column]);
+      copy_both(left, tile_row + row, k + column, stage.left[HIGH].granule(row, column), stage.left[LOW].granule(row, column));
     }
 #pragma unroll
     for (u32 n = 0; n < STEP * TILE_COLUMNS / GRANULE / BLOCK_THREADS; ++n) {
       const u32 i = threadIdx.x + n * BLOCK_THREADS, row = i / (TILE_COLUMNS / GRANULE);
       const u32 column = i % (TILE_COLUMNS / GRANULE) * GRANULE;
-      copy_both(right, k + row, tile_column + column, &stage.right[HIGH][row][column], &stage.right[LOW][row][column]);
+      copy_both(right, k + row, tile_column + column, stage.right[HIGH].granule(row, column),
+                stage.right[LOW].granule(row, column));
     }
   }
 
  private:
-  DEVICE static void copy_both(const SplitMap &map, u32 row, u32 column, u16 *high, u16 *low) {
+  DEVICE static void copy_both(const SplitMap &map, u32 row, u32 column, u32 high, u32 low) {
     const bool held = map.holds(row, column);
     const u64 from = map.at(row, column);
-    copy_granule_or_zeros(shared_address(high), from, held);
-    copy_granule_or_zeros(shared_address(low), from + map.to_low, held);
+    copy_granule_or_zeros(high, from, held);
+    copy_granule_or_zeros(low, from + map.to_low, held);
   }
 };
 
@@ -107,11 +119,11 @@ struct Sums {
       for (u32 part = HIGH; part <= LOW; ++part) {
 #pragma unroll
         for (u32 i = 0; i < ROW_TILES; ++i) {
-          load_tiles(left[part][i], shared_address(&stage.left[part][warp_row() + i * 16 + half][k + other]));
+          load_tiles(left[part][i], stage.left[part].granule(warp_row() + i * 16 + half, k + other));
         }
 #pragma unroll
         for (u32 j = 0; j < COLUMN_TILES / 2; ++j) {
-          load_tiles_transposed(right[part][j], shared_address(&stage.right[part][k + half][warp_column() + j * 16 + other]));
+          load_tiles_transposed(right[part][j], stage.right[part].granule(k + half, warp_column() + j * 16 + other));
         }
       }
       // Products that add to the same sum wait for each other, so others come between.
@@ -177,24 +189,26 @@ DEVICE void split_product(const SplitProductParams &params, const Place &place) 
   float *const result =
       product.result + item * params.result_stride_batch + window.start * params.result_stride_row + window.start;
 #pragma unroll
-  for (u32 i = 0; i < ROW_TILES; ++i) {
-    // All that is added to a row of tiles is on its way before the first of it is waited for.
-    Pair old_left[COLUMN_TILES][2], old_right[COLUMN_TILES][2];
+  for (u32 tile = 0; tile < ROW_TILES * COLUMN_TILES; tile += 2) {
+    // All that is added to two tiles is on its way before the first of it is waited for.
+    const u32 i = tile / COLUMN_TILES;
+    Pair old_left[2][2], old_right[2][2];
 #pragma unroll
-    for (u32 j = 0; j < COLUMN_TILES; ++j) {
+    for (u32 n = 0; n < 2; ++n) {
 #pragma unroll
       for (u32 e = 0; e < 4; e += 2) {
-        const u32 row = tile_row + Sums::row_of(i, e), column = tile_column + Sums::column_of(j);
-        old_left[j][e / 2] = operands.left.pair(row, column);
-        old_right[j][e / 2] = operands.right.pair(row, column);
+        const u32 row = tile_row + Sums::row_of(i, e), column = tile_column + Sums::column_of(tile % COLUMN_TILES + n);
+        old_left[n][e / 2] = operands.left.pair(row, column);
+        old_right[n][e / 2] = operands.right.pair(row, column);
       }
     }
 #pragma unroll
-    for (u32 j = 0; j < COLUMN_TILES; ++j) {
+    for (u32 n = 0; n < 2; ++n) {
 #pragma unroll
       for (u32 e = 0; e < 4; e += 2) {
+        const u32 j = tile % COLUMN_TILES + n;
         const u32 row = tile_row + Sums::row_of(i, e), column = tile_column + Sums::column_of(j);
-        const Pair l = old_left[j][e / 2], r = old_right[j][e / 2];
+        const Pair l = old_left[n][e / 2], r = old_right[n][e / 2];
         const float x0 = of_both * sums.sum[i][j][e] + of_left * l.first() + of_right * r.first();
         const float x1 = of_both * sums.sum[i][j][e + 1] + of_left * l.second() + of_right * r.second();
         if (product.map && operands.left.holds(row, column / GRANULE * GRANULE)) {

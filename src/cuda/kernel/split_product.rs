@@ -19,9 +19,8 @@ use crate::problem::Problem;
 /// Products one launch can take.
 pub const MAX_PRODUCTS: usize = 64;
 
-/// Columns of k in a stage, entries of 16 bytes, and entries by which rows of a stage are further apart than they are long.
+/// Columns of k in a stage.
 const STEP: u32 = 32;
-const GRANULE: u32 = 8;
 
 params! {
     /// A factor of the rollout: `attention * map + identity * I`.
@@ -196,9 +195,7 @@ impl SplitProduct {
 
     /// Dynamic shared memory of a block: both halves of both operands in each stage.
     const fn shared_bytes(&self) -> u32 {
-        let left = self.tile * (STEP + GRANULE);
-        let right = STEP * (self.columns() + GRANULE);
-        self.stages() * 2 * 2 * (left + right)
+        self.stages() * 2 * 2 * STEP * (self.tile + self.columns())
     }
 }
 
