@@ -9,8 +9,8 @@
 // copied as it lies, STAGES - 1 steps ahead, and multiplied: no conversion, no registers on the way. Of causal maps, steps that
 // are 0 are left out. What a map does not hold (rows past the window, granules past the end of a row) is 0 and not read.
 //
-// Grid: x item of a product, y tile row, z tile column. Macros: TILE_ROWS, TILE_COLUMNS, WARP_ROWS, WARP_COLUMNS (of them, of one
-// warp), STAGES, SHARED_BYTES, BLOCK_THREADS, BLOCKS, and those of entry.cuh.
+// Grid: x item of a product, y tile row, z tile column. Macros: TILE, WARP_ROWS, WARP_COLUMNS (of the tile, of a warp of it),
+// STAGES, SHARED_BYTES, BLOCK_THREADS, BLOCKS, GROUPED_BLOCKS, and those of entry.cuh.
 
 #include "entry.cuh"
 #include "mma.cuh"
@@ -18,7 +18,7 @@
 constexpr u32 STEP = 32;    // columns of k in a stage
 constexpr u32 ROW_TILES = WARP_ROWS / 16, COLUMN_TILES = WARP_COLUMNS / 8;
 constexpr u32 GRANULE = 8;  // entries of 16 bytes
-constexpr u32 WARPS_ACROSS = TILE_COLUMNS / WARP_COLUMNS;
+constexpr u32 WARPS_ACROSS = TILE / WARP_COLUMNS;
 constexpr u32 HIGH = 0, LOW = 1;
 
 // A tile in shared memory. Granules of a row change places by the row, so that those which are written, or read by ldmatrix, at the
@@ -34,8 +34,8 @@ struct Tile {
 };
 
 struct Stage {
-  Tile<TILE_ROWS, STEP> left[2];
-  Tile<STEP, TILE_COLUMNS> right[2];
+  Tile<TILE, STEP> left[2];
+  Tile<STEP, TILE> right[2];
 };
 static_assert(STAGES * sizeof(Stage) == SHARED_BYTES, "the host asks for what the stages take");
 
@@ -51,26 +51,27 @@ struct Pair {
 // One item's map: of each row the high halves, then the low ones, each filled with zeros to the end of the granule in which the
 // row ends.
 struct SplitMap {
-  u64 base, stride_row, to_low;  // in bytes
+  u64 base;
+  u32 stride_row;  // in bytes
   u32 len, causal;
 
   DEVICE SplitMap(const void *maps, const SplitProductParams &params, u32 item)
       : base(global_address(maps) + item * params.stride_batch * 4),
-        stride_row(params.stride_row * 4),
-        to_low(params.stride_row * 2),
+        stride_row(u32(params.stride_row) * 4),
         len(maps ? params.windows[item].len : 0),
         causal(params.causal) {}
 
   DEVICE u32 row_end(u32 row) const { return causal ? row + 1 : len; }
   // Whether the granule that begins at (row, column) holds anything.
   DEVICE bool holds(u32 row, u32 column) const { return (row < len) & (column < row_end(row)); }
-  DEVICE u64 at(u32 row, u32 column) const { return base + row * stride_row + column * 2; }
+  DEVICE u64 at(u32 row, u32 column) const { return base + u64(row) * stride_row + column * 2; }
+  DEVICE u32 to_low() const { return stride_row / 2; }
 
   // Asks for entries (row, column) and (row, column + 1).
   DEVICE Pair pair(u32 row, u32 column) const {
     const bool held = holds(row, column / GRANULE * GRANULE);
     const u64 from = at(row, column);
-    return {load_word(from, held), load_word(from + to_low, held)};
+    return {load_word(from, held), load_word(from + to_low(), held)};
   }
 };
 
@@ -81,14 +82,14 @@ struct Operands {
   // Starts to copy columns k ... of the left operand and rows k ... of the right one.
   DEVICE void copy(Stage &stage, u32 k) const {
 #pragma unroll
-    for (u32 n = 0; n < TILE_ROWS * STEP / GRANULE / BLOCK_THREADS; ++n) {
+    for (u32 n = 0; n < TILE * STEP / GRANULE / BLOCK_THREADS; ++n) {
       const u32 i = threadIdx.x + n * BLOCK_THREADS, row = i / (STEP / GRANULE), column = i % (STEP / GRANULE) * GRANULE;
       copy_both(left, tile_row + row, k + column, stage.left[HIGH].granule(row, column), stage.left[LOW].granule(row, column));
     }
 #pragma unroll
-    for (u32 n = 0; n < STEP * TILE_COLUMNS / GRANULE / BLOCK_THREADS; ++n) {
-      const u32 i = threadIdx.x + n * BLOCK_THREADS, row = i / (TILE_COLUMNS / GRANULE);
-      const u32 column = i % (TILE_COLUMNS / GRANULE) * GRANULE;
+    for (u32 n = 0; n < STEP * TILE / GRANULE / BLOCK_THREADS; ++n) {
+      const u32 i = threadIdx.x + n * BLOCK_THREADS, row = i / (TILE / GRANULE);
+      const u32 column = i % (TILE / GRANULE) * GRANULE;
       copy_both(right, k + row, tile_column + column, stage.right[HIGH].granule(row, column),
                 stage.right[LOW].granule(row, column));
     }
@@ -99,7 +100,7 @@ struct Operands {
     const bool held = map.holds(row, column);
     const u64 from = map.at(row, column);
     copy_granule_or_zeros(high, from, held);
-    copy_granule_or_zeros(low, from + map.to_low, held);
+    copy_granule_or_zeros(low, from + map.to_low(), held);
   }
 };
 
@@ -154,14 +155,14 @@ DEVICE void split_product(const SplitProductParams &params, const Place &place) 
   const u32 item = place.x % params.items;
   const FactorProduct &product = params.product[place.x / params.items];
   const Window window = params.windows[item];
-  const u32 tile_row = place.y * TILE_ROWS, tile_column = place.z * TILE_COLUMNS;
+  const u32 tile_row = place.y * TILE, tile_column = place.z * TILE;
   if (tile_row >= window.len || tile_column >= window.len) return;
   const Operands operands = {SplitMap(product.left.map, params, item), SplitMap(product.right.map, params, item), tile_row,
                              tile_column};
 
   // Of causal maps the left one is 0 beyond its diagonal, and the right one above it.
   const u32 begin = params.causal ? tile_column : 0;
-  const u32 last = params.causal ? min_u32(window.len, tile_row + TILE_ROWS) : window.len;
+  const u32 last = params.causal ? min_u32(window.len, tile_row + TILE) : window.len;
   const u32 end = product.right.map ? last : begin;
 #pragma unroll
   for (u32 s = 0; s + 1 < STAGES; ++s) {
@@ -228,4 +229,5 @@ DEVICE void split_product(const SplitProductParams &params, const Place &place) 
   }
 }
 
-ENTRY(SplitProductParams, split_product, __launch_bounds__(BLOCK_THREADS, BLOCKS))
+// Parameters in shared memory take registers that constants do not.
+ENTRY(SplitProductParams, split_product, __launch_bounds__(BLOCK_THREADS, GROUPED ? GROUPED_BLOCKS : BLOCKS))

@@ -122,13 +122,13 @@ mod on_a_gpu {
                 "--shape 3,2,2,33 --dtype f16 --output-kind matrix",
                 [3, 2, 2, 33],
                 2 * 3 * 2 * 2 * 33 * 33,
-                "rollout_chain_f16_f16x3_",
+                "split_product_f32_f16x3_",
             ),
             (
-                "--shape 3,2,2,33 --dtype bf16 --output-kind matrix --precision half",
+                "--shape 3,2,2,33 --dtype bf16 --output-kind matrix --normalize-rows --precision half",
                 [3, 2, 2, 33],
                 2 * 3 * 2 * 2 * 33 * 33,
-                "rollout_chain_bf16_f16x2_n64_mean",
+                "rollout_product_f32_f16x2_matrix",
             ),
         ] {
             let times = times(&bench, &format!("--device cuda:0 --runs 2 {options}"));
@@ -139,11 +139,13 @@ mod on_a_gpu {
             assert_eq!(times["map_bytes"], bytes, "{options}");
             assert_eq!(times["floor_bytes"], bytes / 16 * 16, "{options}");
             let variants = times["variants"].as_array().unwrap();
-            assert_eq!(variants.len(), 1, "{options}");
-            let variant = variants[0].as_str().unwrap();
-            assert!(variant.starts_with(kernel), "{options}: {variant}");
+            let has = |part: &str| {
+                let mut variants = variants.iter();
+                variants.any(|variant| variant.as_str().unwrap().contains(part))
+            };
+            assert!(has(kernel), "{options}: {variants:?}");
             let half = options.contains("half");
-            assert!(!half || !variant.contains("f16x3"), "{options}: {variant}");
+            assert!(!half || !has("f16x3"), "{options}: {variants:?}");
             assert!(times["copies"].as_u64().unwrap() > 1, "{options}");
             assert!(times["workspace_bytes"].is_u64() && times["repeats"].is_u64());
             for list in ["runs_us", "floor_us", "graph_us", "graph_latency_us"] {

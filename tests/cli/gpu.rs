@@ -94,7 +94,8 @@ fn verify_and_selftest_cover_the_gpu() {
     half.expect_status(0);
 
     for (only, count) in [
-        ("product_f32_f16x3", 8),
+        ("rollout_product_f32_f16x3", 8),
+        ("split_product", 4),
         ("zero_fill", 2),
         ("f16_f32_m1_mean_group", 2),
         ("score_rows_f16_mean", 2),

@@ -56,7 +56,6 @@ fn the_forced_variant_is_the_one_that_ran() {
         "rollout_product_f32_tf32x3_matrix",
         "split_product_f32_f16x3_t32",
         "split_product_f32_f16x3_t64",
-        "split_product_f32_f16x3_t128",
     ] {
         let kernel = kernel::find(name).unwrap();
         let generated = case(kernel.as_ref()).generate();

@@ -171,10 +171,10 @@ impl Workload<'_> {
             Pipeline::Tree(kernel) => {
                 let can = |kernel: SplitProduct| {
                     // Blocks along y and z, and items of products along x.
-                    let mut tiles = kernel.tiles(self.common.window_len).into_iter();
+                    let tiles = kernel.tiles(self.common.window_len);
                     let items = self.batch * MAX_PRODUCTS as f64;
                     kernel.variant().runs_on(self.limits)
-                        && tiles.all(|tiles| tiles <= Geometry::MAX_SIDE)
+                        && tiles <= Geometry::MAX_SIDE
                         && items <= f64::from(i32::MAX)
                 };
                 let all = SplitProduct::TILES.map(|tile| SplitProduct { tile });

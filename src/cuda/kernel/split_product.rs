@@ -85,7 +85,7 @@ impl Factor {
 /// The kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SplitProduct {
-    /// Rows of the output tile of a block, and columns, but not more than 64: one of [`TILES`](SplitProduct::TILES).
+    /// Rows and columns of the output tile of a block: one of [`TILES`](SplitProduct::TILES).
     pub tile: u32,
 }
 
@@ -95,21 +95,18 @@ pub(super) fn all() -> impl IntoIterator<Item = SplitProduct> {
 }
 
 impl SplitProduct {
-    /// Rows of tiles: the larger, the less is copied and loaded for each product, and the fewer blocks there are.
-    pub const TILES: [u32; 3] = [32, 64, 128];
+    /// Sides of tiles: the larger, the less is copied and loaded for each product, and the fewer blocks there are.
+    pub const TILES: [u32; 2] = [32, 64];
 
-    /// The largest tile of which `products` products, in windows of `window_len` tokens, have as many blocks as keep a device
-    /// busy: predicted to be the fastest, or near it.
+    /// The larger tile where `products` products, in windows of `window_len` tokens, have a block of it for each
+    /// multiprocessor, and leave less than half of it empty: predicted to be the faster one, or near it.
     pub fn fitting(products: usize, window_len: u32, multiprocessors: u32) -> Self {
-        // For two multiprocessors. Two blocks of the largest share one, and take little longer than one by itself.
-        let enough = [(128, 5), (64, 2)].map(|(tile, blocks)| (SplitProduct { tile }, blocks));
-        let mut fitting = enough.into_iter().filter(|(kernel, blocks)| {
-            let count = products as u64 * kernel.item_blocks(window_len);
-            // Half of a tile is not too much to leave empty.
-            2 * window_len > kernel.tile && 2 * count >= u64::from(blocks * multiprocessors)
-        });
-        let smallest = SplitProduct { tile: 32 };
-        fitting.next().map_or(smallest, |(kernel, _)| kernel)
+        let large = SplitProduct { tile: 64 };
+        let blocks = products as u64 * large.item_blocks(window_len);
+        match 2 * window_len > large.tile && blocks >= multiprocessors.into() {
+            true => large,
+            false => SplitProduct { tile: 32 },
+        }
     }
 
     /// Elements of f32 that a row of a split map takes: whole sectors of 32 bytes for either half.
@@ -139,8 +136,8 @@ impl SplitProduct {
             product: [FactorProduct::zeroed(); MAX_PRODUCTS],
         };
         params.product[..products.len()].copy_from_slice(products);
-        let [down, across] = self.tiles(window_len);
-        let grid = [(items.len() * products.len()) as u32, down, across];
+        let tiles = self.tiles(window_len);
+        let grid = [(items.len() * products.len()) as u32, tiles, tiles];
         let geometry = Geometry {
             shared_bytes: self.shared_bytes(),
             ..Geometry::new(grid, self.block())
@@ -151,31 +148,21 @@ impl SplitProduct {
             .passing(2 * items.len() * written.count() * maps.bytes())
     }
 
-    /// Tiles of a product, down and across.
-    pub fn tiles(&self, window_len: u32) -> [u32; 2] {
-        [self.tile, self.columns()].map(|side| window_len.div_ceil(side))
+    /// Tiles side by side of windows of `window_len` tokens.
+    pub fn tiles(&self, window_len: u32) -> u32 {
+        window_len.div_ceil(self.tile)
     }
 
     /// Blocks of a product.
     pub fn item_blocks(&self, window_len: u32) -> u64 {
-        let [down, across] = self.tiles(window_len).map(u64::from);
-        down * across
-    }
-
-    /// Columns of the output tile of a block.
-    const fn columns(&self) -> u32 {
-        match self.tile {
-            32 => 32,
-            _ => 64,
-        }
+        u64::from(self.tiles(window_len)).pow(2)
     }
 
     /// Rows and columns of the output tile of a warp.
     const fn warp_tile(&self) -> (u32, u32) {
         match self.tile {
             32 => (16, 16),
-            64 => (32, 16),
-            _ => (32, 32),
+            _ => (32, 16),
         }
     }
 
@@ -190,12 +177,12 @@ impl SplitProduct {
     /// Threads of a block.
     const fn block(&self) -> u32 {
         let (rows, columns) = self.warp_tile();
-        WARP * (self.tile / rows) * (self.columns() / columns)
+        WARP * (self.tile / rows) * (self.tile / columns)
     }
 
     /// Dynamic shared memory of a block: both halves of both operands in each stage.
     const fn shared_bytes(&self) -> u32 {
-        self.stages() * 2 * 2 * STEP * (self.tile + self.columns())
+        self.stages() * 2 * 2 * STEP * 2 * self.tile
     }
 }
 
@@ -203,25 +190,25 @@ impl Kernel for SplitProduct {
     fn variant(&self) -> Variant {
         let tile = format!("t{}", self.tile);
         let (rows, columns) = self.warp_tile();
-        // As shared memory has room for on sm_90.
-        let blocks = match self.tile {
-            32 => 5,
-            64 => 3,
-            _ => 2,
+        // As shared memory and, of the large ones, registers have room for on sm_90.
+        let (blocks, grouped_blocks) = match self.tile {
+            32 => (5, 5),
+            _ => (3, 2),
         };
         Variant {
             defines: vec![
-                ("TILE_ROWS", self.tile.to_string()),
-                ("TILE_COLUMNS", self.columns().to_string()),
+                ("TILE", self.tile.to_string()),
                 ("WARP_ROWS", rows.to_string()),
                 ("WARP_COLUMNS", columns.to_string()),
                 ("STAGES", self.stages().to_string()),
                 ("BLOCK_THREADS", self.block().to_string()),
                 ("BLOCKS", blocks.to_string()),
+                ("GROUPED_BLOCKS", grouped_blocks.to_string()),
                 ("SHARED_BYTES", self.shared_bytes().to_string()),
             ],
             arch: Arithmetic::F16x3.arch(),
             shared_bytes: self.shared_bytes(),
+            grouped_blocks_per_multiprocessor: grouped_blocks,
             ..Variant::new(
                 "split_product",
                 symbol(

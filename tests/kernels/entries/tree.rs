@@ -20,7 +20,7 @@ pub const ENTRIES: &[Entry] = &[
                     matrix([3, 2, 2, tokens]).check(lab, whole(tile))?;
                 }
             }
-            for (tile, tokens) in [(64, 64), (64, 65), (32, 70), (128, 130)] {
+            for (tile, tokens) in [(64, 64), (64, 65), (32, 70), (64, 130)] {
                 matrix([2, 1, 2, tokens]).check(lab, whole(tile))?;
             }
             Ok(())
