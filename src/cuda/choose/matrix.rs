@@ -147,10 +147,13 @@ mod tests {
         Pipeline::Chain { arithmetic, tokens }
     }
 
+    /// Pipelines with their times.
+    type Times = &'static [(Pipeline, f64)];
+
     /// What the model of a multiprocessor predicts for the matrix on an H200, in microseconds in a CUDA graph: `[layers,
     /// batch, heads, tokens]`, type, and pipelines with their times. Predictions, not measurements.
     #[rustfmt::skip]
-    const PREDICTED: &[([usize; 4], DType, &[(Pipeline, f64)])] = &[
+    const PREDICTED: &[([usize; 4], DType, Times)] = &[
         ([12, 1, 12, 197], F16, &[(TREE, 28.3), (PRODUCT, 132.0)]),
         ([12, 8, 12, 197], F16, &[(TREE, 91.7), (PRODUCT, 161.8)]),
         ([12, 33, 12, 197], F16, &[(TREE, 360.1), (PRODUCT, 378.4), (chain(256), 586.2)]),
