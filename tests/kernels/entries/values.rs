@@ -2,12 +2,14 @@
 //! that are not numbers, are discarded in the order of the reference.
 
 use attention_rollout::cuda::kernel::{Arithmetic, Form};
-use attention_rollout::{DType, DiscardScope, HeadFusion, StartRows};
+use attention_rollout::{DType, DiscardScope, HeadFusion, Output, StartRows};
 
 use super::tree::whole;
 use super::{Entry, discard, fusions};
 use crate::cases::{Case, Path};
+use crate::device::Device;
 use crate::lab::Lab;
+use crate::maps;
 
 pub const ENTRIES: &[Entry] = &[
     Entry {
@@ -62,6 +64,12 @@ pub const ENTRIES: &[Entry] = &[
         run: |lab| not_finite(lab, whole(32), &fusions(3)[..1], Case::matrix),
     },
     Entry {
+        name: "tree_first_layer_not_finite",
+        kernels: &["split_product"],
+        short: true,
+        run: first_layer_not_finite,
+    },
+    Entry {
         name: "discard_values",
         kernels: &["discard"],
         short: true,
@@ -77,6 +85,24 @@ pub const ENTRIES: &[Entry] = &[
         },
     },
 ];
+
+/// The first of cumulative outputs is a layer and no product: an entry of it that is not a number is the only one.
+fn first_layer_not_finite(lab: &Lab) -> Result<(), String> {
+    const TOKENS: usize = 9;
+    let case = Case::new([2, 1, 1, TOKENS])
+        .config(|c| c.output = Output::Cumulative)
+        .entry([0, 0, 0, 3, 5], f32::NAN);
+    let problem = case.problem();
+    let layers = maps::layers(&problem, 7, case.levels, &case.entries);
+    let device = Device::new(lab, &problem, &maps::hosts(&layers), case.offset);
+    let got = device.run(whole(32))?;
+    let is_nan = |&at: &usize| got[at].is_nan();
+    let nan: Vec<usize> = (0..TOKENS * TOKENS).filter(is_nan).collect();
+    match nan == [3 * TOKENS + 5] {
+        true => Ok(()),
+        false => Err(format!("{case:?}: not a number at {nan:?}")),
+    }
+}
 
 /// One layer of one head, so that the output is the map without what was discarded: zeros of both signs, many entries
 /// that are equal, negative ones, and NaN, which go last.
