@@ -72,6 +72,11 @@ def operands(tensors):
 # NumPy -----------------------------------------------------------------------------------------------------------
 
 
+def numpy_sum(layers):
+    """Reads every map once and does no more."""
+    return sum(attention.sum() for attention in layers)
+
+
 def numpy_loop(layers):
     rollout = None
     diagonal = np.arange(layers[0].shape[-1])
@@ -93,6 +98,11 @@ def numpy_row(layers):
 
 
 # PyTorch ---------------------------------------------------------------------------------------------------------
+
+
+def torch_sum(layers):
+    """Reads every map once and does no more."""
+    return torch.stack([attention.sum() for attention in layers])
 
 
 def torch_loop(layers):
@@ -251,12 +261,13 @@ class Worker:
     def __init__(self):
         self.copies = []
         if FAMILY == "numpy":
-            self.systems = {"numpy loop": each(numpy_loop), "numpy row": each(numpy_row)}
+            self.systems = {"numpy sum": each(numpy_sum), "numpy loop": each(numpy_loop), "numpy row": each(numpy_row)}
             return
         torch.set_num_threads(THREADS)
         torch.set_grad_enabled(False)
         torch.backends.cuda.matmul.allow_tf32 = False
         self.systems = {
+            "torch sum": each(torch_sum),
             "torch loop": each(torch_loop),
             "torch row": each(torch_row),
             "torch topk": each(torch_topk),
@@ -367,7 +378,7 @@ class Worker:
     def versions(self):
         """Versions of what is measured."""
         if FAMILY == "numpy":
-            return {"numpy": np.__version__}
+            return {"numpy": np.__version__, "systems": list(self.systems)}
         found = {"torch": torch.__version__}
         if DEVICE != "cpu":
             found["CUDA"] = torch.version.cuda

@@ -7,6 +7,8 @@ import statistics
 OURS = "attention-rollout"
 OURS_GRAPH = "attention-rollout graph"
 READ = "map read"
+# Ours, in the fastest order, and other libraries' sums.
+READS = (READ, "numpy sum", "torch sum")
 
 Key = collections.namedtuple("Key", "output shape extents dtype threads")
 
@@ -43,6 +45,14 @@ class Results:
         """The smallest time in microseconds, or None where the system was not measured."""
         rounds = self.times[key].get(system)
         return min(min(times) for times in rounds.values()) if rounds else None
+
+    def floor(self, key):
+        """The smallest time in microseconds that anything took to read the maps once."""
+        return min(self.minimum(key, system) for system in READS if system in self.times[key])
+
+    def rounds(self, key, system):
+        """How many processes measured it."""
+        return len(self.times[key][system])
 
     def runs(self, key, system):
         """How many times there are."""

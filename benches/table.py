@@ -8,7 +8,7 @@ order; and the rows that users ask for first into the README, between its two ma
 import argparse
 import pathlib
 
-from results import OURS, OURS_GRAPH, READ, Results
+from results import OURS, OURS_GRAPH, Results
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -63,10 +63,11 @@ def table(results, output):
             cells += [f"{ours:.1f}", f"{graph:.1f}" if graph else ""]
         else:
             cells += [str(key.threads), f"{ours / 1e3:.2f}"]
-        cells.append(f"{ours / results.minimum(key, READ):.2f}")
+        cells.append(f"{ours / results.floor(key):.2f}")
         for system in systems:
             ratio = results.ratio(key, system)
-            cells.append("{:.2f} ({:.2f}-{:.2f})".format(*ratio) if ratio else "")
+            shown = "{:.2f} ({:.2f}-{:.2f})" if results.rounds(key, OURS) > 1 else "{:.2f}"
+            cells.append(shown.format(*ratio) if ratio else "")
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -102,7 +103,7 @@ def first(everything):
         if not found:
             raise SystemExit(f"no time of {device} {output} {shape} {dtype}, {threads} threads")
         results, key = found[-1]
-        ours, read = results.minimum(key, OURS), results.minimum(key, READ)
+        ours, read = results.minimum(key, OURS), results.floor(key)
         ratio, system = min((results.ratio(key, name)[0], name) for name in NAMES if results.ratio(key, name))
         on = results.gpu() or f"{results.note('processor').split(' (')[0]}, {threads} threads"
         extents = key.extents if ";" not in key.extents else f"{key.extents.count(';') + 1} features"
@@ -122,7 +123,7 @@ run as a graph)."""
 INTRODUCTION = """\
 Extents are layers x batch x heads x tokens. *Times the read* compares with reading the same bytes of the maps once, as \
 fast as the same device can (the CPU with as many threads). The other columns say how many times as long as this crate a \
-system takes: above 1 this crate is faster (in brackets, the range of the ratio of medians over the processes).
+system takes: above 1 this crate is faster (in brackets, where there were several processes, the range of the ratio of medians over them).
 
 *Row* carries one row from the last layer to the first, which is the least PyTorch can do; *loop* multiplies whole \
 matrices, head mean and residual done in place; PyHealth is its own `AttentionRollout.attribute()` on the saved maps. \

@@ -1,5 +1,8 @@
 //! Are these attention maps? Looks for the first entry that no softmax gives.
 
+#[cfg(feature = "cpu")]
+mod glance;
+
 use std::fmt;
 use std::ops::Range;
 
@@ -11,9 +14,6 @@ use crate::error::{Error, Result};
 use crate::layer::{HostLayer, HostTensor};
 use crate::layout::Shape;
 use crate::problem::Problem;
-
-/// Values summed side by side, so that the sum does not wait for itself.
-const LANES: usize = 8;
 
 /// The first thing found that no softmax gives.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -272,56 +272,33 @@ fn check_rows<T: Element>(
     let Place { layer, item, head } = place;
     let strides = problem.strides(layer);
     let window = problem.windows()[item];
-    (rows.start..rows.end.min(window.len)).find_map(|i| {
-        let row = window.start + i;
-        let present = if problem.config().causal {
-            i + 1
-        } else {
-            window.len
-        };
-        let first = item * strides.batch + head * strides.head + row * strides.row;
-        let entries = &maps[first + window.start..][..present];
-        let kind = check_row(entries, window.start, rule)?;
-        Some(place.defect(row, kind))
-    })
-}
-
-/// Adds `values` to the sums of every [`LANES`]th. Their bits, or-ed together.
-fn add(values: &[f32], sums: &mut [f64; LANES]) -> u32 {
-    #[cfg(target_arch = "x86_64")]
-    {
-        /// The same, with vectors of four f64 instead of two.
-        #[target_feature(enable = "avx2")]
-        fn add_with_avx2(values: &[f32], sums: &mut [f64; LANES]) -> u32 {
-            add_anywhere(values, sums)
+    let causal = problem.config().causal;
+    let len = |row: usize| if causal { row + 1 } else { window.len };
+    let first_entry = |row: usize| {
+        let row = window.start + row;
+        item * strides.batch + head * strides.head + row * strides.row + window.start
+    };
+    let mut rows = rows.start..rows.end.min(window.len);
+    while !rows.is_empty() {
+        #[cfg(feature = "cpu")]
+        {
+            let all = glance::Rows {
+                entries: &maps[first_entry(rows.start)..],
+                stride: strides.row,
+                count: rows.len(),
+                first_len: len(rows.start),
+                growth: causal.into(),
+            };
+            rows.start += glance::sure_rows(all, rule);
         }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has been asked.
-            return unsafe { add_with_avx2(values, sums) };
+        let row = rows.next()?;
+        let entries = &maps[first_entry(row)..][..len(row)];
+        if let Some(kind) = check_row(entries, window.start, rule) {
+            return Some(place.defect(window.start + row, kind));
         }
     }
-    add_anywhere(values, sums)
+    None
 }
-
-#[inline(always)]
-fn add_anywhere(values: &[f32], sums: &mut [f64; LANES]) -> u32 {
-    let mut bits = [0; LANES];
-    let mut add = |values: &[f32; LANES]| {
-        for lane in 0..LANES {
-            sums[lane] += f64::from(values[lane]);
-            bits[lane] |= values[lane].to_bits();
-        }
-    };
-    let (whole, rest) = values.as_chunks();
-    whole.iter().for_each(&mut add);
-    let mut last = [0.0; LANES];
-    last[..rest.len()].copy_from_slice(rest);
-    add(&last);
-    bits.into_iter().fold(0, |any, bits| any | bits)
-}
-
-/// Entries widened at a time.
-const CHUNK: usize = 512;
 
 fn check_row<T: Element>(row: &[T], first_column: usize, rule: Rule) -> Option<DefectKind> {
     let lowest = match rule {
@@ -329,29 +306,20 @@ fn check_row<T: Element>(row: &[T], first_column: usize, rule: Rule) -> Option<D
         Rule::Distribution { .. } => 0.0,
     };
     let right = lowest..=f32::MAX;
-    let mut sums = [0.0; LANES];
-    let mut buffer = [0.0; CHUNK];
-    for (chunk, entries) in row.chunks(CHUNK).enumerate() {
-        let values = &mut buffer[..entries.len()];
-        T::widen(entries, values);
-        let signs = add(values, &mut sums);
-        // Finite numbers of f32 never sum to what is not. A zero may have a sign.
-        let is_finite = sums.iter().sum::<f64>().is_finite();
-        if is_finite && signs >> 31 == 0 {
-            continue;
-        }
-        if let Some(at) = values.iter().position(|value| !right.contains(value)) {
-            let (column, value) = (first_column + chunk * CHUNK + at, values[at]);
+    let mut sum = 0.0;
+    for (column, entry) in (first_column..).zip(row) {
+        let value = entry.to_f32();
+        if !right.contains(&value) {
             return Some(if value.is_finite() {
                 DefectKind::Negative { column, value }
             } else {
                 DefectKind::NotFinite { column, value }
             });
         }
+        sum += f64::from(value);
     }
     let Rule::Distribution { tolerance } = rule else {
         return None;
     };
-    let sum: f64 = sums.iter().sum();
     ((sum - 1.0).abs() > tolerance).then_some(DefectKind::RowSum { sum, tolerance })
 }

@@ -19,7 +19,7 @@ mod memory;
 mod panels;
 mod plan;
 mod scores;
-mod simd;
+pub(crate) mod simd;
 mod streaming;
 mod team;
 mod top_down;

@@ -2,9 +2,10 @@
 
 use crate::common::generate::{Case, Layout};
 use attention_rollout::{
-    DType, Defect, DefectKind, Error, GradientRule, HostLayer, HostTensor, Layer, Output, Problem,
-    RolloutConfig, Shape, Window, validate,
+    DType, Defect, DefectKind, Element, Error, GradientRule, HostLayer, HostTensor, Layer, Output,
+    Problem, RolloutConfig, Shape, Window, validate,
 };
+use half::{bf16, f16};
 
 const SHAPE: Shape = Shape {
     layers: 3,
@@ -209,4 +210,76 @@ fn the_first_gradient_that_is_not_finite_is_named() {
     );
     gradients[1][32 + 16 + 4 + 3] = 0.0;
     assert_eq!(find(&gradients).unwrap().layer, 2);
+}
+
+/// One layer of one head of `tokens` tokens.
+fn long(dtype: DType, tokens: usize, config: RolloutConfig) -> Problem {
+    let shape = Shape {
+        layers: 1,
+        batch: 1,
+        heads: 1,
+        tokens,
+    };
+    Problem::new(shape, dtype, config).unwrap()
+}
+
+#[test]
+fn a_defect_anywhere_in_a_long_row_is_found() {
+    fn find<T: Element>(causal: bool) {
+        const TOKENS: usize = 70;
+        let config = RolloutConfig {
+            causal,
+            ..RolloutConfig::default()
+        };
+        let problem = long(T::DTYPE, TOKENS, config);
+        let len = |row: usize| if causal { row + 1 } else { TOKENS };
+        let mut map = vec![T::from_f32(f32::NAN); TOKENS * TOKENS];
+        for (row, entries) in map.chunks_exact_mut(TOKENS).enumerate() {
+            entries[..len(row)].fill(T::from_f32(1.0 / len(row) as f32));
+        }
+        let row = TOKENS - 3;
+        for column in 0..len(row) {
+            for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.5] {
+                let right = std::mem::replace(&mut map[row * TOKENS + column], T::from_f32(value));
+                for tolerance in [0.0625, f64::INFINITY] {
+                    let layers = [HostLayer::from(&map[..])];
+                    let defect = validate(&problem, &layers, tolerance).unwrap().unwrap();
+                    assert_eq!(defect.row, row, "{value} in column {column}");
+                    match defect.kind {
+                        DefectKind::NotFinite { column: at, .. } if !value.is_finite() => {
+                            assert_eq!(at, column);
+                        }
+                        DefectKind::Negative { column: at, .. } => assert_eq!(at, column),
+                        kind => panic!("{value} in column {column}: {kind:?}"),
+                    }
+                }
+                map[row * TOKENS + column] = right;
+            }
+        }
+        let layers = [HostLayer::from(&map[..])];
+        assert_eq!(validate(&problem, &layers, 0.0625).unwrap(), None);
+    }
+    for causal in [false, true] {
+        find::<f32>(causal);
+        find::<f16>(causal);
+        find::<bf16>(causal);
+    }
+}
+
+#[test]
+fn sums_are_judged_as_closely_as_asked() {
+    const TOKENS: usize = 1024;
+    let problem = long(DType::F32, TOKENS, RolloutConfig::default());
+    // Closer than a sum in f32 tells, and not.
+    for tolerance in [1e-6, 1e-4] {
+        for off in [0.0, 0.9, 1.1, -0.9, -1.1_f64] {
+            let mut map = vec![1.0 / TOKENS as f32; TOKENS * TOKENS];
+            map[5 * TOKENS] += (off * tolerance) as f32;
+            let defect = validate(&problem, &[HostLayer::from(&map[..])], tolerance).unwrap();
+            let found =
+                defect.map(|defect| (defect.row, matches!(defect.kind, DefectKind::RowSum { .. })));
+            let want = (off.abs() > 1.0).then_some((5, true));
+            assert_eq!(found, want, "{off} times {tolerance} off");
+        }
+    }
 }
