@@ -278,26 +278,25 @@ fn check_rows<T: Element>(
         let row = window.start + row;
         item * strides.batch + head * strides.head + row * strides.row + window.start
     };
-    let mut rows = rows.start..rows.end.min(window.len);
-    while !rows.is_empty() {
-        #[cfg(feature = "cpu")]
-        {
-            let all = glance::Rows {
-                entries: &maps[first_entry(rows.start)..],
-                stride: strides.row,
-                count: rows.len(),
-                first_len: len(rows.start),
-                growth: causal.into(),
-            };
-            rows.start += glance::sure_rows(all, rule);
-        }
-        let row = rows.next()?;
+    let rows = rows.start..rows.end.min(window.len);
+    #[cfg(feature = "cpu")]
+    let rows = if rows.is_empty() {
+        rows
+    } else {
+        let all = glance::Rows {
+            entries: &maps[first_entry(rows.start)..],
+            stride: strides.row,
+            count: rows.len(),
+            first_len: len(rows.start),
+            growth: causal.into(),
+        };
+        rows.start + glance::sure_rows(all, rule)..rows.end
+    };
+    rows.into_iter().find_map(|row| {
         let entries = &maps[first_entry(row)..][..len(row)];
-        if let Some(kind) = check_row(entries, window.start, rule) {
-            return Some(place.defect(window.start + row, kind));
-        }
-    }
-    None
+        let kind = check_row(entries, window.start, rule)?;
+        Some(place.defect(window.start + row, kind))
+    })
 }
 
 fn check_row<T: Element>(row: &[T], first_column: usize, rule: Rule) -> Option<DefectKind> {

@@ -237,7 +237,7 @@ fn a_defect_anywhere_in_a_long_row_is_found() {
         for (row, entries) in map.chunks_exact_mut(TOKENS).enumerate() {
             entries[..len(row)].fill(T::from_f32(1.0 / len(row) as f32));
         }
-        let row = TOKENS - 3;
+        let row = 33;
         for column in 0..len(row) {
             for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.5] {
                 let right = std::mem::replace(&mut map[row * TOKENS + column], T::from_f32(value));
@@ -258,6 +258,15 @@ fn a_defect_anywhere_in_a_long_row_is_found() {
         }
         let layers = [HostLayer::from(&map[..])];
         assert_eq!(validate(&problem, &layers, 0.0625).unwrap(), None);
+        // The first of several, whatever comes after it, in the same place of other rows.
+        for value in [f32::NAN, f32::INFINITY, 9.0] {
+            map[row * TOKENS + 1] = T::from_f32(-0.5);
+            map[(row + 1) * TOKENS + 1] = T::from_f32(value);
+            map[(row + 2) * TOKENS + 1] = T::from_f32(value);
+            let layers = [HostLayer::from(&map[..])];
+            let defect = validate(&problem, &layers, 0.0625).unwrap().unwrap();
+            assert_eq!(defect.row, row, "{value} after it");
+        }
     }
     for causal in [false, true] {
         find::<f32>(causal);
