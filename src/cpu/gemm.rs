@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use dyn_stack::{MemBuffer, StackReq};
+use gemm_common::Parallelism;
 use gemm_common::cache::CACHE_INFO;
 use gemm_common::gemm::{CACHELINE_ALIGN, L2_SLAB};
 
@@ -96,29 +97,32 @@ pub(crate) fn prepare_thread() -> Result<()> {
 pub(crate) fn multiply(to: MatrixMut<'_>, add: bool, left: MatrixRef<'_>, right: MatrixRef<'_>) {
     assert_eq!(left.columns, right.rows);
     assert_eq!((to.rows, to.columns), (left.rows, right.columns));
+    // In columns, as the crate's kernels would have them: the transpose of the product is that of the factors' transposes
+    // in the other order.
+    //
     // SAFETY: the views were checked to hold their extents, and `to` is borrowed mutably, so nothing aliases it. Strides
     // are below `isize::MAX` since they index slices.
     unsafe {
-        gemm::gemm(
-            to.rows,
+        gemm_f32::gemm::f32::get_gemm_fn()(
             to.columns,
+            to.rows,
             left.columns,
             to.data.as_mut_ptr(),
-            1,
             to.stride as isize,
+            1,
             add,
-            left.data.as_ptr(),
-            1,
-            left.stride as isize,
             right.data.as_ptr(),
-            1,
             right.stride as isize,
+            1,
+            left.data.as_ptr(),
+            left.stride as isize,
+            1,
             f32::from(u8::from(add)),
             1.0,
             false,
             false,
             false,
-            gemm::Parallelism::None,
+            Parallelism::None,
         );
     }
 }

@@ -11,7 +11,7 @@ mod discard;
 mod engine;
 mod form;
 mod fuse;
-mod gemm;
+pub(crate) mod gemm;
 mod group;
 mod item;
 mod map;

@@ -1,4 +1,4 @@
-//! The other floor of the product form on the CPU: its matrix products, by the `gemm` crate, and nothing else.
+//! The other floor of the product form on the CPU: its matrix products, by the GEMM crate, and nothing else.
 
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::thread_pool;
+use crate::cpu::gemm::{self, MatrixMut, MatrixRef};
 use crate::error::Result;
 use crate::problem::Problem;
 
@@ -85,33 +86,13 @@ impl Products {
 impl PanelProduct {
     /// `state = left * state`.
     fn multiply(&mut self, left: &[f32], tokens: usize) {
-        assert_eq!(left.len(), tokens * tokens);
-        assert_eq!(self.state.len(), tokens * self.columns);
-        assert_eq!(self.next.len(), self.state.len());
-        // SAFETY: row-major matrices of the extents just checked; `next` is borrowed mutably, so nothing aliases it.
-        unsafe {
-            gemm::gemm(
-                tokens,
-                self.columns,
-                tokens,
-                self.next.as_mut_ptr(),
-                1,
-                self.columns as isize,
-                false,
-                left.as_ptr(),
-                1,
-                tokens as isize,
-                self.state.as_ptr(),
-                1,
-                self.columns as isize,
-                0.0,
-                1.0,
-                false,
-                false,
-                false,
-                gemm::Parallelism::None,
-            );
-        }
+        let (columns, next) = (self.columns, &mut self.next);
+        gemm::multiply(
+            MatrixMut::new(next, columns, tokens, columns),
+            false,
+            MatrixRef::new(left, tokens, tokens, tokens),
+            MatrixRef::new(&self.state, columns, tokens, columns),
+        );
         std::mem::swap(&mut self.state, &mut self.next);
     }
 }
