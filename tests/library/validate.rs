@@ -233,7 +233,7 @@ fn a_defect_anywhere_in_a_long_row_is_found() {
         };
         let problem = long(T::DTYPE, TOKENS, config);
         let len = |row: usize| if causal { row + 1 } else { TOKENS };
-        let mut map = vec![T::from_f32(f32::NAN); TOKENS * TOKENS];
+        let mut map = [T::from_f32(f32::NAN); TOKENS * TOKENS];
         for (row, entries) in map.chunks_exact_mut(TOKENS).enumerate() {
             entries[..len(row)].fill(T::from_f32(1.0 / len(row) as f32));
         }
