@@ -80,6 +80,20 @@ fn cuda_device(args: &DeviceArgs) -> attention_rollout::Result<Device> {
     Device::on(&runtimes, &options)
 }
 
+/// How plans are made for GPUs.
+#[cfg(feature = "cuda")]
+pub fn cuda_options(args: &DeviceArgs) -> attention_rollout::cuda::Options {
+    use crate::options::PrecisionArg;
+    use attention_rollout::cuda::{Options, Precision};
+    Options {
+        precision: match args.precision {
+            PrecisionArg::F32 => Precision::F32,
+            PrecisionArg::Half => Precision::Half,
+        },
+        ..Options::default()
+    }
+}
+
 /// The GPUs that the options name, with one compiler for all, and how plans are made for them.
 #[cfg(feature = "cuda")]
 pub fn cuda_runtimes(
@@ -88,8 +102,7 @@ pub fn cuda_runtimes(
     Vec<attention_rollout::cuda::Runtime>,
     attention_rollout::cuda::Options,
 )> {
-    use crate::options::PrecisionArg;
-    use attention_rollout::cuda::{self, Compiler, Options, Precision, Runtime, nvrtc::Nvrtc};
+    use attention_rollout::cuda::{self, Compiler, Runtime, nvrtc::Nvrtc};
     let devices = cuda::available()?;
     let ordinals = match args.device {
         DeviceArg::CudaAll => 0..devices.len(),
@@ -98,13 +111,7 @@ pub fn cuda_runtimes(
     };
     let contexts = ordinals.map(cuda::context);
     let contexts = contexts.collect::<attention_rollout::Result<Vec<_>>>()?;
-    let options = Options {
-        precision: match args.precision {
-            PrecisionArg::F32 => Precision::F32,
-            PrecisionArg::Half => Precision::Half,
-        },
-        ..Options::default()
-    };
+    let options = cuda_options(args);
     let compiler = Compiler {
         nvrtc: Some(Nvrtc::load_for_driver(cuda::driver_version()?)?),
         ..Compiler::default()

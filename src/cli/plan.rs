@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use attention_rollout::measure::HostRead;
 use attention_rollout::memory::filled;
-use attention_rollout::{DType, HostLayer, Shape};
+use attention_rollout::{DType, HostLayer, Problem, Shape};
 use clap::Args;
 use serde_json::json;
 
@@ -53,6 +53,14 @@ pub struct PlanArgs {
     #[command(flatten)]
     device: DeviceArgs,
 
+    /// Plan for a GPU that need not be here: t4 | a100 | l4 | l40s | rtx4090 | h100 | h200 | b200 | rtx5090
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["device", "threads", "sample"])]
+    gpu: Option<String>,
+
+    /// List every way of computing it that is looked at, with its estimated time; the first one is taken
+    #[arg(long, requires = "gpu")]
+    explain: bool,
+
     /// Memory to read for measuring the floor, in MiB; more than the caches hold
     #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..))]
     sample: u16,
@@ -81,6 +89,9 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         &args.config,
         args.output_kind,
     )?;
+    if let Some(model) = &args.gpu {
+        return plan_for(model, args, &problem);
+    }
     let device = backend::open_for(&args.device, std::iter::once(&problem))?;
     let plan = device.plan(&problem).map_err(Error::rollout("plan"))?;
 
@@ -132,6 +143,83 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         report::line(format_args!("launches   of {items} items: {plan}"))?;
     }
     Ok(())
+}
+
+/// Shows how a GPU of a model would compute the problem.
+#[cfg(feature = "cuda")]
+fn plan_for(model: &str, args: &PlanArgs, problem: &Problem) -> Result<()> {
+    use attention_rollout::cuda::{self, Candidate, DeviceLimits};
+
+    let limits = DeviceLimits::of_model(model).ok_or_else(|| Error::Argument {
+        option: "--gpu",
+        expected: DeviceLimits::MODELS.map(|(name, _)| name).join(" | "),
+        got: model.to_owned(),
+    })?;
+    let options = backend::cuda_options(&args.device);
+    let candidates = cuda::candidates(problem, &limits, &options);
+    let candidates = candidates.map_err(Error::rollout("--gpu"))?;
+    let listed = if args.explain { candidates.len() } else { 1 };
+    let variants = |candidate: &Candidate| -> Vec<String> {
+        let variants = candidate.schedule.variants().iter();
+        variants.map(|variant| variant.symbol.clone()).collect()
+    };
+    if args.json {
+        let candidates = candidates[..listed].iter().map(|candidate| {
+            json!({
+                "pipeline": candidate.schedule.pipeline().to_string(),
+                "variants": variants(candidate),
+                "launches": candidate.schedule.launches(),
+                "workspace_bytes": candidate.schedule.workspace_bytes(),
+                "estimate_us": candidate.estimate_us,
+                "floor_us": candidate.floor_us,
+            })
+        });
+        let candidates: Vec<_> = candidates.collect();
+        return report::line(json!({"gpu": model, "candidates": candidates}));
+    }
+    report::line(format_args!(
+        "problem    {}, {}",
+        problem.shape(),
+        args.dtype
+    ))?;
+    report::line(format_args!(
+        "gpu        {model}, whether or not it is here"
+    ))?;
+    let Candidate {
+        schedule, floor_us, ..
+    } = &candidates[0];
+    report::line(format_args!(
+        "floor      {floor_us:.1} us to move maps and output once, at the peak of its memory"
+    ))?;
+    report::line(format_args!(
+        "workspace  {}",
+        bytes(schedule.workspace_bytes())
+    ))?;
+    report::line(
+        "estimated by constants measured on an H200 or predicted for one, scaled to the model:",
+    )?;
+    for candidate in &candidates[..listed] {
+        report::line(format_args!(
+            "{:8.1} us  launches: {:2}  {} ({})",
+            candidate.estimate_us,
+            candidate.schedule.launches(),
+            candidate.schedule.pipeline(),
+            variants(candidate).join(", ")
+        ))?;
+    }
+    if !args.explain {
+        report::line(format_args!("launches   {schedule}"))?;
+    }
+    Ok(())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn plan_for(model: &str, _args: &PlanArgs, _problem: &Problem) -> Result<()> {
+    Err(Error::Argument {
+        option: "--gpu",
+        expected: "a binary with the CUDA backend".to_owned(),
+        got: model.to_owned(),
+    })
 }
 
 /// Bytes per second at which this machine reads memory: the best of a few reads.

@@ -34,6 +34,53 @@ pub fn choose(problem: &Problem, limits: &DeviceLimits, options: &Options) -> Re
     choose_for(problem, problem.shape().batch, limits, options)
 }
 
+/// A way of computing a problem, with the times that are known before it runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// What a plan would launch.
+    pub schedule: Schedule,
+    /// The time of a run in microseconds, as it is estimated: within about 1.5 of what a model of an H200 predicts, and
+    /// scaled to other devices by their multiprocessors and memory.
+    pub estimate_us: f64,
+    /// What memory takes at its peak to move the maps and the output once, in microseconds; NaN where the peak is unknown.
+    pub floor_us: f64,
+}
+
+/// Every way of computing `problem` that [`choose`] looks at: first the one that it takes, then the others, by their
+/// estimates.
+///
+/// # Errors
+/// As [`choose`].
+pub fn candidates(
+    problem: &Problem,
+    limits: &DeviceLimits,
+    options: &Options,
+) -> Result<Vec<Candidate>> {
+    let chosen = choose(problem, limits, options)?;
+    let batch = problem.shape().batch;
+    let work = Workload::new(problem, batch, limits, rows_read_fused(problem));
+    let peak = match limits.memory_bytes_per_us {
+        0 => f64::NAN,
+        peak => f64::from(peak),
+    };
+    let candidate = |schedule: Schedule| Candidate {
+        estimate_us: work.microseconds(schedule.pipeline),
+        floor_us: schedule.floor_bytes() as f64 / peak,
+        schedule,
+    };
+    let mut others = work.candidates(options.precision);
+    others.retain(|&(_, pipeline)| pipeline != chosen.pipeline);
+    others.sort_by(|a, b| a.0.total_cmp(&b.0));
+    others.dedup_by_key(|&mut (_, pipeline)| pipeline);
+    let others = others
+        .into_iter()
+        .map(|(_, pipeline)| pipeline.schedule(problem, batch, limits));
+    Ok(std::iter::once(chosen)
+        .chain(others)
+        .map(candidate)
+        .collect())
+}
+
 /// As [`choose`], for runs of `batch` items of the problem at a time.
 pub(super) fn choose_for(
     problem: &Problem,

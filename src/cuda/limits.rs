@@ -17,6 +17,8 @@ pub struct DeviceLimits {
     pub threads_per_multiprocessor: u32,
     /// L2 cache in bytes.
     pub l2_bytes: usize,
+    /// Bytes that memory moves in a microsecond at its peak: twice its clock, times the width of its bus.
+    pub memory_bytes_per_us: u32,
     /// Whether blocks can be launched in clusters with shared memory in common.
     pub clusters: bool,
 }
@@ -25,7 +27,49 @@ impl DeviceLimits {
     /// The oldest architecture the kernels compile for.
     pub const OLDEST_ARCH: u32 = 75;
 
-    /// An NVIDIA H200 or H100 SXM (the two differ only in memory).
+    /// GPUs that can be planned for without being there, oldest first, as `attention-rollout plan --gpu` calls them: from the
+    /// table of compute capabilities in NVIDIA's CUDA programming guide, and each one's data sheet.
+    pub const MODELS: [(&'static str, DeviceLimits); 9] = [
+        ("t4", DeviceLimits::T4),
+        ("a100", DeviceLimits::A100),
+        ("l4", DeviceLimits::ada(58, 48, 300_048)),
+        ("l40s", DeviceLimits::ada(142, 96, 864_096)),
+        ("rtx4090", DeviceLimits::ada(128, 72, 1_008_096)),
+        (
+            "h100",
+            DeviceLimits {
+                memory_bytes_per_us: 3_352_320,
+                ..DeviceLimits::H200
+            },
+        ),
+        ("h200", DeviceLimits::H200),
+        (
+            "b200",
+            DeviceLimits {
+                arch: 100,
+                multiprocessors: 148,
+                l2_bytes: 126 << 20,
+                memory_bytes_per_us: 8_183_808,
+                ..DeviceLimits::H200
+            },
+        ),
+        (
+            "rtx5090",
+            DeviceLimits {
+                arch: 120,
+                clusters: true,
+                ..DeviceLimits::ada(170, 96, 1_792_128)
+            },
+        ),
+    ];
+
+    /// The one of [`MODELS`](DeviceLimits::MODELS) of that name.
+    pub fn of_model(name: &str) -> Option<DeviceLimits> {
+        let mut models = DeviceLimits::MODELS.into_iter();
+        models.find_map(|(model, limits)| (model == name).then_some(limits))
+    }
+
+    /// An NVIDIA H200; an H100 SXM differs only in its memory.
     pub const H200: DeviceLimits = DeviceLimits {
         arch: 90,
         multiprocessors: 132,
@@ -34,10 +78,11 @@ impl DeviceLimits {
         registers_per_multiprocessor: 65_536,
         threads_per_multiprocessor: 2048,
         l2_bytes: 50 << 20,
+        memory_bytes_per_us: 4_916_736,
         clusters: true,
     };
 
-    /// An NVIDIA A100.
+    /// An NVIDIA A100 with 80 GB.
     pub const A100: DeviceLimits = DeviceLimits {
         arch: 80,
         multiprocessors: 108,
@@ -46,6 +91,7 @@ impl DeviceLimits {
         registers_per_multiprocessor: 65_536,
         threads_per_multiprocessor: 2048,
         l2_bytes: 40 << 20,
+        memory_bytes_per_us: 2_039_040,
         clusters: false,
     };
 
@@ -58,6 +104,22 @@ impl DeviceLimits {
         registers_per_multiprocessor: 65_536,
         threads_per_multiprocessor: 1024,
         l2_bytes: 4 << 20,
+        memory_bytes_per_us: 320_064,
         clusters: false,
     };
+
+    /// A GPU of the Ada generation.
+    const fn ada(multiprocessors: u32, l2_megabytes: usize, memory_bytes_per_us: u32) -> Self {
+        DeviceLimits {
+            arch: 89,
+            multiprocessors,
+            shared_bytes_per_block: 99 << 10,
+            shared_bytes_per_multiprocessor: 100 << 10,
+            registers_per_multiprocessor: 65_536,
+            threads_per_multiprocessor: 1536,
+            l2_bytes: l2_megabytes << 20,
+            memory_bytes_per_us,
+            clusters: false,
+        }
+    }
 }

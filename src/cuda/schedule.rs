@@ -94,6 +94,11 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// What laid it out.
+    pub fn pipeline(&self) -> Pipeline {
+        self.pipeline
+    }
+
     /// The kernels, each once, in order of first use.
     pub fn variants(&self) -> &[Arc<Variant>] {
         &self.variants

@@ -12,6 +12,8 @@ mod limits;
 mod messages;
 mod outputs;
 mod paths;
+#[cfg(feature = "cuda")]
+mod plan;
 mod queries_keys;
 mod real_data;
 mod relevance;

@@ -2,8 +2,8 @@
 
 use attention_rollout::cuda::kernel::Arithmetic;
 use attention_rollout::cuda::{
-    DeviceLimits, GroupPlan, HostPlan, Options, Plan, Precision, Schedule, StreamingPlan, choose,
-    choose_streaming,
+    Candidate, DeviceLimits, GroupPlan, HostPlan, Options, Plan, Precision, Schedule,
+    StreamingPlan, candidates, choose, choose_streaming,
 };
 use attention_rollout::{
     DType, Discard, DiscardScope, Error, HeadFusion, Output, Problem, Residual, ResidualWeights,
@@ -439,4 +439,55 @@ fn plans_may_move_between_threads() {
     movable::<StreamingPlan>();
     movable::<GroupPlan>();
     movable::<HostPlan>();
+}
+
+#[test]
+fn every_model_has_a_way_whose_estimate_is_no_less_than_the_floor() {
+    let options = Options::default();
+    for (name, limits) in DeviceLimits::MODELS {
+        assert_eq!(DeviceLimits::of_model(name), Some(limits.clone()));
+        for output in [rows(), Output::Matrix, Output::Cumulative] {
+            for (batch, tokens) in [(1, 28), (8, 197), (256, 128), (2, 577)] {
+                let problem = problem(12, batch, 12, tokens, output.clone());
+                let all = candidates(&problem, &limits, &options).unwrap();
+                let what = format!("{name}, batch {batch}, {tokens} tokens, {output:?}");
+                assert_eq!(all[0].schedule, chosen(&problem, &limits), "{what}");
+                let estimates = || all.iter().map(|candidate| candidate.estimate_us);
+                assert!(estimates().skip(1).is_sorted(), "{what}");
+                for Candidate {
+                    schedule,
+                    estimate_us,
+                    floor_us,
+                } in &all
+                {
+                    let peak = f64::from(limits.memory_bytes_per_us);
+                    assert_eq!(*floor_us, schedule.floor_bytes() as f64 / peak, "{what}");
+                    assert!(
+                        estimate_us.is_finite() && estimate_us >= floor_us,
+                        "{what}: {estimate_us} us, floor {floor_us} us: {schedule}"
+                    );
+                }
+                let pipelines: Vec<_> = all.iter().map(|one| one.schedule.pipeline()).collect();
+                for (index, pipeline) in pipelines.iter().enumerate() {
+                    assert!(!pipelines[..index].contains(pipeline), "{what}: {pipeline}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn memory_that_is_slower_takes_longer() {
+    let problem = problem(12, 64, 12, 197, rows());
+    let estimate_us = |memory_bytes_per_us| {
+        let limits = DeviceLimits {
+            memory_bytes_per_us,
+            ..DeviceLimits::H200
+        };
+        candidates(&problem, &limits, &Options::default()).unwrap()[0].estimate_us
+    };
+    let [h200, half] = [4_916_736, 2_458_368].map(estimate_us);
+    assert!((1.8..2.1).contains(&(half / h200)), "{half} and {h200} us");
+    // What a driver does not tell is taken to be as an H200's.
+    assert!((estimate_us(0) / h200 - 1.0).abs() < 0.01);
 }

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use attention_rollout::cuda::Options;
 use attention_rollout::cuda::nvrtc::{self, Cache, Source, Target};
+use attention_rollout::cuda::{self, DeviceLimits, Options};
 use attention_rollout::measure::{Case, Inputs};
 use attention_rollout::{DType, Output, Problem, RolloutConfig, Shape};
 
@@ -62,10 +62,30 @@ fn the_floor_reads_the_bytes_of_a_run_once_and_rotates() {
             assert_eq!(traffic[0].read.requests, floor_bytes.div_ceil(512));
         }
         let copies = case.setup().copies;
-        let l2_bytes = attention_rollout::cuda::limits(&machine.context)
-            .unwrap()
-            .l2_bytes;
+        let l2_bytes = cuda::limits(&machine.context).unwrap().l2_bytes;
         assert!(copies == 256 || copies * case.map_bytes() >= 2 * l2_bytes);
+    }
+}
+
+#[test]
+fn the_peak_of_memory_is_told_by_the_driver() {
+    for arch in ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120"] {
+        let Some(machine) = machine(arch) else {
+            return;
+        };
+        let limits = cuda::limits(&machine.context).unwrap();
+        let peak = |limits: &DeviceLimits| limits.memory_bytes_per_us;
+        match machine.vcuda {
+            None => assert!(peak(&limits) > 100_000, "{limits:?}"),
+            Some(_) => {
+                let mut models = DeviceLimits::MODELS.into_iter().map(|(_, model)| model);
+                let is_alike = |model: &DeviceLimits| {
+                    (model.arch, model.multiprocessors, peak(model))
+                        == (limits.arch, limits.multiprocessors, peak(&limits))
+                };
+                assert!(models.any(|model| is_alike(&model)), "{limits:?}");
+            }
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! multiprocessor.
 
 use super::Workload;
-use super::estimate::{BYTES_PER_US, HEADS_IN_FLIGHT, LAUNCH_US};
+use super::estimate::{HEADS_IN_FLIGHT, LAUNCH_US};
 use crate::config::Output;
 use crate::cuda::kernel::{Arithmetic, SplitProduct};
 use crate::cuda::pipeline::TreeShape;
@@ -59,7 +59,7 @@ impl Workload<'_> {
             _ => self.layers() * slabs * CLUSTER_BARRIER_US,
         };
         let alone_us =
-            (self.item_bytes / BYTES_PER_US).max(self.item_operations() / rate(arithmetic));
+            (self.item_bytes / self.bytes_per_us()).max(self.item_operations() / rate(arithmetic));
         // Of the 16 rows of a slab a warp takes some, a few heads of one at a time.
         let heads = match self.chain_fused_first {
             true => 1,

@@ -2,7 +2,7 @@
 
 use super::Workload;
 use super::candidates::ROWS_CLUSTERS;
-use super::estimate::{BYTES_PER_US, LAUNCH_US};
+use super::estimate::LAUNCH_US;
 use crate::cuda::kernel::{Exchange, Kernel, RingRows, RowsStream, Sets};
 use crate::cuda::pipeline::Pipeline;
 
@@ -120,7 +120,7 @@ impl Workload<'_> {
             true => 4.0 * len * len,
             false => self.item_bytes / self.layers(),
         };
-        let streaming_us = passes * layer_bytes / (BYTES_PER_US * f64::from(sets.blocks));
+        let streaming_us = passes * layer_bytes / (self.bytes_per_us() * f64::from(sets.blocks));
         let layer_us = computing_us.max(streaming_us) + UNHIDDEN * computing_us.min(streaming_us);
         let items = match self.grouped {
             // Blocks take what others have not.

@@ -1,7 +1,7 @@
 //! The time that rollout from queries and keys is expected to take, and how its rows are divided.
 
 use super::Workload;
-use super::estimate::{BYTES_PER_US, LAUNCH_US};
+use super::estimate::LAUNCH_US;
 use crate::config::HeadFusion;
 use crate::cuda::kernel::{MAX_SCORE_ROWS, ScoreRows, ScoreSplits};
 use crate::cuda::pipeline::Pipeline;
@@ -76,7 +76,7 @@ impl Workload<'_> {
             true => 0.0,
             false => 2.0 * self.batch * item_bytes,
         };
-        let memory_us = spilled / (BYTES_PER_US * f64::from(self.limits.multiprocessors));
+        let memory_us = self.moving_us(spilled);
         self.tiles_us(source, count, heads) + self.sums_us(source) + memory_us + LAUNCH_US
     }
 

@@ -158,6 +158,16 @@ fn limits_of(device: sys::CUdevice) -> Result<DeviceLimits> {
             Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR,
         )?,
         l2_bytes: bytes(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
+        memory_bytes_per_us: memory_bytes_per_us(
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?,
+        ),
         clusters: arch >= 90,
     })
+}
+
+/// What memory of this clock and bus moves at its peak, in bytes a microsecond: two transfers in each cycle.
+fn memory_bytes_per_us(clock_khz: u32, bus_bits: u32) -> u32 {
+    let bytes_per_ms = 2 * u64::from(clock_khz) * u64::from(bus_bits / 8);
+    u32::try_from(bytes_per_ms / 1000).unwrap_or(u32::MAX)
 }

@@ -1,6 +1,10 @@
 //! Which pipeline, and how.
 
-use crate::cuda::kernel::{Arithmetic, Form, RingRows, ScoreSplits, SplitProduct, Splits};
+use std::fmt;
+
+use crate::cuda::kernel::{
+    Arithmetic, Exchange, Form, RingRows, ScoreSplits, SplitProduct, Splits,
+};
 
 /// A pipeline with its open choices made.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,4 +36,40 @@ pub enum Pipeline {
         /// Which factor a layer is; rows are always [`Form::Rows`], and cumulative outputs [`Form::Matrix`].
         form: Form,
     },
+}
+
+/// For people: what it is called, and its choices.
+impl fmt::Display for Pipeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Pipeline::Rows { splits, .. } => match (splits.blocks, splits.clustered) {
+                (1, _) => write!(f, "rows, a block to an item"),
+                (blocks, true) => write!(f, "rows, a cluster of {blocks} to an item"),
+                (blocks, false) => write!(f, "rows, {blocks} blocks to an item"),
+            },
+            Pipeline::RingRows(RingRows { sets, .. }) => match (sets.blocks, sets.exchange) {
+                (1, _) => write!(f, "ring rows, a block to an item"),
+                (blocks, Exchange::Cluster) => {
+                    write!(f, "ring rows, a cluster of {blocks} to an item")
+                }
+                (blocks, Exchange::Words) => {
+                    write!(f, "ring rows, {blocks} blocks to an item, by words")
+                }
+            },
+            Pipeline::Chain { arithmetic, tokens } => {
+                write!(f, "chain, {}, up to {tokens} tokens", arithmetic.name())
+            }
+            Pipeline::ScoreRows(ScoreSplits { queries, heads }) => {
+                write!(
+                    f,
+                    "score rows, {queries} x {heads} blocks to a tile of keys"
+                )
+            }
+            Pipeline::Tree(None) => write!(f, "tree"),
+            Pipeline::Tree(Some(kernel)) => write!(f, "tree, tiles of {}", kernel.tile),
+            Pipeline::Product { arithmetic, form } => {
+                write!(f, "product, {}, {}", arithmetic.name(), form.name())
+            }
+        }
+    }
 }

@@ -343,11 +343,14 @@ fn schedules(
     let schedule = |problem: &Problem| {
         let multiprocessors = f64::from(limits.multiprocessors);
         let part = |bytes: usize| bytes as f64 / total.max(1) as f64 * multiprocessors;
+        let share = match part(item_bytes(problem)) {
+            part_of_item if part_of_item <= 1.0 => 1,
+            _ => part(problem.map_bytes()).ceil() as u32,
+        };
+        let memory = f64::from(limits.memory_bytes_per_us) / multiprocessors;
         let share = DeviceLimits {
-            multiprocessors: match part(item_bytes(problem)) {
-                part_of_item if part_of_item <= 1.0 => 1,
-                _ => part(problem.map_bytes()).ceil() as u32,
-            },
+            multiprocessors: share,
+            memory_bytes_per_us: (memory * f64::from(share)) as u32,
             // Grouped kernels keep their parameters there.
             shared_bytes_per_block: limits.shared_bytes_per_block - SHARED_PARAMS,
             ..limits.clone()
