@@ -63,6 +63,10 @@ pub struct BenchArgs {
     #[arg(long)]
     no_check: bool,
 
+    /// On a GPU, time every way of computing it that `plan --explain` lists; prints CSV, times in microseconds
+    #[arg(long, conflicts_with = "json")]
+    pipelines: bool,
+
     /// Print the times as JSON on stdout
     #[arg(long)]
     json: bool,
@@ -106,16 +110,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if members.iter().all(|(problem, _)| problem.map_bytes() == 0) {
         return Err(Error::argument("bench", "maps to read", "none"));
     }
-    let mut case = device.case(members).map_err(Error::rollout("bench"))?;
-    if !args.no_check {
-        case.check().map_err(|reason| Error::Device {
-            device: device.name(),
-            reason,
-        })?;
+    if args.pipelines {
+        return time_pipelines(args, &device, members);
     }
-    let times = case
-        .time(args.runs.get())
-        .map_err(Error::rollout("bench"))?;
+    let mut case = device.case(members).map_err(Error::rollout("bench"))?;
+    let times = checked_times(args, &device, &mut case)?;
     if let Some(reason) = &times.no_replays {
         report::note(format_args!("not measured as a graph: {reason}"));
     }
@@ -123,6 +122,74 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         true => print_json(args, &device, &case, &times),
         false => print_lines(&device, &case, &times),
     }
+}
+
+/// The times of a case whose answer has been checked.
+fn checked_times(args: &BenchArgs, device: &Device, case: &mut Case) -> Result<Times> {
+    if !args.no_check {
+        case.check().map_err(|reason| Error::Device {
+            device: device.name(),
+            reason,
+        })?;
+    }
+    case.time(args.runs.get()).map_err(Error::rollout("bench"))
+}
+
+/// Prints estimated and measured times of every way of computing a problem on a GPU.
+#[cfg(feature = "cuda")]
+fn time_pipelines(
+    args: &BenchArgs,
+    device: &Device,
+    members: Vec<(Problem, Inputs)>,
+) -> Result<()> {
+    use attention_rollout::cuda::{self, Options};
+
+    let place = "--pipelines";
+    let [(problem, inputs)] = &members[..] else {
+        let got = format!("{} features", members.len());
+        return Err(Error::argument(place, "one feature", got));
+    };
+    if device.name() == "cpu" {
+        return Err(Error::argument(place, "a GPU", "the CPU"));
+    }
+    let (runtimes, options) =
+        backend::cuda_runtimes(&args.device).map_err(Error::rollout("bench"))?;
+    let runtime = &runtimes[0];
+    let candidates = cuda::candidates(problem, runtime.limits(), &options);
+    report::line("pipeline,launches,estimate_us,measured_us,graph_us")?;
+    for candidate in candidates.map_err(Error::rollout("bench"))? {
+        let options = Options {
+            pipeline: Some(candidate.schedule.pipeline()),
+            ..options.clone()
+        };
+        let member = vec![(problem.clone(), inputs.clone())];
+        let case = Case::cuda(member, runtime, &options);
+        let mut case = case.map_err(Error::rollout("bench"))?;
+        let times = checked_times(args, device, &mut case)?;
+        let micros = |times: &[Duration]| measure::minimum(times).as_secs_f64() * 1e6;
+        let graph_us = match times.replays.is_empty() {
+            true => String::new(),
+            false => format!("{:.2}", micros(&device_times(&times))),
+        };
+        report::line(format_args!(
+            "\"{}\",{},{:.2},{:.2},{graph_us}",
+            candidate.schedule.pipeline(),
+            candidate.schedule.launches(),
+            candidate.estimate_us,
+            micros(&times.runs),
+        ))?;
+    }
+    Ok(())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn time_pipelines(
+    _args: &BenchArgs,
+    _device: &Device,
+    _members: Vec<(Problem, Inputs)>,
+) -> Result<()> {
+    let expected = "a binary with the CUDA backend";
+    Err(Error::argument("--pipelines", expected, "one without"))
 }
 
 /// Every feature of a file.

@@ -150,11 +150,9 @@ pub fn run(args: &PlanArgs) -> Result<()> {
 fn plan_for(model: &str, args: &PlanArgs, problem: &Problem) -> Result<()> {
     use attention_rollout::cuda::{self, Candidate, DeviceLimits};
 
-    let limits = DeviceLimits::of_model(model).ok_or_else(|| Error::Argument {
-        option: "--gpu",
-        expected: DeviceLimits::MODELS.map(|(name, _)| name).join(" | "),
-        got: model.to_owned(),
-    })?;
+    let models = || DeviceLimits::MODELS.map(|(name, _)| name).join(" | ");
+    let limits =
+        DeviceLimits::of_model(model).ok_or_else(|| Error::argument("--gpu", models(), model))?;
     let options = backend::cuda_options(&args.device);
     let candidates = cuda::candidates(problem, &limits, &options);
     let candidates = candidates.map_err(Error::rollout("--gpu"))?;
@@ -215,11 +213,8 @@ fn plan_for(model: &str, args: &PlanArgs, problem: &Problem) -> Result<()> {
 
 #[cfg(not(feature = "cuda"))]
 fn plan_for(model: &str, _args: &PlanArgs, _problem: &Problem) -> Result<()> {
-    Err(Error::Argument {
-        option: "--gpu",
-        expected: "a binary with the CUDA backend".to_owned(),
-        got: model.to_owned(),
-    })
+    let expected = "a binary with the CUDA backend";
+    Err(Error::argument("--gpu", expected, model))
 }
 
 /// Bytes per second at which this machine reads memory: the best of a few reads.

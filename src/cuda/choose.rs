@@ -29,7 +29,7 @@ const NEAR: f64 = 1.1;
 /// # Errors
 /// [`Error::Architecture`] where the device is too old, for queries and keys older than sm_80; [`Error::SizeOverflow`] where an extent does not fit a launch;
 /// [`Error::Variant`] where `options.variant` names a kernel that
-/// does not exist, or that no way of computing this problem on this device uses.
+/// does not exist, or that no way of computing this problem on this device uses, or `options.pipeline` is no such way.
 pub fn choose(problem: &Problem, limits: &DeviceLimits, options: &Options) -> Result<Schedule> {
     choose_for(problem, problem.shape().batch, limits, options)
 }
@@ -191,6 +191,13 @@ impl<'a> Workload<'a> {
     fn choose(&self, options: &Options, build: impl Fn(Pipeline) -> Schedule) -> Result<Schedule> {
         self.check()?;
         let mut candidates = self.candidates(options.precision);
+        if let Some(forced) = options.pipeline {
+            let is_one = candidates.iter().any(|&(_, pipeline)| pipeline == forced);
+            return is_one.then(|| build(forced)).ok_or_else(|| Error::Variant {
+                name: forced.to_string(),
+                reason: "is no way of computing this problem on this device".to_owned(),
+            });
+        }
         // Rows of a group are one queue where that can be: predicted 1.4 times faster for all members together, whatever
         // each alone would take. So are short matrices, which a block has on chip. A product of layers in turn would take
         // launches in which nobody else has a part.

@@ -1,6 +1,7 @@
 //! How to compute on a GPU: the choices that a caller may make, for a plan and for the compiler behind it.
 
 use super::nvrtc::{Cache, Nvrtc};
+use super::pipeline::Pipeline;
 use super::plan::Workspace;
 
 /// How exactly matrices are multiplied. The row form is f32 whatever this is.
@@ -33,6 +34,9 @@ pub struct Options {
     /// Symbol of a kernel variant that must take part. `None` leaves the choice to [`choose`](super::choose()), unless the
     /// environment variable `ROLLOUT_VARIANT` names one.
     pub variant: Option<String>,
+    /// The way of computing to take, one of [`candidates`](super::candidates()); `None` leaves the choice to
+    /// [`choose`](super::choose()).
+    pub pipeline: Option<Pipeline>,
     /// Where runs work; in memory that the plan allocates unless it borrows some.
     pub workspace: Workspace,
 }

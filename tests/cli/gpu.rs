@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::nvrtc::nvrtcs;
-use crate::support::{Bench, assert_close, data, read};
+use crate::support::{Bench, Tensor, assert_close, data, read};
 
 /// Whether there is a real GPU.
 pub fn is_real() -> bool {
@@ -212,4 +212,50 @@ fn queries_and_keys_give_the_same_on_a_gpu() {
     );
     old.run(&sentences, "--device cuda")
         .expect_failure(2, &["sm_80", "sm_75"]);
+}
+
+#[test]
+fn every_way_of_computing_is_timed() {
+    let Some(bench) = bench("sm_90") else {
+        return;
+    };
+    let sizes = "--device cuda --output-kind matrix --runs 1";
+    let arguments = format!("bench --shape 3,2,2,17 --pipelines {sizes}");
+    let run = bench.command(arguments.split_whitespace()).expect_status(0);
+    let mut lines = run.stdout.lines();
+    let titles = "pipeline,launches,estimate_us,measured_us,graph_us";
+    assert_eq!(lines.next(), Some(titles));
+    let rows: Vec<(&str, Vec<f64>)> = lines
+        .map(|line| {
+            let (pipeline, numbers) = line[1..].split_once("\",").unwrap();
+            let numbers = numbers.split(',').map(|number| number.parse().unwrap());
+            (pipeline, numbers.collect())
+        })
+        .collect();
+    let mut pipelines: Vec<&str> = rows.iter().map(|row| row.0).collect();
+    pipelines.sort_unstable();
+    let expected = [
+        "chain, f16x3, up to 64 tokens",
+        "product, f16x3, matrix",
+        "tree",
+    ];
+    assert_eq!(pipelines, expected);
+    for (pipeline, numbers) in rows {
+        assert_eq!(numbers.len(), 4, "{pipeline}");
+        assert!(
+            numbers[0] >= 1.0 && numbers[1..].iter().all(|&us| us > 0.0),
+            "{pipeline}: {numbers:?}"
+        );
+    }
+    let maps = || Tensor::maps(2, 1, 3, 0);
+    bench.write("two.st", &[("a/layer.0", maps()), ("b/layer.0", maps())]);
+    for (options, part) in [
+        ("--shape 2,1,1,5 --device cpu", "a GPU"),
+        ("two.st --device cuda", "one feature"),
+        ("--shape 2,1,1,5 --device cuda --json", "--json"),
+    ] {
+        let arguments = format!("bench --pipelines {options}");
+        let run = bench.command(arguments.split_whitespace());
+        run.expect_failure(2, &[part]);
+    }
 }

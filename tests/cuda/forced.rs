@@ -1,7 +1,7 @@
 //! Forced variants: the named kernel runs, and what it computes is right.
 
 use attention_rollout::cuda::kernel::{self, Kernel};
-use attention_rollout::cuda::{Options, Plan};
+use attention_rollout::cuda::{Options, Plan, candidates};
 use attention_rollout::{
     DType, Error, HeadFusion, Output, Residual, ResidualWeights, Shape, reference,
 };
@@ -197,4 +197,48 @@ fn the_environment_forces_a_variant() {
     }
     let mut process = process_of("forced::the_environment_forces_a_variant");
     assert_passes(process.env("ROLLOUT_VARIANT", NAME));
+}
+
+#[test]
+fn every_candidate_can_be_forced_and_computes_the_same() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    let shape = Shape {
+        layers: 3,
+        batch: 2,
+        heads: 2,
+        tokens: 27,
+    };
+    let mut foreign = None;
+    for output in [Output::default(), Output::Matrix] {
+        let mut case = Case::new(shape, 14);
+        case.config.output = output;
+        let generated = case.generate();
+        let problem = &generated.problem;
+        let layers = generated.layers();
+        let expected = reference::rollout(problem, &layers).unwrap();
+        let budget = Budget::new(problem, &layers);
+        let limits = machine.runtime().limits().clone();
+        let all = candidates(problem, &limits, &Options::default()).unwrap();
+        assert!(all.len() >= 3, "{} ways", all.len());
+        for candidate in all {
+            let pipeline = candidate.schedule.pipeline();
+            let mut plan = machine.plan(problem, |options| options.pipeline = Some(pipeline));
+            assert_eq!(*plan.schedule(), candidate.schedule, "{pipeline}");
+            let got = machine.run(&mut plan, &layers);
+            let what = pipeline.to_string();
+            let tolerance = |index| budget.tolerance(index);
+            check_close(&what, &problem.output_shape(), &got, &expected, tolerance).unwrap();
+            foreign = Some(pipeline);
+        }
+    }
+    // Of the matrix, for rows.
+    let rows = Case::new(shape, 14).generate().problem;
+    let options = Options {
+        pipeline: foreign,
+        ..Options::default()
+    };
+    let error = Plan::on(&machine.runtime(), &rows, &options).err().unwrap();
+    assert!(matches!(error, Error::Variant { .. }), "{error}");
 }
