@@ -34,8 +34,8 @@ pub struct Options {
     /// Symbol of a kernel variant that must take part. `None` leaves the choice to [`choose`](super::choose()), unless the
     /// environment variable `ROLLOUT_VARIANT` names one.
     pub variant: Option<String>,
-    /// The way of computing to take, one of [`candidates`](super::candidates()); `None` leaves the choice to
-    /// [`choose`](super::choose()).
+    /// The way of computing to take, one of [`candidates`](super::candidates()), of a group each member's; `None` leaves the
+    /// choice to [`choose`](super::choose()).
     pub pipeline: Option<Pipeline>,
     /// Where runs work; in memory that the plan allocates unless it borrows some.
     pub workspace: Workspace,
