@@ -378,6 +378,14 @@ fn strides_that_no_layer_has() {
             ..
         })
     );
+    assert_error!(
+        Strides::of(&[2, 3, 5, 5], &[25, 5, 1]),
+        Err(Error::Count {
+            expected: 4,
+            got: 3,
+            ..
+        })
+    );
     // Fused heads, and one column, beside which nothing lies.
     let fused = Strides::of(&[2, 5, 5], &[25, 5, 1]).unwrap();
     assert_eq!((fused.batch, fused.head, fused.row), (25, 0, 5));
