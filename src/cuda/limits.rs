@@ -28,7 +28,8 @@ impl DeviceLimits {
     pub const OLDEST_ARCH: u32 = 75;
 
     /// GPUs that can be planned for without being there, oldest first, as `attention-rollout plan --gpu` calls them: from the
-    /// table of compute capabilities in NVIDIA's CUDA programming guide, and each one's data sheet.
+    /// table of compute capabilities in NVIDIA's CUDA programming guide, and each one's data sheet; memory by its clock and
+    /// bus, which for an H200 is 2 % more than is published.
     pub const MODELS: [(&'static str, DeviceLimits); 9] = [
         ("t4", DeviceLimits::T4),
         ("a100", DeviceLimits::A100),

@@ -125,16 +125,12 @@ const fn rate(arithmetic: Arithmetic) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::estimate::tests::candidates;
     use super::super::preferred;
     use super::*;
-    use crate::config::RolloutConfig;
     use crate::cuda::kernel::Form;
-    use crate::cuda::limits::DeviceLimits;
-    use crate::cuda::options::Precision;
     use crate::cuda::pipeline::Pipeline;
     use crate::dtype::DType::{self, F16, F32};
-    use crate::layout::Shape;
-    use crate::problem::Problem;
 
     const TREE: Pipeline = Pipeline::Tree(None);
     const PRODUCT: Pipeline = Pipeline::Product {
@@ -169,29 +165,11 @@ mod tests {
         ([3, 256, 4, 60], F32, &[(TREE, 49.9), (PRODUCT, 49.4), (chain(64), 42.9)]),
     ];
 
-    fn candidates(
-        [layers, batch, heads, tokens]: [usize; 4],
-        dtype: DType,
-    ) -> Vec<(f64, Pipeline)> {
-        let shape = Shape {
-            layers,
-            batch,
-            heads,
-            tokens,
-        };
-        let config = RolloutConfig {
-            output: Output::Matrix,
-            ..RolloutConfig::default()
-        };
-        let problem = Problem::new(shape, dtype, config).unwrap();
-        Workload::new(&problem, batch, &DeviceLimits::H200, false).candidates(Precision::F32)
-    }
-
     #[test]
     fn estimates_are_near_what_is_predicted_and_the_cheapest_is_near_the_best() {
         let mut compared = 0;
         for &(shape, dtype, times) in PREDICTED {
-            let mut all = candidates(shape, dtype);
+            let mut all = candidates(shape, dtype, Output::Matrix);
             all.sort_by(|a, b| a.0.total_cmp(&b.0));
             let predicted = |pipeline| times.iter().find(|time| time.0 == pipeline);
             for &(estimate, pipeline) in &all {
