@@ -10,8 +10,8 @@
 #pragma once
 
 #include "folds.cuh"
+#include "item_maps.cuh"
 #include "memory.cuh"
-#include "params.cuh"
 
 // Moves the granules of a warp `bytes` (less than 16, the same in all lanes) towards lower addresses.
 DEVICE Granule shift_down(const Granule &g, u32 bytes) {
@@ -34,26 +34,18 @@ DEVICE Granule shift_down(const Granule &g, u32 bytes) {
 
 // The maps of one layer and item as a warp reads them. HEADS_IN_FLIGHT granules per lane are on their way at a time.
 template <class Element, class Fusion, bool WEIGHS = false>
-struct FusedRows {
+struct FusedRows : ItemMaps<Element, WEIGHS> {
   static constexpr u32 COLUMNS = Element::PER_GRANULE;  // of one lane
+  using Of = ItemMaps<Element, WEIGHS>;
+  using Of::maps, Of::origin, Of::stride_head, Of::stride_row, Of::to_gradients;
 
-  const Maps &maps;
-  u64 origin;                      // head 0, first row and column of the window
-  u64 memory_begin, memory_end;    // what the strides of the layer reach
-  u64 stride_head, stride_row;     // in bytes
-  u64 to_gradients;                // from an entry of a map to its gradient
+  u64 memory_begin, memory_end;  // what the strides of the layer reach
 
-  DEVICE FusedRows(const Maps &maps, u32 layer, u32 item, u32 window_start) : maps(maps) {
+  DEVICE FusedRows(const Maps &maps, u32 layer, u32 item, u32 window_start) : Of(maps, layer, item, window_start) {
     const LayerMaps &map = maps.layer[layer];
-    stride_head = u64(map.stride_head) * Element::BYTES;
-    stride_row = u64(map.stride_row) * Element::BYTES;
-    const u64 stride_batch = u64(map.stride_batch) * Element::BYTES;
     memory_begin = global_address(map.base);
-    to_gradients = WEIGHS ? global_address(map.gradients) - memory_begin : 0;
-    memory_end = memory_begin + (maps.batch - 1) * stride_batch + (maps.heads - 1) * stride_head +
+    memory_end = memory_begin + (maps.batch - 1) * u64(map.stride_batch) * Element::BYTES + (maps.heads - 1) * stride_head +
                  (maps.tokens - 1) * stride_row + u64(maps.tokens) * Element::BYTES;
-    origin = memory_begin + item * stride_batch;
-    if (!maps.window_local) origin += window_start * (stride_row + Element::BYTES);
   }
 
   // Columns [first, end) of one row of all heads; at most 31 granules, or 32 where the rows are aligned.
@@ -203,16 +195,8 @@ struct FusedRows {
   }
 
   DEVICE void add_entries(float (&fused)[COLUMNS], u32 head, const float (&value)[COLUMNS]) const {
-    const float weight = head_weight(head);
+    const float weight = head_weight<Fusion>(maps, head);
 #pragma unroll
     for (u32 c = 0; c < COLUMNS; ++c) fused[c] = Fusion::add(fused[c], value[c], weight);
-  }
-
-  DEVICE float head_weight(u32 head) const {
-    if constexpr (Fusion::WEIGHTED) {
-      return __uint_as_float(load_element<4>(global_address(maps.head_weights + head)));
-    } else {
-      return 0.0f;
-    }
   }
 };

@@ -38,16 +38,16 @@ DEVICE u32 load_word(u64 address, bool wanted) {
   return word;
 }
 
-// The bits of one element of `BYTES` bytes.
-template <u32 BYTES>
+// The bits of one element of `BYTES` bytes, `OFFSET` bytes from an address.
+template <u32 BYTES, u32 OFFSET = 0>
 DEVICE u32 load_element(u64 address) {
   u32 bits;
   if constexpr (BYTES == 2) {
     u16 half;
-    asm("ld.global.nc.b16 %0, [%1];" : "=h"(half) : "l"(address));
+    asm("ld.global.nc.b16 %0, [%1+%2];" : "=h"(half) : "l"(address), "n"(OFFSET));
     bits = half;
   } else {
-    asm("ld.global.nc.b32 %0, [%1];" : "=r"(bits) : "l"(address));
+    asm("ld.global.nc.b32 %0, [%1+%2];" : "=r"(bits) : "l"(address), "n"(OFFSET));
   }
   return bits;
 }

@@ -177,7 +177,6 @@ struct RolloutChainParams {
 struct HeadFusionParams {
   float *fused;               // [layers, batch, len, len] with the strides below; `split` variants: as `Factor::map`
   i64 stride_layer, stride_batch, stride_row;
-  u32 chunk_columns, chunks_per_block;  // as for rollout_rows
   Maps maps;
 };
 

@@ -30,6 +30,7 @@ constexpr u32 GRANULE_BYTES = 16;
 
 struct f32 {
   static constexpr u32 BYTES = 4, PER_GRANULE = 4;
+  DEVICE static float from_bits(u32 bits) { return __uint_as_float(bits); }
   DEVICE static float load(const char *from) { return *reinterpret_cast<const float *>(from); }
   DEVICE static void widen(const Granule &g, float (&value)[PER_GRANULE]) {
 #pragma unroll
@@ -44,6 +45,7 @@ struct f16 {
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
     return value;
   }
+  DEVICE static float from_bits(u32 bits) { return widen(u16(bits)); }
   DEVICE static float load(const char *from) { return widen(*reinterpret_cast<const u16 *>(from)); }
   DEVICE static void widen(const Granule &g, float (&value)[PER_GRANULE]) {
 #pragma unroll
@@ -53,9 +55,8 @@ struct f16 {
 
 struct bf16 {
   static constexpr u32 BYTES = 2, PER_GRANULE = 8;
-  DEVICE static float load(const char *from) {
-    return __uint_as_float(u32(*reinterpret_cast<const u16 *>(from)) << 16);
-  }
+  DEVICE static float from_bits(u32 bits) { return __uint_as_float(bits << 16); }
+  DEVICE static float load(const char *from) { return from_bits(*reinterpret_cast<const u16 *>(from)); }
   DEVICE static void widen(const Granule &g, float (&value)[PER_GRANULE]) {
 #pragma unroll
     for (u32 e = 0; e < PER_GRANULE; ++e) {

@@ -2,9 +2,7 @@
 
 use std::ops::Range;
 
-use super::maps::MAX_WARPS;
-use super::parts::WARP;
-use super::{Columns, Fused, Kernel, MapSource, Maps, Reading, example_shape};
+use super::{Fused, Kernel, MapSource, Maps, Reading, example_shape};
 use crate::config::{GradientRule, Output, RolloutConfig};
 use crate::cuda::address::Address;
 use crate::cuda::launch::{Geometry, Launch};
@@ -13,6 +11,9 @@ use crate::cuda::variant::{Variant, flag, symbol};
 use crate::error::Result;
 use crate::problem::Problem;
 
+/// Threads of a block.
+const BLOCK: u32 = 256;
+
 params! {
     /// Parameters of `head_fusion`.
     HeadFusionParams {
@@ -20,8 +21,6 @@ params! {
         stride_layer: i64,
         stride_batch: i64,
         stride_row: i64,
-        chunk_columns: u32,
-        chunks_per_block: u32,
         maps: Maps,
     }
 }
@@ -43,15 +42,13 @@ pub(super) fn all() -> impl IntoIterator<Item = FuseHeads> {
 }
 
 impl FuseHeads {
-    /// Fuses `layers` of `problem` for `items` of a run, rows divided as `columns` says; windows at most `window_len`
-    /// tokens long.
+    /// Fuses `layers` of `problem` for `items` of a run; windows at most `window_len` tokens long.
     pub fn launch(
         &self,
         problem: &Problem,
         items: &Range<usize>,
         layers: &Range<usize>,
         window_len: u32,
-        columns: Columns,
         fused: Fused,
     ) -> Launch {
         let params = HeadFusionParams {
@@ -59,24 +56,13 @@ impl FuseHeads {
             stride_layer: fused.stride_layer as i64,
             stride_batch: fused.maps.stride_batch,
             stride_row: fused.maps.stride_row,
-            chunk_columns: columns.chunk,
-            chunks_per_block: columns.chunks_per_block,
             maps: Maps::new(problem, MapSource::Layers, layers, items),
         };
-        let geometry = Geometry {
-            grid: [
-                items.len() as u32,
-                // A warp takes a row, or more of very many.
-                window_len
-                    .div_ceil(columns.row_groups())
-                    .min(Geometry::MAX_SIDE),
-                layers.len() as u32 * columns.tiles,
-            ],
-            block: columns.block(),
-            shared_bytes: 0,
-            cluster: 1,
-            cooperative: false,
-        };
+        let pairs = u64::from(window_len.div_ceil(2)) * u64::from(window_len.next_multiple_of(8) / 2);
+        // A thread takes a pair of each of two rows, or more of very many.
+        let blocks = pairs.div_ceil(BLOCK.into()).min(Geometry::MAX_SIDE.into());
+        let grid = [items.len() as u32, blocks as u32, layers.len() as u32];
+        let geometry = Geometry::new(grid, BLOCK);
         let unused = params.maps.unused_bytes();
         Launch::new(self.variant(), geometry, &params, unused)
             .passing(2 * items.len() * layers.len() * fused.maps.bytes())
@@ -91,33 +77,25 @@ impl Kernel for FuseHeads {
             gradients,
         } = self.reading;
         let split = self.split;
-        // Gradients take as many registers again as the maps.
-        let blocks = if gradients { 2 } else { 3 };
+        let name = symbol(
+            "head_fusion",
+            &[dtype.name(), fusion.name()],
+            &[(gradients, "gradients"), (split, "split")],
+        );
+        // Entries of as many tensors.
+        let heads_in_flight = if gradients { 2 } else { 4 };
         Variant {
-            stem: "head_fusion",
-            symbol: symbol(
-                "head_fusion",
-                &[dtype.name(), fusion.name()],
-                &[(gradients, "gradients"), (split, "split")],
-            ),
             defines: vec![
                 ("ELEMENT", dtype.name().to_owned()),
                 fusion.define(),
                 ("GRADIENTS", flag(gradients)),
                 ("SPLIT", flag(split)),
-                ("BLOCKS", blocks.to_string()),
-                ("HEADS_IN_FLIGHT", 4.to_string()),
-                ("MAX_WARPS", MAX_WARPS.to_string()),
+                ("HEADS_IN_FLIGHT", heads_in_flight.to_string()),
+                ("BLOCK_THREADS", BLOCK.to_string()),
             ],
-            arguments: &[0],
             arch: if split { 80 } else { 75 },
-            block: MAX_WARPS * WARP,
-            blocks_per_multiprocessor: blocks,
-            grouped_blocks_per_multiprocessor: blocks,
-            static_shared_bytes: 0,
-            shared_bytes: 0,
-            cluster: 1,
-            queues: false,
+            // All the threads that a multiprocessor of sm_75 can have; there are more on others.
+            ..Variant::new("head_fusion", name, BLOCK, 4)
         }
     }
 

@@ -152,7 +152,7 @@ impl LayerMaps {
     }
 }
 
-/// How `rollout_rows` and `head_fusion` divide the columns of a row over warps.
+/// How `rollout_rows` divides the columns of a row over warps.
 ///
 /// A lane owns the elements of 16 bytes. Where rows are not 16-byte aligned, the 32 lanes load 32 aligned granules and
 /// shift them into 31.

@@ -321,9 +321,7 @@ impl<'a> Builder<'a> {
                         reading,
                         split: false,
                     };
-                    self.push_divided(MapSource::Layers, |columns| {
-                        kernel.launch(problem, items, &group, window_len, columns, fused)
-                    });
+                    self.push(kernel.launch(problem, items, &group, window_len, fused));
                 }
             }
             if let Some(cuts) = fused.cuts {

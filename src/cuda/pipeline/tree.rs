@@ -7,8 +7,8 @@ use super::builder::{Builder, chunks, split};
 use crate::config::Output;
 use crate::cuda::address::Address;
 use crate::cuda::kernel::{
-    Factor, FactorProduct, FuseHeads, Fused, MAX_LAYERS_PER_LAUNCH, MAX_PRODUCTS, MapSource,
-    Matrices, Reading, SplitProduct,
+    Factor, FactorProduct, FuseHeads, Fused, MAX_LAYERS_PER_LAUNCH, MAX_PRODUCTS, Matrices,
+    Reading, SplitProduct,
 };
 use crate::cuda::limits::DeviceLimits;
 use crate::cuda::schedule::l2_budget;
@@ -159,9 +159,7 @@ impl Builder<'_> {
                 cuts: None,
                 cut: false,
             };
-            self.push_divided(MapSource::Layers, |columns| {
-                kernel.launch(problem, items, &group, window_len, columns, fused)
-            });
+            self.push(kernel.launch(problem, items, &group, window_len, fused));
         }
     }
 

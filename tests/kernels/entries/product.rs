@@ -79,8 +79,8 @@ pub const ENTRIES: &[Entry] = &[
         },
     },
     Entry {
-        // More than 31 granules of 4 entries: two warps share a row.
-        name: "fused_rows_of_two_warps",
+        // More pairs of entries than a block has threads.
+        name: "fused_maps_of_many_blocks",
         kernels: &["head_fusion"],
         short: true,
         run: |lab| {

@@ -105,7 +105,7 @@ fn features(lab: &Lab) -> Result<(), String> {
             .at(Lay::Interleaved, 4)
             .check(lab, path)?;
     }
-    // Tiles above the diagonal, and f32 rows that two warps share and fill.
+    // Tiles above the diagonal.
     let causal = matrix([3, 1, 2, 131]).config(|c| c.causal = true);
     causal.clone().check(lab, whole(64))?;
     causal.dtype(DType::F32).check(lab, path)?;
