@@ -23,10 +23,10 @@ using LayerItem = ItemMaps<ELEMENT, GRADIENTS>;
 constexpr u32 FILLED = SPLIT ? 8 : 4;  // entries of 16 bytes
 constexpr u32 ROWS = 2, PAIR = 2;      // of a thread: entries side by side in rows one below the other
 
-// Threads of a multiprocessor: all that it can have, but that parameters in shared memory take registers.
+// Threads of a multiprocessor: all that it can have, but that gradients, and parameters in shared memory, take registers.
 #if GROUPED || __CUDA_ARCH__ == 750
 constexpr u32 THREADS = 1024;
-#elif __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000
+#elif !GRADIENTS && (__CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000)
 constexpr u32 THREADS = 2048;
 #else
 constexpr u32 THREADS = 1536;
