@@ -181,10 +181,11 @@ DEVICE void fuse_heads(const HeadFusionParams &params, const Place &place) {
         store(fused_map + row * params.stride_row, column, params.stride_row, fused[r]);
       }
     }
-    if (u64(window.len) * pairs <= stride) break;  // one turn for each thread
+    if (u64((window.len + ROWS - 1) / ROWS) * pairs <= stride) break;  // one turn for each thread
     turn = pair + stride;
-    rows += turn / pairs;
-    pair = turn % pairs;
+    const u32 below = turn / pairs;
+    rows += below;
+    pair = turn - below * pairs;
   }
 }
 

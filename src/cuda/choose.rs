@@ -199,14 +199,14 @@ impl<'a> Workload<'a> {
             });
         }
         // Rows of a group are one queue where that can be: predicted 1.4 times faster for all members together, whatever
-        // each alone would take. So are short matrices, which a block has on chip. A product of layers in turn would take
-        // launches in which nobody else has a part.
+        // each alone would take. Matrices take the tree, whose levels they share; of one layer, and short, what a block has on
+        // chip. A product of layers in turn would take launches in which nobody else has a part.
         let rank = |pipeline| match pipeline {
             _ if !self.grouped => 0,
-            Pipeline::RingRows(_) => 0,
-            Pipeline::Chain { tokens, .. } if tokens <= RolloutChain::BLOCK_TOKENS => 0,
-            Pipeline::Product { .. } => 2,
-            _ => 1,
+            Pipeline::RingRows(_) | Pipeline::Tree(_) => 0,
+            Pipeline::Chain { tokens, .. } if tokens <= RolloutChain::BLOCK_TOKENS => 1,
+            Pipeline::Product { .. } => 3,
+            _ => 2,
         };
         candidates.sort_by(|a, b| rank(a.1).cmp(&rank(b.1)).then(a.0.total_cmp(&b.0)));
         let Some(name) = &options.variant else {

@@ -114,6 +114,8 @@ impl<'a> Device<'a> {
         let batch = self.problem.shape().batch;
         let limits = DeviceLimits {
             l2_bytes: path.l2_bytes(),
+            // So that blocks are many.
+            multiprocessors: 1,
             ..DeviceLimits::H200
         };
         let schedule = pipeline(self.problem, path).schedule(self.problem, batch, &limits);

@@ -14,6 +14,10 @@ use crate::problem::Problem;
 /// Threads of a block.
 const BLOCK: u32 = 256;
 
+/// Blocks for each multiprocessor from which on it pays that there are half as many: predicted, most of all where each copies
+/// its parameters.
+const MANY_BLOCKS: u32 = 16;
+
 params! {
     /// Parameters of `head_fusion`.
     HeadFusionParams {
@@ -42,13 +46,15 @@ pub(super) fn all() -> impl IntoIterator<Item = FuseHeads> {
 }
 
 impl FuseHeads {
-    /// Fuses `layers` of `problem` for `items` of a run; windows at most `window_len` tokens long.
+    /// Fuses `layers` of `problem` for `items` of a run, on a device of so many multiprocessors; windows at most `window_len`
+    /// tokens long.
     pub fn launch(
         &self,
         problem: &Problem,
         items: &Range<usize>,
         layers: &Range<usize>,
         window_len: u32,
+        multiprocessors: u32,
         fused: Fused,
     ) -> Launch {
         let params = HeadFusionParams {
@@ -59,8 +65,12 @@ impl FuseHeads {
             maps: Maps::new(problem, MapSource::Layers, layers, items),
         };
         let pairs = u64::from(window_len.div_ceil(2)) * u64::from(window_len.next_multiple_of(8) / 2);
-        // A thread takes a pair of each of two rows, or more of very many.
-        let blocks = pairs.div_ceil(BLOCK.into()).min(Geometry::MAX_SIDE.into());
+        // A thread takes a pair of each of two rows; two where blocks are many, and more of very many.
+        let blocks = pairs.div_ceil(BLOCK.into());
+        let maps = (items.len() * layers.len()) as u64;
+        let is_full = maps * blocks >= u64::from(MANY_BLOCKS * multiprocessors);
+        let blocks = blocks.div_ceil(if is_full { 2 } else { 1 });
+        let blocks = blocks.min(Geometry::MAX_SIDE.into());
         let grid = [items.len() as u32, blocks as u32, layers.len() as u32];
         let geometry = Geometry::new(grid, BLOCK);
         let unused = params.maps.unused_bytes();

@@ -321,7 +321,15 @@ impl<'a> Builder<'a> {
                         reading,
                         split: false,
                     };
-                    self.push(kernel.launch(problem, items, &group, window_len, fused));
+                    let multiprocessors = self.limits.multiprocessors;
+                    self.push(kernel.launch(
+                        problem,
+                        items,
+                        &group,
+                        window_len,
+                        multiprocessors,
+                        fused,
+                    ));
                 }
             }
             if let Some(cuts) = fused.cuts {

@@ -159,7 +159,8 @@ impl Builder<'_> {
                 cuts: None,
                 cut: false,
             };
-            self.push(kernel.launch(problem, items, &group, window_len, fused));
+            let multiprocessors = self.limits.multiprocessors;
+            self.push(kernel.launch(problem, items, &group, window_len, multiprocessors, fused));
         }
     }
 
