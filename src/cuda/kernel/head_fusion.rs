@@ -64,7 +64,8 @@ impl FuseHeads {
             stride_row: fused.maps.stride_row,
             maps: Maps::new(problem, MapSource::Layers, layers, items),
         };
-        let pairs = u64::from(window_len.div_ceil(2)) * u64::from(window_len.next_multiple_of(8) / 2);
+        let pairs =
+            u64::from(window_len.div_ceil(2)) * u64::from(window_len.next_multiple_of(8) / 2);
         // A thread takes a pair of each of two rows; two where blocks are many, and more of very many.
         let blocks = pairs.div_ceil(BLOCK.into());
         let maps = (items.len() * layers.len()) as u64;
