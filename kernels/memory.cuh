@@ -24,18 +24,22 @@ DEVICE Granule load_granule(u64 address, bool wanted) {
   return g;
 }
 
-// 4 bytes; zeros where not `wanted`, without a branch as before.
-DEVICE u32 load_word(u64 address, bool wanted) {
-  u32 word;
+// 8 bytes from a multiple of 8; zeros where not `wanted`, without a branch as before.
+struct Words {
+  u32 word[2];
+};
+DEVICE Words load_words(u64 address, bool wanted) {
+  Words words;
   asm("{\n\t"
       ".reg .pred wanted;\n\t"
-      "setp.ne.u32 wanted, %2, 0;\n\t"
+      "setp.ne.u32 wanted, %3, 0;\n\t"
       "mov.b32 %0, 0;\n\t"
-      "@wanted ld.global.nc.b32 %0, [%1];\n\t"
+      "mov.b32 %1, 0;\n\t"
+      "@wanted ld.global.nc.v2.b32 {%0, %1}, [%2];\n\t"
       "}"
-      : "=&r"(word)
+      : "=&r"(words.word[0]), "=&r"(words.word[1])
       : "l"(address), "r"(u32(wanted)));
-  return word;
+  return words;
 }
 
 // The bits of one element of `BYTES` bytes, `OFFSET` bytes from an address.

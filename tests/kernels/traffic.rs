@@ -251,7 +251,7 @@ fn of_chain(lab: &Lab) -> Result<(), String> {
 
 /// Maps are read once and written once, split; each product writes its map once, and has no bank conflicts.
 fn of_tree(lab: &Lab) -> Result<(), String> {
-    for (tile, tokens) in [(32, 70), (64, 131)] {
+    for (tile, tokens) in [(32, 70), (64, 131), (128, 131)] {
         let case = Case::new([3, 1, 2, tokens]).matrix();
         let problem = case.problem();
         let fusion = count(lab, &case, whole(tile), "head_fusion")?;

@@ -174,7 +174,7 @@ impl Workload<'_> {
                     let tiles = kernel.tiles(self.common.window_len);
                     let items = self.batch * MAX_PRODUCTS as f64;
                     kernel.variant().runs_on(self.limits)
-                        && tiles <= Geometry::MAX_SIDE
+                        && tiles.iter().all(|&side| side <= Geometry::MAX_SIDE)
                         && items <= f64::from(i32::MAX)
                 };
                 let all = SplitProduct::TILES.map(|tile| SplitProduct { tile });

@@ -16,7 +16,7 @@ const BLOCK: u32 = 256;
 
 /// Blocks for each multiprocessor from which on it pays that there are half as many: predicted, most of all where each copies
 /// its parameters.
-const MANY_BLOCKS: u32 = 16;
+const MANY_BLOCKS: u32 = 32;
 
 params! {
     /// Parameters of `head_fusion`.

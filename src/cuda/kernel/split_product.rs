@@ -85,7 +85,7 @@ impl Factor {
 /// The kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SplitProduct {
-    /// Rows and columns of the output tile of a block: one of [`TILES`](SplitProduct::TILES).
+    /// Rows of the output tile of a block: one of [`TILES`](SplitProduct::TILES). It has as many columns, or 64 of 128.
     pub tile: u32,
 }
 
@@ -95,18 +95,21 @@ pub(super) fn all() -> impl IntoIterator<Item = SplitProduct> {
 }
 
 impl SplitProduct {
-    /// Sides of tiles: the larger, the less is copied and loaded for each product, and the fewer blocks there are.
-    pub const TILES: [u32; 2] = [32, 64];
+    /// Rows of tiles: the larger, the less is copied and loaded for each product, and the fewer blocks there are.
+    pub const TILES: [u32; 3] = [32, 64, 128];
 
-    /// The larger tile where `products` products, in windows of `window_len` tokens, have a block of it for each
-    /// multiprocessor, and leave less than half of it empty: predicted to be the faster one, or near it.
+    /// The largest tile of which `products` products, in windows of `window_len` tokens, have as many blocks as hide each other's
+    /// ends, one for each multiprocessor or, of the largest, four, and leave less than half of it empty: predicted to be
+    /// the fastest one, or near it.
     pub fn fitting(products: usize, window_len: u32, multiprocessors: u32) -> Self {
-        let large = SplitProduct { tile: 64 };
-        let blocks = products as u64 * large.item_blocks(window_len);
-        match 2 * window_len > large.tile && blocks >= multiprocessors.into() {
-            true => large,
-            false => SplitProduct { tile: 32 },
-        }
+        let fits = |kernel: &SplitProduct| {
+            let least = if kernel.tile == 128 { 4 } else { 1 };
+            let blocks = products as u64 * kernel.item_blocks(window_len);
+            2 * window_len > kernel.tile && blocks >= least * u64::from(multiprocessors)
+        };
+        let large = [128, 64].map(|tile| SplitProduct { tile });
+        let fitting = large.into_iter().find(fits);
+        fitting.unwrap_or(SplitProduct { tile: 32 })
     }
 
     /// Elements of f32 that a row of a split map takes: whole sectors of 32 bytes for either half.
@@ -136,8 +139,8 @@ impl SplitProduct {
             product: [FactorProduct::zeroed(); MAX_PRODUCTS],
         };
         params.product[..products.len()].copy_from_slice(products);
-        let tiles = self.tiles(window_len);
-        let grid = [(items.len() * products.len()) as u32, tiles, tiles];
+        let [down, across] = self.tiles(window_len);
+        let grid = [(items.len() * products.len()) as u32, down, across];
         let geometry = Geometry {
             shared_bytes: self.shared_bytes(),
             ..Geometry::new(grid, self.block())
@@ -148,21 +151,30 @@ impl SplitProduct {
             .passing(2 * items.len() * written.count() * maps.bytes())
     }
 
-    /// Tiles side by side of windows of `window_len` tokens.
-    pub fn tiles(&self, window_len: u32) -> u32 {
-        window_len.div_ceil(self.tile)
+    /// Tiles of windows of `window_len` tokens, one below the other and side by side.
+    pub fn tiles(&self, window_len: u32) -> [u32; 2] {
+        [self.tile, self.columns()].map(|side| window_len.div_ceil(side))
     }
 
     /// Blocks of a product.
     pub fn item_blocks(&self, window_len: u32) -> u64 {
-        u64::from(self.tiles(window_len)).pow(2)
+        self.tiles(window_len).map(u64::from).iter().product()
+    }
+
+    /// Columns of the output tile of a block.
+    const fn columns(&self) -> u32 {
+        match self.tile {
+            128 => 64,
+            tile => tile,
+        }
     }
 
     /// Rows and columns of the output tile of a warp.
     const fn warp_tile(&self) -> (u32, u32) {
         match self.tile {
             32 => (16, 16),
-            _ => (32, 16),
+            64 => (32, 16),
+            _ => (32, 32),
         }
     }
 
@@ -177,12 +189,12 @@ impl SplitProduct {
     /// Threads of a block.
     const fn block(&self) -> u32 {
         let (rows, columns) = self.warp_tile();
-        WARP * (self.tile / rows) * (self.tile / columns)
+        WARP * (self.tile / rows) * (self.columns() / columns)
     }
 
     /// Dynamic shared memory of a block: both halves of both operands in each stage.
     const fn shared_bytes(&self) -> u32 {
-        self.stages() * 2 * 2 * STEP * 2 * self.tile
+        self.stages() * 2 * 2 * STEP * (self.tile + self.columns())
     }
 }
 
@@ -193,11 +205,13 @@ impl Kernel for SplitProduct {
         // As shared memory and, of the large ones, registers have room for on sm_90.
         let (blocks, grouped_blocks) = match self.tile {
             32 => (5, 5),
-            _ => (3, 2),
+            64 => (3, 2),
+            _ => (2, 1),
         };
         Variant {
             defines: vec![
-                ("TILE", self.tile.to_string()),
+                ("ROWS", self.tile.to_string()),
+                ("COLUMNS", self.columns().to_string()),
                 ("WARP_ROWS", rows.to_string()),
                 ("WARP_COLUMNS", columns.to_string()),
                 ("STAGES", self.stages().to_string()),

@@ -20,7 +20,7 @@ pub const ENTRIES: &[Entry] = &[
                     matrix([3, 2, 2, tokens]).check(lab, whole(tile))?;
                 }
             }
-            for (tile, tokens) in [(64, 64), (64, 65), (32, 70), (64, 130)] {
+            for (tile, tokens) in [(64, 64), (64, 65), (32, 70), (64, 130), (128, 130)] {
                 matrix([2, 1, 2, tokens]).check(lab, whole(tile))?;
             }
             Ok(())
@@ -108,6 +108,7 @@ fn features(lab: &Lab) -> Result<(), String> {
     // Tiles above the diagonal.
     let causal = matrix([3, 1, 2, 131]).config(|c| c.causal = true);
     causal.clone().check(lab, whole(64))?;
+    causal.clone().check(lab, whole(128))?;
     causal.dtype(DType::F32).check(lab, path)?;
     // No identity, and nothing else.
     for residual in [Residual::new(1.0, 0.0), Residual::new(0.0, 1.0)] {
