@@ -70,8 +70,8 @@ fn a_clinical_model_takes_one_launch_with_discard_three() {
     let nine_tenths = Some(Discard { ratio: 0.9, scope });
     assert_eq!(launches(Output::default(), None), 1);
     assert_eq!(launches(Output::default(), nine_tenths), 3);
-    // Fusion, two levels of products in tiles of two sizes, and what has one layer.
-    assert_eq!(launches(Output::Matrix, None), 5);
+    // Fusion, what has one layer, and two levels of products, in tiles of two and of three sizes.
+    assert_eq!(launches(Output::Matrix, None), 7);
 }
 
 #[test]
