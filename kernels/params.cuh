@@ -170,6 +170,7 @@ struct RowsStreamParams {
 struct RolloutChainParams {
   const float *state;         // [batch, tokens, tokens], the product of the later layers; null: the identity
   float *out;                 // [batch, tokens, tokens], 0 outside the windows; may be `state`
+  u32 normalize, reserved;    // rows of `Ahat` are divided by their sums
   Maps maps;
 };
 

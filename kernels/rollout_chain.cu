@@ -12,7 +12,7 @@
 // map is read by one of them; COLUMN_PARTS warps share 16 rows, and the old P lies in shared memory.
 //
 // Grid: x item and block of the cluster. Macros: ELEMENT, ARITHMETIC, FUSION, MAX_TOKENS, CLUSTER, COLUMN_PARTS, RING,
-// SHARED_BYTES, NORMALIZE, DISCARD, and those of entry.cuh.
+// SHARED_BYTES, DISCARD, and those of entry.cuh.
 
 #define HEADS_IN_FLIGHT 4
 
@@ -212,7 +212,7 @@ DEVICE void rollout_chain(const RolloutChainParams &params, const Place &place) 
         }
       }
       float scale = 1.0f;
-      if constexpr (NORMALIZE) {
+      if (params.normalize) {
         total = warp_sum(total);
         if constexpr (WARPS_PER_ROW > 1) {
           if (lane == 0) shared.sums[warp] = total;
@@ -263,7 +263,7 @@ DEVICE void rollout_chain(const RolloutChainParams &params, const Place &place) 
     for (u32 t = 0; t < TILES; ++t) {
       float old[4], weight[2] = {identity, identity};
       state.entries(old, t);
-      if constexpr (NORMALIZE) {
+      if (params.normalize) {
         const u32 column = tile_column(t, part) + first_tile_column;
         if (column < window.len) {  // beyond, the old P is 0
           const float2 scale = *reinterpret_cast<const float2 *>(&shared.scales[layer % 2][column]);

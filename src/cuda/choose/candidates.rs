@@ -143,7 +143,6 @@ impl Workload<'_> {
             arithmetic,
             tokens,
             fusion,
-            normalize: self.problem.config().normalize_rows,
             discard: cuts_when_read(self.problem),
         }
     }

@@ -136,15 +136,12 @@ pub fn find(symbol: &str) -> Option<Box<dyn Kernel>> {
     all.find(|kernel| kernel.variant().symbol == symbol)
 }
 
-/// What a kernel that fuses heads is compiled for: element type, fusion, whether rows are normalised, and whether entries
-/// are discarded. Discard takes the fused maps that `head_fusion` wrote: f32, one head.
-fn map_readers() -> impl Iterator<Item = (DType, Fusion, bool, bool)> {
+/// What a kernel that fuses heads is compiled for: element type, fusion, and whether entries are discarded. Discard takes
+/// the fused maps that `head_fusion` wrote: f32, one head.
+fn map_readers() -> impl Iterator<Item = (DType, Fusion, bool)> {
     let fusions = |dtype| Fusion::ALL.map(|fusion| (dtype, fusion, false));
     let readers = DType::ALL.into_iter().flat_map(fusions);
-    let readers = readers.chain([(DType::F32, Fusion::Mean, true)]);
-    readers.flat_map(|(dtype, fusion, discard)| {
-        [false, true].map(|normalize| (dtype, fusion, normalize, discard))
-    })
+    readers.chain([(DType::F32, Fusion::Mean, true)])
 }
 
 /// The shape of an example.

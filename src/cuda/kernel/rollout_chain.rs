@@ -28,6 +28,8 @@ params! {
     RolloutChainParams {
         state: Address,
         out: Address,
+        normalize: u32,
+        reserved: u32,
         maps: Maps,
     }
 }
@@ -43,8 +45,6 @@ pub struct RolloutChain {
     pub tokens: u32,
     /// How heads become one map.
     pub fusion: Fusion,
-    /// Rows of `Ahat` are divided by their sums.
-    pub normalize: bool,
     /// Fused f32 maps (`heads = 1`, mean) with cuts.
     pub discard: bool,
 }
@@ -52,14 +52,13 @@ pub struct RolloutChain {
 /// All there are.
 pub(super) fn all() -> impl IntoIterator<Item = RolloutChain> {
     let arithmetics = [Arithmetic::F16x3, Arithmetic::F16x2, Arithmetic::Tf32x3];
-    super::map_readers().flat_map(move |(dtype, fusion, normalize, discard)| {
+    super::map_readers().flat_map(move |(dtype, fusion, discard)| {
         arithmetics.into_iter().flat_map(move |arithmetic| {
             RolloutChain::TOKENS.map(|tokens| RolloutChain {
                 dtype,
                 arithmetic,
                 tokens,
                 fusion,
-                normalize,
                 discard,
             })
         })
@@ -87,6 +86,8 @@ impl RolloutChain {
         let params = RolloutChainParams {
             state: if resumes { out } else { Address::NULL },
             out,
+            normalize: problem.config().normalize_rows.into(),
+            reserved: 0,
             maps: Maps::new(problem, source, layers, items),
         };
         let geometry = Geometry {
@@ -153,15 +154,13 @@ impl Kernel for RolloutChain {
             arithmetic,
             tokens,
             fusion,
-            normalize,
             discard,
         } = *self;
         let limit = format!("n{tokens}");
         let parts = [dtype.name(), arithmetic.name(), &limit, fusion.name()];
-        let flags = [(normalize, "normalize"), (discard, "discard")];
         Variant {
             stem: "rollout_chain",
-            symbol: symbol("rollout_chain", &parts, &flags),
+            symbol: symbol("rollout_chain", &parts, &[(discard, "discard")]),
             defines: vec![
                 ("ELEMENT", dtype.name().to_owned()),
                 arithmetic.define(),
@@ -171,7 +170,6 @@ impl Kernel for RolloutChain {
                 ("COLUMN_PARTS", self.column_parts().to_string()),
                 ("RING", RING.to_string()),
                 ("SHARED_BYTES", self.shared_bytes().to_string()),
-                ("NORMALIZE", flag(normalize)),
                 ("DISCARD", flag(discard)),
             ],
             arguments: &[0],
@@ -191,7 +189,6 @@ impl Kernel for RolloutChain {
     fn example(&self, layers: usize, _: usize) -> Result<Problem> {
         let config = RolloutConfig {
             head_fusion: self.fusion.of_three_heads(),
-            normalize_rows: self.normalize,
             discard: example_discard(self.discard),
             output: Output::Matrix,
             ..RolloutConfig::default()

@@ -95,27 +95,30 @@ pub struct RowsOperands {
 
 /// All there are.
 pub(super) fn all() -> impl IntoIterator<Item = RolloutRows> {
-    let readers = super::map_readers().flat_map(|(dtype, fusion, normalize, discard)| {
+    let readers = super::map_readers().flat_map(|(dtype, fusion, discard)| {
         RolloutRows::ROWS.map(|rows| RolloutRows {
             dtype,
             rows,
             fusion,
             gradients: false,
-            normalize,
+            normalize: false,
             discard,
         })
     });
-    let weighing = DType::ALL.into_iter().flat_map(|dtype| {
-        [false, true].map(|normalize| RolloutRows {
-            dtype,
-            rows: 1,
-            fusion: Fusion::Mean,
-            gradients: true,
-            normalize,
-            discard: false,
-        })
+    let weighing = DType::ALL.map(|dtype| RolloutRows {
+        dtype,
+        rows: 1,
+        fusion: Fusion::Mean,
+        gradients: true,
+        normalize: false,
+        discard: false,
     });
-    readers.chain(weighing)
+    readers.chain(weighing).flat_map(|kernel| {
+        [false, true].map(|normalize| RolloutRows {
+            normalize,
+            ..kernel
+        })
+    })
 }
 
 impl RolloutRows {

@@ -153,7 +153,6 @@ impl Builder<'_> {
             arithmetic,
             tokens,
             fusion,
-            normalize: self.normalize,
             discard: self.discard,
         };
         let item_floats = problem.shape().tokens * problem.shape().tokens;
