@@ -1,15 +1,82 @@
 //! The machine a command computes on, from its options.
 
+use std::fmt;
 use std::num::NonZeroUsize;
+use std::str::FromStr;
 use std::thread::available_parallelism;
 
 use attention_rollout::Problem;
 use attention_rollout::cpu;
 use attention_rollout::device::Device;
+use clap::{Args, ValueEnum};
 
 use crate::error::{Error, Result};
-use crate::options::{DeviceArg, DeviceArgs};
 use crate::report;
+
+/// Where and how to compute.
+#[derive(Args, Clone, Debug)]
+pub struct DeviceArgs {
+    /// auto | cpu | cuda | cuda:N | cuda:all
+    #[arg(long, default_value = "auto")]
+    pub device: DeviceArg,
+
+    /// How accurate products on a GPU are
+    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
+    pub precision: PrecisionArg,
+
+    /// On a GPU, compute in the way that is the fastest there: as `tune` found it, or timed now, and remembered
+    #[arg(long)]
+    pub tune: bool,
+
+    /// CPU threads; all cores unless given
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+}
+
+/// `--device`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceArg {
+    Auto,
+    Cpu,
+    Cuda(usize),
+    CudaAll,
+}
+
+impl FromStr for DeviceArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let cuda = |ordinal: &str| ordinal.parse().ok().map(DeviceArg::Cuda);
+        match text {
+            "auto" => Some(DeviceArg::Auto),
+            "cpu" => Some(DeviceArg::Cpu),
+            "cuda" => Some(DeviceArg::Cuda(0)),
+            "cuda:all" => Some(DeviceArg::CudaAll),
+            text => text.strip_prefix("cuda:").and_then(cuda),
+        }
+        .ok_or_else(|| "expected auto, cpu, cuda, cuda:N or cuda:all".to_owned())
+    }
+}
+
+impl fmt::Display for DeviceArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceArg::Auto => f.write_str("auto"),
+            DeviceArg::Cpu => f.write_str("cpu"),
+            DeviceArg::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+            DeviceArg::CudaAll => f.write_str("cuda:all"),
+        }
+    }
+}
+
+/// `--precision`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionArg {
+    /// Products as accurate as f32
+    F32,
+    /// Allow a GPU to take products of f16 operands; the CPU computes in f32 all the same
+    Half,
+}
 
 /// The device the options ask for. `auto` is the first GPU that can compute, or else the CPU, and says why.
 pub fn open(args: &DeviceArgs) -> Result<Device> {
@@ -83,13 +150,13 @@ fn cuda_device(args: &DeviceArgs) -> attention_rollout::Result<Device> {
 /// How plans are made for GPUs.
 #[cfg(feature = "cuda")]
 pub fn cuda_options(args: &DeviceArgs) -> attention_rollout::cuda::Options {
-    use crate::options::PrecisionArg;
     use attention_rollout::cuda::{Options, Precision};
     Options {
         precision: match args.precision {
             PrecisionArg::F32 => Precision::F32,
             PrecisionArg::Half => Precision::Half,
         },
+        tune: args.tune,
         ..Options::default()
     }
 }

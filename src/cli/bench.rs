@@ -11,11 +11,11 @@ use attention_rollout::{DType, Problem, Shape};
 use clap::Args;
 use serde_json::json;
 
-use crate::backend;
+use crate::backend::{self, DeviceArg, DeviceArgs};
 use crate::error::{Error, Result};
 use crate::input::FeatureLayer;
 use crate::job::{Job, jobs, problem};
-use crate::options::{ConfigArgs, DeviceArg, DeviceArgs, OutputKind, SelectArgs};
+use crate::options::{ConfigArgs, OutputKind, SelectArgs};
 use crate::report;
 use crate::scores::ScoreExtentsArgs;
 use crate::tensors::{InputFile, Tensors};

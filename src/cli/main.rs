@@ -17,6 +17,7 @@ pub(crate) mod options;
 pub(crate) mod output;
 pub(crate) mod pending;
 pub(crate) mod plan;
+pub(crate) mod problem;
 pub(crate) mod progress;
 pub(crate) mod relevance;
 pub(crate) mod report;
@@ -28,6 +29,8 @@ pub(crate) mod shown;
 pub(crate) mod signals;
 pub(crate) mod sink;
 pub(crate) mod tensors;
+#[cfg(feature = "cuda")]
+pub(crate) mod tune;
 pub(crate) mod verify;
 
 use std::io::Write;
@@ -54,6 +57,8 @@ pub(crate) enum Command {
     Devices(devices::DevicesArgs),
     #[cfg(feature = "cuda")]
     Selftest(selftest::SelftestArgs),
+    #[cfg(feature = "cuda")]
+    Tune(tune::TuneArgs),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +71,8 @@ fn main() -> ExitCode {
         Command::Devices(args) => devices::run(&args),
         #[cfg(feature = "cuda")]
         Command::Selftest(args) => selftest::run(&args),
+        #[cfg(feature = "cuda")]
+        Command::Tune(args) => tune::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,5 @@
-//! Options shared by the subcommands: what to compute, and where.
+//! Options shared by the subcommands: what to compute.
 
-use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::str::FromStr;
@@ -183,22 +182,6 @@ pub fn is_below(prefix: &str, path: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Where and how to compute.
-#[derive(Args, Clone, Debug)]
-pub struct DeviceArgs {
-    /// auto | cpu | cuda | cuda:N | cuda:all
-    #[arg(long, default_value = "auto")]
-    pub device: DeviceArg,
-
-    /// How accurate products on a GPU are
-    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
-    pub precision: PrecisionArg,
-
-    /// CPU threads; all cores unless given
-    #[arg(long, value_name = "N")]
-    pub threads: Option<NonZeroUsize>,
-}
-
 /// `--output-kind`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OutputKind {
@@ -230,15 +213,6 @@ impl From<GradientsArg> for GradientRule {
 pub enum ScopeArg {
     Map,
     Patches,
-}
-
-/// `--precision`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum PrecisionArg {
-    /// Products as accurate as f32
-    F32,
-    /// Allow a GPU to take products of f16 operands; the CPU computes in f32 all the same
-    Half,
 }
 
 /// `--rows`.
@@ -381,41 +355,5 @@ impl FromStr for LayersArg {
                 })
             })
             .ok_or_else(|| "expected a range as 2.. or ..4 or 2..4".to_owned())
-    }
-}
-
-/// `--device`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceArg {
-    Auto,
-    Cpu,
-    Cuda(usize),
-    CudaAll,
-}
-
-impl fmt::Display for DeviceArg {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            DeviceArg::Auto => f.write_str("auto"),
-            DeviceArg::Cpu => f.write_str("cpu"),
-            DeviceArg::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
-            DeviceArg::CudaAll => f.write_str("cuda:all"),
-        }
-    }
-}
-
-impl FromStr for DeviceArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let cuda = |ordinal: &str| ordinal.parse().ok().map(DeviceArg::Cuda);
-        match text {
-            "auto" => Some(DeviceArg::Auto),
-            "cpu" => Some(DeviceArg::Cpu),
-            "cuda" => Some(DeviceArg::Cuda(0)),
-            "cuda:all" => Some(DeviceArg::CudaAll),
-            text => text.strip_prefix("cuda:").and_then(cuda),
-        }
-        .ok_or_else(|| "expected auto, cpu, cuda, cuda:N or cuda:all".to_owned())
     }
 }

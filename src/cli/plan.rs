@@ -4,57 +4,27 @@ use std::num::NonZeroUsize;
 
 use attention_rollout::measure::HostRead;
 use attention_rollout::memory::filled;
-use attention_rollout::{DType, HostLayer, Problem, Shape};
+use attention_rollout::{HostLayer, Problem};
 use clap::Args;
 use serde_json::json;
 
-use crate::backend;
+use crate::backend::{self, DeviceArgs};
 use crate::error::{Error, Result};
-use crate::job::problem;
-use crate::options::{ConfigArgs, DeviceArgs, OutputKind, SelectArgs};
+use crate::problem::ProblemArgs;
 use crate::report;
-use crate::scores::ScoreExtentsArgs;
-use crate::tensors::Tensors;
 
 /// Show how a problem would be computed on this machine: the form chosen, the workspace, the bytes to move, and the
 /// floor on a CPU, the time it takes to read the maps once.
 #[derive(Args, Debug)]
 pub struct PlanArgs {
-    /// Layers of the model
-    #[arg(long)]
-    layers: usize,
-
-    /// Items of a batch
-    #[arg(long, default_value_t = 1)]
-    batch: usize,
-
-    /// Heads of a layer; 1 where the maps are fused already
-    #[arg(long)]
-    heads: usize,
-
-    /// Tokens of an item
-    #[arg(long)]
-    tokens: usize,
-
-    /// Element type of the maps: f32 | f16 | bf16
-    #[arg(long, default_value = "f32")]
-    dtype: DType,
-
     #[command(flatten)]
-    scores: ScoreExtentsArgs,
-
-    /// What comes out: relevance of start rows, the whole rollout, or the rollout after each layer
-    #[arg(long, value_enum, default_value_t = OutputKind::Rows)]
-    output_kind: OutputKind,
-
-    #[command(flatten)]
-    config: ConfigArgs,
+    problem: ProblemArgs,
 
     #[command(flatten)]
     device: DeviceArgs,
 
     /// Plan for a GPU that need not be here: t4 | a100 | l4 | l40s | rtx4090 | h100 | h200 | b200 | rtx5090
-    #[arg(long, value_name = "MODEL", conflicts_with_all = ["device", "threads", "sample"])]
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["device", "threads", "tune", "sample"])]
     gpu: Option<String>,
 
     /// List every way of computing it that is looked at, with its estimated time; the first one is taken
@@ -72,23 +42,7 @@ pub struct PlanArgs {
 
 /// Runs the subcommand.
 pub fn run(args: &PlanArgs) -> Result<()> {
-    let shape = Shape {
-        layers: args.layers,
-        batch: args.batch,
-        heads: args.heads,
-        tokens: args.tokens,
-    };
-    args.config.check_heeded(Some(args.output_kind), false)?;
-    args.config.check_rows_for([""].into_iter())?;
-    let feature = args.scores.feature(shape, args.dtype);
-    let select = SelectArgs::default();
-    let problem = problem(
-        &Tensors::none(),
-        &feature,
-        &select,
-        &args.config,
-        args.output_kind,
-    )?;
+    let problem = args.problem.problem()?;
     if let Some(model) = &args.gpu {
         return plan_for(model, args, &problem);
     }
@@ -123,7 +77,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         }))?;
         return Ok(());
     }
-    report::line(format_args!("problem    {shape}, {}", args.dtype))?;
+    let (shape, dtype) = (problem.shape(), problem.dtype());
+    report::line(format_args!("problem    {shape}, {dtype}"))?;
     report::line(format_args!("device     {device}, {threads} threads"))?;
     report::line(format_args!("variant    {variant}"))?;
     report::line(format_args!("workspace  {}", bytes(workspace)))?;
@@ -178,7 +133,7 @@ fn plan_for(model: &str, args: &PlanArgs, problem: &Problem) -> Result<()> {
     report::line(format_args!(
         "problem    {}, {}",
         problem.shape(),
-        args.dtype
+        problem.dtype()
     ))?;
     report::line(format_args!(
         "gpu        {model}, whether or not it is here"

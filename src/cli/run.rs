@@ -8,11 +8,11 @@ use attention_rollout::device::Device;
 use clap::Args;
 use serde_json::json;
 
-use crate::backend;
+use crate::backend::{self, DeviceArgs};
 use crate::error::{Error, Result, shown_path};
 use crate::heatmap::{self, HeatmapArgs};
 use crate::job::{Job, jobs};
-use crate::options::{ConfigArgs, DeviceArgs, OutputKind, SelectArgs};
+use crate::options::{ConfigArgs, OutputKind, SelectArgs};
 use crate::output::TensorFile;
 use crate::pending::Destination;
 use crate::progress::MapProgress;

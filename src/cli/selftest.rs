@@ -11,9 +11,8 @@ use clap::Args;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::backend;
+use crate::backend::{self, DeviceArg, DeviceArgs, PrecisionArg};
 use crate::error::{Error, Result};
-use crate::options::{DeviceArg, DeviceArgs, PrecisionArg};
 use crate::report;
 use crate::verify::{self, half_budget};
 
@@ -51,6 +50,7 @@ pub fn run(args: &SelftestArgs) -> Result<()> {
     let gpu = DeviceArgs {
         device: args.device,
         precision: PrecisionArg::F32,
+        tune: false,
         threads: None,
     };
     let (runtimes, options) = backend::cuda_runtimes(&gpu).map_err(device)?;

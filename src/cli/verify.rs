@@ -11,11 +11,11 @@ use attention_rollout::{
 use clap::Args;
 use serde_json::json;
 
-use crate::backend;
+use crate::backend::{self, DeviceArg, DeviceArgs};
 use crate::error::{Error, Result};
 use crate::input::FeatureLayer;
 use crate::job::{Job, jobs};
-use crate::options::{ConfigArgs, DeviceArg, DeviceArgs, OutputKind, SelectArgs};
+use crate::options::{ConfigArgs, OutputKind, SelectArgs};
 use crate::progress::MapProgress;
 use crate::report;
 use crate::shown::shown;

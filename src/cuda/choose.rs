@@ -56,8 +56,17 @@ pub fn candidates(
     limits: &DeviceLimits,
     options: &Options,
 ) -> Result<Vec<Candidate>> {
-    let chosen = choose(problem, limits, options)?;
-    let batch = problem.shape().batch;
+    candidates_for(problem, problem.shape().batch, limits, options)
+}
+
+/// As [`candidates`], for runs of `batch` items of the problem at a time.
+pub(super) fn candidates_for(
+    problem: &Problem,
+    batch: usize,
+    limits: &DeviceLimits,
+    options: &Options,
+) -> Result<Vec<Candidate>> {
+    let chosen = choose_for(problem, batch, limits, options)?;
     let work = Workload::new(problem, batch, limits, rows_read_fused(problem));
     let peak = match limits.memory_bytes_per_us {
         0 => f64::NAN,

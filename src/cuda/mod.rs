@@ -12,6 +12,7 @@
 //! | share the compiler and loaded kernels among plans | [`Runtime`] |
 //! | keep the plans of many shapes | [`PlanCache`] |
 //! | see what would be launched, without any GPU | [`choose`] |
+//! | time every way of computing a problem, and keep to the fastest | [`tune`], [`Options::tune`] |
 //!
 //! ```no_run
 //! use attention_rollout::cuda::{self, DeviceLayer, Options, Plan};
@@ -75,7 +76,7 @@ pub use options::{Compiler, ImageKind, Options, Precision};
 pub use plan::pack;
 pub use plan::{
     DeviceIndices, DeviceLayer, DeviceOutput, DeviceTensor, GroupItem, GroupPlan, HostPlan, Pass,
-    Plan, PlanCache, RunInputs, StreamingPlan, Workspace, run_host,
+    Plan, PlanCache, RunInputs, StreamingPlan, Timed, Workspace, run_host, tune,
 };
 pub use runtime::Runtime;
 pub use schedule::Schedule;

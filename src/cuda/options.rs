@@ -37,6 +37,10 @@ pub struct Options {
     /// The way of computing to take, one of [`candidates`](super::candidates()), of a group each member's; `None` leaves the
     /// choice to [`choose`](super::choose()).
     pub pipeline: Option<Pipeline>,
+    /// Of the ways of computing that are left open, the one that is fastest on the device by the clock, not by its estimate:
+    /// it is [timed](super::tune()) when the first plan of such a problem is made, and remembered. Which way that is decides
+    /// over the last bits of results. Of streams and of groups, estimates choose.
+    pub tune: bool,
     /// Where runs work; in memory that the plan allocates unless it borrows some.
     pub workspace: Workspace,
 }

@@ -40,6 +40,8 @@ struct Inner {
     image: ImageKind,
     /// By symbol.
     functions: Mutex<HashMap<String, Arc<Function>>>,
+    /// What plans have found out on the device, by what was asked.
+    notes: Mutex<HashMap<[u8; 32], String>>,
 }
 
 impl Runtime {
@@ -60,6 +62,7 @@ impl Runtime {
             cache: compiler.cache.unwrap_or_else(Cache::from_env),
             image: compiler.image,
             functions: Mutex::default(),
+            notes: Mutex::default(),
         })))
     }
 
@@ -103,6 +106,20 @@ impl Runtime {
         };
         function.allow_shared(shared_bytes)?;
         Ok(function)
+    }
+
+    /// What was [noted](Runtime::note) under `key`, by this runtime, or by any with the same directory of compiled kernels.
+    pub(crate) fn noted(&self, key: &[u8; 32]) -> Option<String> {
+        let notes = self.0.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = notes.get(key).cloned();
+        own.or_else(|| self.0.cache.noted(key))
+    }
+
+    /// Keeps a line of text.
+    pub(crate) fn note(&self, key: [u8; 32], text: String) {
+        self.0.cache.note(&key, &text);
+        let mut notes = self.0.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.insert(key, text);
     }
 
     /// The compiler.

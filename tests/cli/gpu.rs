@@ -259,3 +259,52 @@ fn every_way_of_computing_is_timed() {
         run.expect_failure(2, &[part]);
     }
 }
+
+#[test]
+fn the_fastest_way_is_told_and_kept_to() {
+    let Some(mut bench) = bench("sm_90") else {
+        return;
+    };
+    bench
+        .environment
+        .push(("ROLLOUT_CACHE_DIR", bench.path("kernels").into()));
+    let problem = "--layers 3 --batch 2 --heads 2 --tokens 17 --output-kind matrix --device cuda";
+    let tune = format!("tune {problem}");
+    let run = bench.command(tune.split_whitespace()).expect_status(0);
+    assert!(run.stderr.contains("remembered in"), "{}", run.stderr);
+    let mut lines = run.stdout.lines();
+    let titles = "pipeline,launches,estimate_us,measured_us";
+    assert_eq!(lines.next(), Some(titles));
+    let ways: Vec<(&str, f64)> = lines
+        .map(|line| {
+            let (pipeline, numbers) = line[1..].split_once("\",").unwrap();
+            let measured = numbers.split(',').next_back().unwrap();
+            (pipeline, measured.parse().unwrap())
+        })
+        .collect();
+    assert_eq!(ways.len(), 3);
+    assert!(ways.is_sorted_by_key(|way| way.1) && ways[0].1 > 0.0);
+    let plan = format!("plan {problem} --tune --json");
+    let run = bench.command(plan.split_whitespace()).expect_status(0);
+    let plan: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    let (way, variant) = (ways[0].0, plan["variant"].as_str().unwrap());
+    let kernel = match way.split(',').next().unwrap() {
+        "chain" => "rollout_chain",
+        "product" => "rollout_product",
+        _ => "split_product",
+    };
+    assert!(variant.contains(kernel), "{way}: {variant}");
+
+    for device in ["cpu", "cuda:all"] {
+        let arguments = format!("tune --layers 2 --heads 1 --tokens 5 --device {device}");
+        let run = bench.command(arguments.split_whitespace());
+        run.expect_failure(2, &["--device", "one GPU"]);
+    }
+    bench.environment.push(("ROLLOUT_CACHE", "off".into()));
+    let run = bench.command(tune.split_whitespace()).expect_status(0);
+    assert!(
+        run.stderr.contains("nothing is remembered"),
+        "{}",
+        run.stderr
+    );
+}

@@ -22,6 +22,7 @@ mod queries_keys;
 mod real_data;
 mod sharing;
 mod streaming;
+mod tune;
 mod workspace;
 
 use common::{compare, generate, nvrtc};

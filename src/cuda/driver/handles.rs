@@ -88,6 +88,18 @@ impl DeviceMemory {
         Ok(memory)
     }
 
+    /// Sets `bytes` bytes from `offset` on to `value`, in the order of `stream`.
+    pub fn fill(&self, offset: usize, bytes: usize, value: u8, stream: &Stream) -> Result<()> {
+        assert!(offset + bytes <= self.bytes, "fills beyond the allocation");
+        if bytes == 0 {
+            return Ok(());
+        }
+        bind(&self.context)?;
+        // SAFETY: the bytes lie in the allocation, and the stream is alive.
+        unsafe { result::memset_d8_async(self.address + offset as u64, value, bytes, stream.raw()) }
+            .map_err(driver_error("cuMemsetD8Async"))
+    }
+
     /// First address.
     pub fn address(&self) -> u64 {
         self.address
@@ -235,9 +247,17 @@ unsafe impl Sync for Event {}
 impl Event {
     /// Creates an event without a time stamp.
     pub fn new(context: &Arc<CudaContext>) -> Result<Self> {
+        Event::with(context, sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    /// Creates an event that notes the time.
+    pub fn timed(context: &Arc<CudaContext>) -> Result<Self> {
+        Event::with(context, sys::CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    fn with(context: &Arc<CudaContext>, flags: sys::CUevent_flags) -> Result<Self> {
         bind(context)?;
-        let raw = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
-            .map_err(driver_error("cuEventCreate"))?;
+        let raw = result::event::create(flags).map_err(driver_error("cuEventCreate"))?;
         Ok(Event {
             context: context.clone(),
             raw,
@@ -284,6 +304,14 @@ impl Event {
         bind(&self.context)?;
         // SAFETY: the event is alive.
         unsafe { result::event::synchronize(self.raw) }.map_err(driver_error("cuEventSynchronize"))
+    }
+
+    /// Microseconds between what was marked last and what `later` marked. Both are timed and have come.
+    pub fn microseconds_until(&self, later: &Event) -> Result<f64> {
+        // SAFETY: the events are alive.
+        let milliseconds = unsafe { result::event::elapsed(self.raw, later.raw) };
+        let milliseconds = milliseconds.map_err(driver_error("cuEventElapsedTime"))?;
+        Ok(1e3 * f64::from(milliseconds))
     }
 }
 

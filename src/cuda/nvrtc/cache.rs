@@ -24,7 +24,8 @@ const TEMPORARY: &str = ".attention-rollout-";
 /// What a cache may hold: some thousand kernels.
 const MAX_BYTES: u64 = 256 << 20;
 
-/// A directory of compiled kernels, or none.
+/// A directory of compiled kernels, and of which way of computing a problem was [timed](crate::cuda::tune) to be the fastest; or
+/// none.
 ///
 /// Whoever can write there decides what code runs on the GPU. So the directory is used only if it belongs to the user
 /// (or to root) and neither its group nor others may write to it; [`distrusted`](Cache::distrusted) tells.
@@ -82,12 +83,9 @@ impl Cache {
         source: &Source<'_>,
         options: &Options,
     ) -> Result<Compiled, NvrtcError> {
-        let Some(directory) = &self.directory else {
+        let Some(directory) = self.trusted() else {
             return nvrtc.compile(source, options);
         };
-        if distrusted(directory).is_some() {
-            return nvrtc.compile(source, options);
-        }
         let key = key(nvrtc, source, options);
         let file = directory.join(format!("{}.bin", hexadecimal(&key)));
         if let Some(compiled) = read(&file).and_then(|bytes| file::decode(&bytes, &key)) {
@@ -98,6 +96,31 @@ impl Cache {
         let _ = write(directory, &file, &file::encode(&key, &compiled));
         Ok(compiled)
     }
+
+    /// What was [noted](Cache::note) under `key`.
+    pub(in crate::cuda) fn noted(&self, key: &[u8; 32]) -> Option<String> {
+        let bytes = read(&note(self.trusted()?, key))?;
+        String::from_utf8(bytes).ok()
+    }
+
+    /// Keeps a line of text for later processes.
+    pub(in crate::cuda) fn note(&self, key: &[u8; 32], text: &str) {
+        if let Some(directory) = self.trusted() {
+            // Not being able to keep it costs the next process what it took to find out.
+            let _ = write(directory, &note(directory, key), text.as_bytes());
+        }
+    }
+
+    /// The directory, if it is to be used.
+    fn trusted(&self) -> Option<&Path> {
+        let directory = self.directory.as_deref()?;
+        distrusted(directory).is_none().then_some(directory)
+    }
+}
+
+/// The file of a note.
+fn note(directory: &Path, key: &[u8; 32]) -> PathBuf {
+    directory.join(format!("{}.txt", hexadecimal(key)))
 }
 
 /// The directory that the environment asks for.
@@ -186,7 +209,7 @@ fn write(directory: &Path, file: &Path, bytes: &[u8]) -> io::Result<()> {
 /// Whether a file of that name is an entry, or what a process that was killed left of one.
 fn is_own(name: &OsStr) -> bool {
     let name = name.as_encoded_bytes();
-    let key = name.strip_suffix(b".bin");
+    let key = name.strip_suffix(b".bin").or(name.strip_suffix(b".txt"));
     key.is_some_and(|key| key.len() == 64 && key.iter().all(u8::is_ascii_hexdigit))
         || name.starts_with(TEMPORARY.as_bytes())
 }

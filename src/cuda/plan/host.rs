@@ -16,6 +16,7 @@ use cudarc::driver::CudaContext;
 
 use super::engine::Engine;
 use super::inputs::Given;
+use super::tune;
 use crate::chunk::{self, CHUNK_BYTES, Chunk, Progress, layers_from};
 use crate::cuda::choose::choose_for;
 use crate::cuda::driver::{self, Event, bind};
@@ -312,7 +313,8 @@ impl OnDevice {
         options: &Options,
     ) -> Result<Self> {
         let (context, limits) = (runtime.context(), runtime.limits());
-        let whole = choose_for(packed, chunk, limits, options)?;
+        let options = tune::decided(runtime, packed, chunk, options)?;
+        let whole = choose_for(packed, chunk, limits, &options)?;
         let mut engine = Engine::alone(runtime, packed, whole, &options.workspace)?;
         engine.prepare(packed.shape().batch % chunk)?;
         let slots = (0..slots).map(|_| Slot::new(&engine, chunk));

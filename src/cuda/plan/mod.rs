@@ -9,6 +9,7 @@ mod host;
 mod inputs;
 mod one;
 mod streaming;
+mod tune;
 mod workspace;
 
 // Plans are made on one thread and run on another, and tensors and outputs are handed over with them. A run takes its
@@ -34,4 +35,5 @@ pub use host::{HostPlan, run_host};
 pub use inputs::{DeviceIndices, RunInputs};
 pub use one::Plan;
 pub use streaming::{Pass, StreamingPlan};
+pub use tune::{Timed, tune};
 pub use workspace::Workspace;

@@ -12,6 +12,7 @@ use super::buffers::{
 use super::engine::Engine;
 use super::handover::{Handover, ready_to_check};
 use super::inputs::RunInputs;
+use super::tune;
 use crate::cuda::choose::choose;
 use crate::cuda::driver::{bind, is_capturing};
 use crate::cuda::limits::DeviceLimits;
@@ -54,8 +55,8 @@ impl Plan {
     /// As [`choose`](crate::cuda::choose()); [`Error::Nvrtc`](crate::Error::Nvrtc) where the compiler is missing or fails;
     /// [`Error::OutOfDeviceMemory`](crate::Error::OutOfDeviceMemory) where the workspace does not fit, after which
     /// nothing stays allocated; [`Error::WorkspaceLen`](crate::Error::WorkspaceLen) and
-    /// [`Error::Misaligned`](crate::Error::Misaligned) where a borrowed one cannot be used;
-    /// [`Error::Driver`](crate::Error::Driver).
+    /// [`Error::Misaligned`](crate::Error::Misaligned) where a borrowed one cannot be used; with [`Options::tune`] as
+    /// [`tune`](crate::cuda::tune()); [`Error::Driver`](crate::Error::Driver).
     pub fn new(context: &Arc<CudaContext>, problem: &Problem, options: &Options) -> Result<Self> {
         Plan::on(
             &Runtime::new(context, &Compiler::default())?,
@@ -70,6 +71,7 @@ impl Plan {
     /// As [`new`](Plan::new).
     pub fn on(runtime: &Runtime, problem: &Problem, options: &Options) -> Result<Self> {
         let options = options.with_environment();
+        let options = tune::decided(runtime, problem, problem.shape().batch, &options)?;
         let schedule = choose(problem, runtime.limits(), &options)?;
         Ok(Plan {
             engine: Engine::alone(runtime, problem, schedule, &options.workspace)?,
@@ -80,7 +82,8 @@ impl Plan {
     }
 
     /// Bytes of [workspace](crate::cuda::Workspace) that a plan of `problem` takes on a device with these limits. Asks
-    /// no driver.
+    /// no driver, and so does not know what [`tune`](crate::cuda::tune()) finds: whoever lends a workspace gives the way of
+    /// computing that it found as [`Options::pipeline`], here and to the plan.
     ///
     /// # Errors
     /// As [`choose`](crate::cuda::choose()).
