@@ -116,7 +116,12 @@ fn the_fastest_way_is_taken_and_remembered() {
     }
     let mut plans = PlanCache::new(&first, &tuning(), NonZeroUsize::MIN);
     assert_eq!(plans.get(problem).unwrap().schedule().pipeline(), timed[0]);
-    let host = HostPlan::on(&[first.clone()], problem, &tuning(), NonZeroUsize::new(3));
+    let host = HostPlan::on(
+        std::slice::from_ref(&first),
+        problem,
+        &tuning(),
+        NonZeroUsize::new(3),
+    );
     assert_eq!(host.unwrap().schedule().pipeline(), timed[0]);
 
     // What is forced is not a matter of time, and without being asked nobody looks.
