@@ -173,13 +173,12 @@ DEVICE void fuse_heads(const HeadFusionParams &params, const Place &place) {
         fused[i / PAIR][i % PAIR] = column + i % PAIR < row_end(row_of(i / PAIR)) ? entries.fused[i][0] : 0.0f;
       }
     }
+    float *out = fused_map + first_row * params.stride_row;
 #pragma unroll
     for (u32 r = 0; r < ROWS; ++r) {
       const u32 row = first_row + r;
       const u32 filled = (row_end(row) + FILLED - 1) / FILLED * FILLED;
-      if (row < window.len && column < filled) {
-        store(fused_map + row * params.stride_row, column, params.stride_row, fused[r]);
-      }
+      if (row < window.len && column < filled) store(out + r * params.stride_row, column, params.stride_row, fused[r]);
     }
     if (u64((window.len + ROWS - 1) / ROWS) * pairs <= stride) break;  // one turn for each thread
     turn = pair + stride;
