@@ -46,7 +46,7 @@ pub struct Timed {
 /// this crate. Of `options` the precision counts.
 ///
 /// Layers for it are made in device memory, of small entries that are all alike, and so often that they do not stay in L2; the
-/// caller's are not touched. Ways whose workspace does not fit beside them are left out. Compiles the kernels of all ways,
+/// caller's are not touched. Windows and start rows are those that the problem has. Ways whose workspace does not fit beside them are left out. Compiles the kernels of all ways,
 /// runs each some ten times or more, and waits.
 ///
 /// # Errors
