@@ -11,7 +11,7 @@ use ptxtime::{Taker, budget};
 
 /// By how much a ratio may exceed its budget: predictions move a little with what the compiler makes.
 const TOLERANCE: f64 = 1.1;
-/// How many times faster another kernel must be predicted to be to count as the better choice.
+/// How many times faster another kernel must be predicted to be for the choice to be wrong.
 const BETTER: f64 = 1.3;
 
 #[test]
@@ -49,15 +49,15 @@ fn no_shape_costs_more_than_its_budget() {
             )),
             Some(_) => {}
         }
-        let worse = shape.other_is_faster() >= BETTER;
         if let Some((other, us)) = &shape.best_other
-            && worse
+            && shape.other_is_faster() >= BETTER
         {
-            report += &format!("  {other} is predicted to take {us:.1} us\n");
+            failures.push(format!(
+                "{name} is predicted {:.1} us, and {us:.1} us with {other}",
+                shape.predicted_us
+            ));
         }
-        let mut unfilled = 0;
         for (launch, share) in shape.unfilled() {
-            unfilled += 1;
             if share > 0.05 {
                 report += &format!(
                     "  {} fills {:.0} % of the device for {:.0} % of the time\n",
@@ -66,11 +66,6 @@ fn no_shape_costs_more_than_its_budget() {
                     100.0 * share
                 );
             }
-        }
-        if worse && unfilled > 0 {
-            failures.push(format!(
-                "{name} leaves the device empty, and another kernel is faster"
-            ));
         }
     }
     assert_eq!(found.len(), budgets.len(), "shapes and budgets");
