@@ -54,6 +54,17 @@ DEVICE float load_peer(const float *from, u32 rank) {
   return value;
 }
 
+DEVICE uint4 load_peer(const uint4 *from, u32 rank) {
+  uint4 value = *from;
+  if constexpr (HAS_CLUSTERS) {
+    asm volatile("ld.shared::cluster.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "r"(peer_address(from, rank))
+                 : "memory");
+  }
+  return value;
+}
+
 DEVICE void store_peer(u32 address, float value) {
   asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
 }

@@ -8,10 +8,9 @@
 
 // Unsigned integers in the order of the values; at least 0x007fffff, which is -infinity.
 DEVICE u32 order_key(float value) {
-  const u32 bits = __float_as_uint(value);
-  if (value != value) return 0xffffffff;
-  if (value == 0.0f) return 0x80000000;
-  return bits & 0x80000000 ? ~bits : bits | 0x80000000;
+  const u32 bits = __float_as_uint(value + 0.0f);  // of -0 those of 0
+  const u32 key = bits ^ (u32(int(bits) >> 31) | 0x80000000);
+  return value != value ? 0xffffffff : key;
 }
 
 DEVICE u64 rank_of(float value, u32 index) { return u64(order_key(value)) << 32 | index; }

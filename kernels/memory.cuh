@@ -95,3 +95,15 @@ template <u32 PENDING>
 DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
+
+// Adds 1 to a word of shared memory, where `wanted`, without a branch.
+DEVICE void count_shared(u32 address, bool wanted) {
+  asm volatile(
+      "{\n\t"
+      ".reg .pred wanted;\n\t"
+      "setp.ne.u32 wanted, %1, 0;\n\t"
+      "@wanted red.shared.add.u32 [%0], 1;\n\t"
+      "}" ::"r"(address),
+      "r"(u32(wanted))
+      : "memory");
+}

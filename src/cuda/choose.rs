@@ -114,8 +114,13 @@ pub(super) fn choose_grouped(
         grouped: true,
         ..Workload::new(problem, batch, limits, rows_read_fused(problem))
     };
+    // The blocks of several problems lie between those of one.
+    let apart = DeviceLimits {
+        clusters: false,
+        ..limits.clone()
+    };
     work.choose(options, |pipeline| {
-        pipeline.schedule(problem, batch, limits)
+        pipeline.schedule(problem, batch, &apart)
     })
 }
 

@@ -151,6 +151,8 @@ pub struct Case {
     pub levels: u32,
     /// Entries that are something else.
     pub entries: Vec<Entry>,
+    /// What launches are laid out for.
+    pub multiprocessors: u32,
 }
 
 /// One entry of the maps; row and column count from the window's start.
@@ -173,6 +175,7 @@ impl Case {
             windows: None,
             levels: 0,
             entries: Vec::new(),
+            multiprocessors: 1,
         }
     }
 
@@ -209,6 +212,12 @@ impl Case {
 
     pub fn levels(mut self, levels: u32) -> Self {
         self.levels = levels;
+        self
+    }
+
+    /// Lays launches out for so many multiprocessors.
+    pub fn multiprocessors(mut self, multiprocessors: u32) -> Self {
+        self.multiprocessors = multiprocessors;
         self
     }
 
@@ -257,7 +266,8 @@ impl Case {
         let problem = self.problem();
         let layers = maps::layers(&problem, 7, self.levels, &self.entries);
         let expected = self.reference(&problem, &layers);
-        let device = Device::new(lab, &problem, &maps::hosts(&layers), self.offset);
+        let mut device = Device::new(lab, &problem, &maps::hosts(&layers), self.offset);
+        device.multiprocessors = self.multiprocessors;
         let fail = |what| self.failure(path, what);
         let got = device.run(path).map_err(fail)?;
         compare(&got, &expected, path.tolerance(problem.layers().len())).map_err(fail)?;

@@ -28,6 +28,8 @@ pub struct Device<'a> {
     layers: Vec<Vec<u64>>,
     /// What launches run on, but for the architecture.
     pub machine: Machine,
+    /// What launches are laid out for. One, so that blocks are many.
+    pub multiprocessors: u32,
     /// Kernels launched, with what they did.
     pub reports: RefCell<Vec<(Arc<Variant>, Report)>>,
 }
@@ -86,6 +88,7 @@ impl<'a> Device<'a> {
             memory,
             layers,
             machine: Machine::OLDEST,
+            multiprocessors: 1,
             reports: RefCell::default(),
         }
     }
@@ -114,8 +117,7 @@ impl<'a> Device<'a> {
         let batch = self.problem.shape().batch;
         let limits = DeviceLimits {
             l2_bytes: path.l2_bytes(),
-            // So that blocks are many.
-            multiprocessors: 1,
+            multiprocessors: self.multiprocessors,
             ..DeviceLimits::H200
         };
         let schedule = pipeline(self.problem, path).schedule(self.problem, batch, &limits);

@@ -7,6 +7,7 @@ use super::{Fused, Kernel, Window, example_discard, example_shape};
 use crate::config::RolloutConfig;
 use crate::cuda::address::{Address, Base};
 use crate::cuda::launch::{Geometry, Launch};
+use crate::cuda::limits::DeviceLimits;
 use crate::cuda::parameters::params;
 use crate::cuda::variant::{Variant, symbol};
 use crate::dtype::DType;
@@ -14,6 +15,15 @@ use crate::error::Result;
 use crate::problem::Problem;
 
 const BLOCK: u32 = 512;
+
+/// Blocks of a cluster. More need not be available.
+const MOST_BLOCKS: usize = 8;
+
+/// Entries that are worth a block. Of fewer, the blocks of a cluster would wait for each other longer than they count.
+const BLOCK_ENTRIES: usize = 8192;
+
+/// Blocks for each multiprocessor, where there are so many.
+const BLOCKS_PER_MULTIPROCESSOR: usize = 2;
 
 params! {
     /// Parameters of `discard`.
@@ -42,15 +52,25 @@ pub(super) fn all() -> [FindCuts; 1] {
 }
 
 impl FindCuts {
-    /// The `cuts` of `layers` layers of `fused`, whose items are `items` of a run.
+    /// The `cuts` of `layers` layers of `fused`, whose items are `items` of a run with windows of at most `window_len` tokens. Where
+    /// the device has clusters and too few maps to be busy, the blocks of one share a map.
     pub fn launch(
         &self,
         problem: &Problem,
         items: &Range<usize>,
         layers: usize,
+        window_len: u32,
+        limits: &DeviceLimits,
         fused: Fused,
         cuts: Address,
     ) -> Launch {
+        let maps = (items.len() * layers).max(1);
+        let wanted = (BLOCKS_PER_MULTIPROCESSOR * limits.multiprocessors as usize).div_ceil(maps);
+        let worth = (window_len as usize).pow(2) / BLOCK_ENTRIES;
+        let blocks = match limits.clusters {
+            true => wanted.min(worth).next_power_of_two().min(MOST_BLOCKS) as u32,
+            false => 1,
+        };
         let params = DiscardParams {
             fused: fused.maps.base,
             stride_layer: fused.stride_layer as i64,
@@ -64,7 +84,10 @@ impl FindCuts {
             causal: problem.config().causal.into(),
             discard_first: Scope::of(problem).first,
         };
-        let geometry = Geometry::new([items.len() as u32, layers as u32, 1], BLOCK);
+        let geometry = Geometry {
+            cluster: blocks,
+            ..Geometry::new([items.len() as u32, blocks, layers as u32], BLOCK)
+        };
         Launch::new(self.variant(), geometry, &params, 0)
             .passing(items.len() * layers * fused.maps.bytes())
     }

@@ -333,7 +333,16 @@ impl<'a> Builder<'a> {
                 }
             }
             if let Some(cuts) = fused.cuts {
-                self.push(FindCuts.launch(problem, items, group.len(), fused, cuts));
+                let limits = self.limits;
+                self.push(FindCuts.launch(
+                    problem,
+                    items,
+                    group.len(),
+                    window_len,
+                    limits,
+                    fused,
+                    cuts,
+                ));
             }
             if excludes {
                 self.push(Exclude.launch(problem, items, group.len(), window_len, fused));

@@ -76,6 +76,7 @@ pub const ENTRIES: &[Entry] = &[
         run: |lab| {
             let rows = || StartRows::Rows((0..8).collect());
             discarded(lab, Path::Rows(1), |case| case.start(rows()))?;
+            between_neighbours(lab)?;
             discarded(lab, Path::Chain(Arithmetic::F16x3), Case::matrix)?;
             discarded(
                 lab,
@@ -84,7 +85,53 @@ pub const ENTRIES: &[Entry] = &[
             )
         },
     },
+    Entry {
+        name: "discard_shared",
+        kernels: &["discard"],
+        short: false,
+        run: shared_maps,
+    },
 ];
+
+/// A cut between values that differ in their last bit, after all that are equal to the lower one.
+fn between_neighbours(lab: &Lab) -> Result<(), String> {
+    let mut case = Case::new([1, 1, 1, 8]).dtype(DType::F32);
+    for (row, column) in [(1, 1), (2, 3), (5, 5)] {
+        case = case.entry([0, 0, 0, row, column], -1.0);
+    }
+    case.entry([0, 0, 0, 3, 3], (-1.0f32).next_up())
+        .start(StartRows::Rows((0..8).collect()))
+        .config(|c| c.discard = discard(0.05, DiscardScope::Map))
+        .check(lab, Path::Rows(1))
+}
+
+/// Maps whose entries the blocks of a cluster count together, some of them equal; in windows of their own, of which one is
+/// not worth a block; and causal ones.
+fn shared_maps(lab: &Lab) -> Result<(), String> {
+    for (levels, ratio, causal) in [(0, 0.7, false), (64, 0.4, true), (8, 0.95, false)] {
+        let windows = [(4, 131), (0, 30)];
+        let case = Case::new([1, 2, 1, 135]).levels(levels).windows(&windows);
+        let case = case
+            .start(StartRows::Mean)
+            .multiprocessors(132)
+            .config(|c| {
+                c.causal = causal;
+                c.discard = discard(ratio, DiscardScope::Patches { special_tokens: 1 });
+            });
+        case.check(lab, Path::Rows(1))?;
+        let problem = case.problem();
+        let mut device = Device::new(lab, &problem, &[], 0);
+        device.multiprocessors = case.multiprocessors;
+        let schedule = device.prepare(Path::Rows(1)).schedule;
+        let mut launches = schedule.steps().iter().map(|step| step.launch(true));
+        let shared = launches.find(|launch| launch.variant().stem == "discard");
+        let cluster = shared.map(|launch| launch.geometry().cluster);
+        if cluster != Some(2) {
+            return Err(format!("clusters of {cluster:?} find cuts"));
+        }
+    }
+    Ok(())
+}
 
 /// The first of cumulative outputs is a layer and no product: an entry of it that is not a number is the only one.
 fn first_layer_not_finite(lab: &Lab) -> Result<(), String> {
