@@ -52,25 +52,30 @@ pub(super) fn all() -> [FindCuts; 1] {
 }
 
 impl FindCuts {
-    /// The `cuts` of `layers` layers of `fused`, whose items are `items` of a run with windows of at most `window_len` tokens. Where
-    /// the device has clusters and too few maps to be busy, the blocks of one share a map.
+    /// Blocks to a map, where there are so many maps, with windows of at most `window_len` tokens: those of a cluster, where
+    /// the device has clusters and too few maps to be busy.
+    pub fn blocks(maps: usize, window_len: u32, limits: &DeviceLimits) -> u32 {
+        let wanted = BLOCKS_PER_MULTIPROCESSOR * limits.multiprocessors as usize;
+        let worth = (window_len as usize).pow(2) / BLOCK_ENTRIES;
+        match limits.clusters {
+            true => {
+                let blocks = wanted.div_ceil(maps.max(1)).min(worth);
+                blocks.next_power_of_two().min(MOST_BLOCKS) as u32
+            }
+            false => 1,
+        }
+    }
+
+    /// The `cuts` of `layers` layers of `fused`, whose items are `items` of a run, each map by so many `blocks`.
     pub fn launch(
         &self,
         problem: &Problem,
         items: &Range<usize>,
         layers: usize,
-        window_len: u32,
-        limits: &DeviceLimits,
+        blocks: u32,
         fused: Fused,
         cuts: Address,
     ) -> Launch {
-        let maps = (items.len() * layers).max(1);
-        let wanted = (BLOCKS_PER_MULTIPROCESSOR * limits.multiprocessors as usize).div_ceil(maps);
-        let worth = (window_len as usize).pow(2) / BLOCK_ENTRIES;
-        let blocks = match limits.clusters {
-            true => wanted.min(worth).next_power_of_two().min(MOST_BLOCKS) as u32,
-            false => 1,
-        };
         let params = DiscardParams {
             fused: fused.maps.base,
             stride_layer: fused.stride_layer as i64,
