@@ -181,28 +181,37 @@ fn runs_are_captured_and_replayed() {
     let Some(machine) = machine("sm_90") else {
         return;
     };
-    let generated = scores([3, 2, 2, 21], 16, Output::default()).generate();
-    let mut plan = machine.plan(&generated.problem, |options| {
-        options.variant = Some("score_rows_f16_mean".to_owned());
-    });
-    let stream = machine.context.new_stream().unwrap();
-    let hosts = generated.layers();
-    let buffers: Vec<Buffer> = hosts.iter().map(|layer| upload(&stream, layer)).collect();
-    let len = generated.problem.output_len();
-    let mut out = stream.clone_htod(&vec![f32::NAN; len]).unwrap();
-    let layers: Vec<DeviceLayer<'_>> = buffers.iter().map(Buffer::layer).collect();
-    let target = DeviceOutput::from(&mut out);
-    machine.context.synchronize().unwrap();
-    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-    stream.begin_capture(mode).unwrap();
-    plan.run(&stream, &layers, target).unwrap();
-    let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
-    let graph = graph.unwrap().unwrap();
-    for _ in 0..2 {
-        graph.launch().unwrap();
+    for (output, variant) in [
+        (Output::default(), "score_rows_f16_mean"),
+        (Output::default(), "rollout_rows_f32_f32_m1_mean"),
+        (Output::Matrix, "score_fusion_f16_mean"),
+        (Output::Cumulative, "score_fusion_f16_mean"),
+    ] {
+        let what = format!("{output:?} by {variant}, captured");
+        let generated = scores([3, 2, 2, 21], 16, output).generate();
+        let mut plan = machine.plan(&generated.problem, |options| {
+            options.variant = Some(variant.to_owned());
+        });
+        let stream = machine.context.new_stream().unwrap();
+        let hosts = generated.layers();
+        let buffers: Vec<Buffer> = hosts.iter().map(|layer| upload(&stream, layer)).collect();
+        let poison = vec![f32::NAN; generated.problem.output_len()];
+        let mut out = stream.clone_htod(&poison).unwrap();
+        let layers: Vec<DeviceLayer<'_>> = buffers.iter().map(Buffer::layer).collect();
+        let target = DeviceOutput::from(&mut out);
+        machine.context.synchronize().unwrap();
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        stream.begin_capture(mode).unwrap();
+        plan.run(&stream, &layers, target).unwrap();
+        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        let graph = graph.unwrap().unwrap();
+        for _ in 0..2 {
+            stream.memcpy_htod(&poison, &mut out).unwrap();
+            graph.launch().unwrap();
+            check(&what, &generated, &download(&stream, &out)).unwrap();
+        }
+        plan.check(&stream).unwrap();
     }
-    check("captured", &generated, &download(&stream, &out)).unwrap();
-    plan.check(&stream).unwrap();
 }
 
 #[test]
