@@ -1,7 +1,7 @@
 // The order of fused entries for discard, and the cut between what is zeroed and what is kept.
 //
 // Entries are ordered by value, then by row-major index within the window. -0 equals 0 and NaN is above everything. A
-// cut is the rank of the last entry to zero, so one comparison decides; 0 is below every rank.
+// cut is the rank of the last entry to zero, key above index; 0 is below every rank.
 #pragma once
 
 #include "types.cuh"
@@ -13,8 +13,6 @@ DEVICE u32 order_key(float value) {
   return value != value ? 0xffffffff : key;
 }
 
-DEVICE u64 rank_of(float value, u32 index) { return u64(order_key(value)) << 32 | index; }
-
 struct Cut {
   u64 last;
   u32 first;          // rows and columns before this one take no part
@@ -23,6 +21,8 @@ struct Cut {
 
   DEVICE float apply(float value, u32 row, u32 column) const {
     const bool takes_part = row >= first && column >= first && !(spares_origin && row == 0 && column == 0);
-    return takes_part && rank_of(value, row * len + column) <= last ? 0.0f : value;
+    const u32 key = order_key(value), last_key = last >> 32;
+    const bool is_last = key == last_key && row * len + column <= u32(last);
+    return takes_part && (key < last_key || is_last) ? 0.0f : value;
   }
 };

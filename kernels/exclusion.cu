@@ -21,9 +21,11 @@ DEVICE void exclusion(const ExclusionParams &params, const Place &place) {
     return excluded ? 0.0f : cut.apply(entries[column], row, column);
   };
   float sum = 0.0f;
+#pragma unroll 2
   for (u32 column = lane; column < end; column += WARP) sum += kept(column);
   sum = warp_sum(sum);
   // A lane writes what it alone reads.
+#pragma unroll 2
   for (u32 column = lane; column < end; column += WARP) entries[column] = sum == 0.0f ? 0.0f : kept(column) / sum;
 }
 
