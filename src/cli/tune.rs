@@ -33,13 +33,16 @@ pub fn run(args: &TuneArgs) -> Result<()> {
         ));
     }
     let problem = args.problem.problem()?;
-    let failed = || Error::rollout("tune");
-    let (runtimes, options) = backend::cuda_runtimes(&args.device).map_err(failed())?;
+    let device = |error: attention_rollout::Error| Error::Device {
+        device: args.device.device.to_string(),
+        reason: error.to_string(),
+    };
+    let (runtimes, options) = backend::cuda_runtimes(&args.device).map_err(device)?;
     let options = Options {
         tune: true,
         ..options
     };
-    let timed = cuda::tune(&runtimes[0], &problem, &options).map_err(failed())?;
+    let timed = cuda::tune(&runtimes[0], &problem, &options).map_err(Error::rollout("tune"))?;
     report::line("pipeline,launches,estimate_us,measured_us")?;
     for cuda::Timed {
         candidate,

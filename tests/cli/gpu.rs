@@ -300,6 +300,10 @@ fn the_fastest_way_is_told_and_kept_to() {
         let run = bench.command(arguments.split_whitespace());
         run.expect_failure(2, &["--device", "one GPU"]);
     }
+    if !is_real() {
+        let none = Bench::new().command(tune.split_whitespace());
+        none.expect_failure(1, &["no NVIDIA driver"]);
+    }
     bench.environment.push(("ROLLOUT_CACHE", "off".into()));
     let run = bench.command(tune.split_whitespace()).expect_status(0);
     assert!(
