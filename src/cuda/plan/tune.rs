@@ -45,13 +45,14 @@ pub struct Timed {
 /// with [`Options::tune`]: in `runtime`, and in the directory of compiled kernels, for this device, driver and version of
 /// this crate. Of `options` the precision counts.
 ///
-/// Layers for it are made in device memory, of small entries that are all alike, and so often that they do not stay in L2; the
-/// caller's are not touched. Windows and start rows are those that the problem has. Ways whose workspace does not fit beside them are left out. Compiles the kernels of all ways,
-/// runs each some ten times or more, and waits.
+/// Layers for it are made in device memory, of small entries that are all alike, and so often that they do not stay in L2;
+/// the caller's are not touched. Windows and start rows are those that the problem has. Ways whose workspace does not fit
+/// beside them are left out. Compiles the kernels of all ways, runs most of them some ten times or more, and waits.
+/// Entries that are alike make the search of a discard longer than those of real maps do, in every way alike.
 ///
 /// # Errors
-/// As [`candidates`](crate::cuda::candidates()); [`Error::Nvrtc`] where the compiler is missing or fails; [`Error::OutOfDeviceMemory`] where layers
-/// and output, or every workspace beside them, do not fit; [`Error::Driver`].
+/// As [`candidates`](crate::cuda::candidates()); [`Error::Nvrtc`] where the compiler is missing or fails;
+/// [`Error::OutOfDeviceMemory`] where layers and output, or every workspace beside them, do not fit; [`Error::Driver`].
 pub fn tune(runtime: &Runtime, problem: &Problem, options: &Options) -> Result<Vec<Timed>> {
     let open = Options {
         precision: options.precision,
