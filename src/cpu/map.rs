@@ -140,15 +140,27 @@ impl<'a> FusedMap<'a> {
         }
     }
 
-    /// Adds the rows `rows` times `weights`, `[start rows, rows]`, to `part`, `[start rows, len]`, where nothing is excluded.
-    /// `fused` has room for a chunk of rows.
+    /// Whether the maps are read head by head for `start_rows` start rows, and not a row of all heads at a time: the more
+    /// rows at once, the longer what is read in one go.
+    pub fn is_read_head_by_head(&self, start_rows: usize) -> bool {
+        let config = self.maps.problem.config();
+        let known_late = self.discard.is_some() || self.is_excluding() || config.normalize_rows;
+        let maps = |rows: ItemRows<'_>| matches!(rows, ItemRows::Maps(_));
+        let rows = self.maps.rows(0..0);
+        !known_late && maps(rows) && rows.need_no_fusing(start_rows)
+    }
+
+    /// Adds the rows `rows` times `weights`, `[start rows, rows]`, to `parts`, `[blocks, start rows, len]`, where nothing is
+    /// excluded: of as many blocks of `block_rows` rows as there are, but one only where maps are not
+    /// [read head by head](FusedMap::is_read_head_by_head). `fused` has room for a chunk of rows.
     pub fn accumulate(
         &self,
         rows: Range<usize>,
+        block_rows: usize,
         start_rows: usize,
         weights: &[f32],
         fused: &mut [f32],
-        part: &mut [f32],
+        parts: &mut [f32],
     ) {
         let len = self.maps.len();
         let weights_stride = rows.len();
@@ -157,7 +169,8 @@ impl<'a> FusedMap<'a> {
                 start_rows,
                 weights: &weights[first - rows.start..],
                 weights_stride,
-                part: &mut part[column..],
+                block_rows,
+                part: &mut parts[column..],
                 part_stride: len,
             };
             entries.accumulate(self.simd, to);

@@ -52,7 +52,7 @@ fn accumulated(simd: Simd, problem: &Problem, map: FusedEntries<'_>) -> Vec<f32>
     let (mut row, mut sums) = (vec![f32::NAN; len], vec![0.0; len]);
     for rows in [0..len / 2, len / 2..len] {
         let weights = vec![1.0; rows.len()];
-        fused.accumulate(rows, 1, &weights, &mut row, &mut sums);
+        fused.accumulate(rows, len, 1, &weights, &mut row, &mut sums);
     }
     sums
 }

@@ -19,7 +19,7 @@ use crate::cpu::team::Member;
 use crate::error::Result;
 use crate::problem::Problem;
 
-use scratch::{GEMM_START_ROWS, RowsBuffers, RowsShared, blocks};
+use scratch::{GEMM_START_ROWS, RowsBuffers, RowsShared, block_rows, blocks, blocks_at_once};
 pub(crate) use scratch::{RowsScratch, chunk_rows, most_chunk_elements};
 
 /// The relevance rows `[start rows, tokens]` of `item`, by one member or by the whole team.
@@ -58,6 +58,7 @@ fn item_alone(
         out.fill(0.0);
         return Ok(());
     }
+    let blocks_len = blocks(problem, len).len();
     start(run, item, scratch);
     for layer in run.steps().rev() {
         let maps = run.maps(layer, item);
@@ -84,17 +85,18 @@ fn item_alone(
         maps.expect_masses(&scratch.relevance[..rows * len]);
         let next = &mut scratch.next[..rows * len];
         next.fill(0.0);
-        for block_rows in blocks(problem, len) {
-            let part = &mut scratch.part[..rows * len];
-            let any = fused_map.part(
-                block_rows,
+        for blocks in at_once(0..blocks_len, rows) {
+            let parts = &mut scratch.parts[..blocks.len() * rows * len];
+            let any = fused_map.parts(
+                blocks,
                 &scratch.relevance[..rows * len],
                 scratch.fused,
                 scratch.weights,
-                part,
+                parts,
             );
             if any {
-                add(next, part);
+                let parts = parts.chunks_exact(rows * len);
+                parts.for_each(|part| add(next, part));
             }
         }
         std::mem::swap(&mut scratch.relevance, &mut scratch.next);
@@ -135,21 +137,16 @@ fn item_by_team(
         let fused_map = FusedMap::new(simd, maps, whole, scratch.candidates);
         // Two sets of parts: members may be one layer apart.
         let set = step % 2 * blocks_len * rows * len;
-        let own = member.part(blocks_len);
-        for (index, block_rows) in blocks(problem, len)
-            .enumerate()
-            .skip(own.start)
-            .take(own.len())
-        {
-            let at = set + index * rows * len;
-            // SAFETY: this member's block alone; it was read last two layers ago, a barrier lies between.
-            let part = unsafe { parts.get_mut(at..at + rows * len) };
-            fused_map.part(
-                block_rows,
+        for blocks in at_once(member.part(blocks_len), rows) {
+            let at = |block: usize| set + block * rows * len;
+            // SAFETY: these are this member's alone; they were read last two layers ago, a barrier lies between.
+            let parts = unsafe { parts.get_mut(at(blocks.start)..at(blocks.end)) };
+            fused_map.parts(
+                blocks,
                 &scratch.relevance[..rows * len],
                 scratch.fused,
                 scratch.weights,
-                part,
+                parts,
             );
         }
         member.wait();
@@ -210,6 +207,21 @@ fn finish(problem: &Problem, item: usize, relevance: &[f32], out: &mut [f32]) {
     }
 }
 
+/// Blocks of `blocks` whose rows are taken at once, of so many start rows.
+fn at_once(blocks: Range<usize>, start_rows: usize) -> impl Iterator<Item = Range<usize>> {
+    let count = blocks_at_once(start_rows);
+    let firsts = blocks.clone().step_by(count);
+    firsts.map(move |first| first..blocks.end.min(first + count))
+}
+
+/// Whether every row carries weight for one of the start rows.
+fn all_carry(relevance: &[f32], len: usize, rows: Range<usize>) -> bool {
+    // Without a branch, so that many are seen at once.
+    let all = |weights: &[f32]| weights.iter().fold(true, |all, &w| all & (w != 0.0));
+    let mut starts = relevance.chunks_exact(len);
+    starts.any(|weights| all(&weights[rows.clone()]))
+}
+
 fn add(sum: &mut [f32], part: &[f32]) {
     for (sum, part) in sum.iter_mut().zip(part) {
         *sum += part;
@@ -217,8 +229,35 @@ fn add(sum: &mut [f32], part: &[f32]) {
 }
 
 impl FusedMap<'_> {
-    /// Writes what the rows `rows` add to the new relevance into `part`, `[start rows, len]`. Returns whether a row
-    /// carried weight; rows that carry none are not read.
+    /// Writes what the rows of the blocks `blocks` add to the new relevance into `parts`, `[blocks, start rows, len]`.
+    /// Returns whether a row carried weight; rows that carry none are not read.
+    fn parts(
+        &self,
+        blocks: Range<usize>,
+        relevance: &[f32],
+        fused: &mut [f32],
+        weights: &mut [f32],
+        parts: &mut [f32],
+    ) -> bool {
+        let len = self.maps.len();
+        let start_rows = relevance.len() / len;
+        let block_rows = block_rows(self.maps.problem, len);
+        let rows = blocks.start * block_rows..len.min(blocks.end * block_rows);
+        parts.fill(0.0);
+        if self.is_read_head_by_head(start_rows) && all_carry(relevance, len, rows.clone()) {
+            self.run(rows, block_rows, relevance, fused, weights, parts);
+            return true;
+        }
+        let mut any = false;
+        let blocks = rows.clone().step_by(block_rows);
+        for (first, part) in blocks.zip(parts.chunks_exact_mut(start_rows * len)) {
+            let rows = first..rows.end.min(first + block_rows);
+            any |= self.part(rows, relevance, fused, weights, part);
+        }
+        any
+    }
+
+    /// The same of the rows `rows` of one block, added to its `part`.
     fn part(
         &self,
         rows: Range<usize>,
@@ -229,12 +268,8 @@ impl FusedMap<'_> {
     ) -> bool {
         let len = self.maps.len();
         let start_rows = relevance.len() / len;
-        part.fill(0.0);
-        // Without a branch, so that many are seen at once.
-        let all_carry = |weights: &[f32]| weights.iter().fold(true, |all, &w| all & (w != 0.0));
-        let mut starts = relevance.chunks_exact(len);
-        if starts.any(|weights| all_carry(&weights[rows.clone()])) {
-            self.run(rows, relevance, fused, weights, part);
+        if all_carry(relevance, len, rows.clone()) {
+            self.run(rows.clone(), rows.len(), relevance, fused, weights, part);
             return true;
         }
         let carries = |i: usize| (0..start_rows).any(|m| relevance[m * len + i] != 0.0);
@@ -250,19 +285,21 @@ impl FusedMap<'_> {
                 .unwrap_or(rows.end);
             at = run.end;
             any = true;
-            self.run(run, relevance, fused, weights, part);
+            self.run(run.clone(), run.len(), relevance, fused, weights, part);
         }
         any
     }
 
-    /// Adds what adjoining rows that carry weight contribute.
+    /// Adds what adjoining rows that carry weight contribute to `parts`: those of one block, or of several of `block_rows`
+    /// rows where maps are read head by head.
     fn run(
         &self,
         run: Range<usize>,
+        block_rows: usize,
         relevance: &[f32],
         fused: &mut [f32],
         weights: &mut [f32],
-        part: &mut [f32],
+        parts: &mut [f32],
     ) {
         let problem = self.maps.problem;
         let len = self.maps.len();
@@ -270,10 +307,19 @@ impl FusedMap<'_> {
         let normalize = problem.config().normalize_rows;
         if start_rows <= GEMM_START_ROWS && !normalize && !self.is_excluding() {
             let weights = &mut weights[..start_rows * run.len()];
-            self.weigh(run.clone(), relevance, None, weights, part);
-            self.accumulate(run, start_rows, weights, fused, part);
+            let blocks = run.clone().step_by(block_rows);
+            let (block_weights, block_parts) = (
+                weights.chunks_mut(start_rows * block_rows),
+                parts.chunks_mut(start_rows * len),
+            );
+            for ((first, weights), part) in blocks.zip(block_weights).zip(block_parts) {
+                let rows = first..run.end.min(first + block_rows);
+                self.weigh(rows, relevance, None, weights, part);
+            }
+            self.accumulate(run, block_rows, start_rows, weights, fused, parts);
             return;
         }
+        let part = parts;
         let chunk_rows = chunk_rows(problem, start_rows, len);
         for first in run.clone().step_by(chunk_rows) {
             let chunk = first..run.end.min(first + chunk_rows);
@@ -303,6 +349,7 @@ impl FusedMap<'_> {
                     start_rows,
                     weights,
                     weights_stride: depth,
+                    block_rows: depth,
                     part,
                     part_stride: len,
                 };

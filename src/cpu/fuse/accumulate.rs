@@ -11,9 +11,6 @@ use crate::cpu::fuse::entries::HeadEntries;
 use crate::cpu::fuse::{EntriesLoop, MapRows};
 use crate::cpu::simd::{Lanes, Scalar};
 
-/// How far ahead of its loads each stream is prefetched, in bytes.
-const AHEAD_BYTES: usize = 1024;
-
 /// Sums to add weighted rows to.
 pub(crate) struct Accumulate<'a> {
     pub start_rows: usize,
@@ -21,7 +18,9 @@ pub(crate) struct Accumulate<'a> {
     pub weights: &'a [f32],
     /// Elements from the weights for one start row to those for the next.
     pub weights_stride: usize,
-    /// The sums, for one start row after the other.
+    /// Rows that share sums: these, those after them, and so on.
+    pub block_rows: usize,
+    /// The sums, for one block of rows after the other, and for one start row after the other.
     pub part: &'a mut [f32],
     /// Elements from the sums for one start row to those for the next.
     pub part_stride: usize,
@@ -54,7 +53,6 @@ impl EntriesLoop for AccumulateRows<'_, '_> {
                 (1, 4) if streams.to.start_rows > 1 => streams.group::<1, 4, true>(head),
                 (1, 4) => streams.group::<1, 4, false>(head),
                 (1, _) => streams.group::<1, 2, false>(head),
-                (2, 2) => streams.group::<2, 2, false>(head),
                 (2, _) => streams.group::<2, 1, false>(head),
                 (3, _) => streams.group::<3, 1, false>(head),
                 (4, _) => streams.group::<4, 1, false>(head),
@@ -65,11 +63,11 @@ impl EntriesLoop for AccumulateRows<'_, '_> {
     }
 }
 
-/// Heads, and rows far apart of each, that are read side by side where so many heads are left: three to six arrays.
+/// Heads, and rows far apart of each, that are read side by side where so many heads are left: two to five arrays.
 fn side_by_side(operands: usize, heads: usize) -> (usize, usize) {
     match (operands, heads) {
         (1, 1) => (1, 4),
-        (1, 2) => (2, 2),
+        (1, 2) => (2, 1),
         (1, 3 | 6 | 9) => (3, 1),
         (1, 5) => (5, 1),
         (1, _) => (4, 1),
@@ -87,8 +85,9 @@ impl EntriesLoop for Prefetch<'_> {
     fn run<L: Lanes, E: HeadEntries>(self, lanes: L, entries: E) {
         let from = self.0;
         let (heads, rows) = side_by_side(E::OPERANDS, from.heads);
-        let apart = from.rows_apart(rows) * from.row_stride;
-        let bytes = AHEAD_BYTES.min(from.rows * from.row_stride * E::BYTES);
+        let apart = from.rows_apart(from.rows, rows) * from.row_stride;
+        let bytes = from.rows * from.row_stride * E::BYTES;
+        let bytes = bytes.min(from.ahead_bytes::<E>(heads, rows));
         for head in 0..heads {
             for row in 0..rows {
                 for ahead in (0..bytes).step_by(64) {
@@ -106,11 +105,36 @@ impl MapRows<'_> {
         head * self.head_stride + row * self.row_stride
     }
 
-    /// Rows from each of `side_by_side` rows to the next: 0 where they are none, since rows of equal length lie side by side.
-    fn rows_apart(&self, side_by_side: usize) -> usize {
+    /// How far ahead of its loads each stream is prefetched, in bytes, where so many rows of so many heads are read side by
+    /// side: together as much as hides the latency of memory, and small beside a first-level cache. Smaller elements take
+    /// more instructions a byte, so the processor sees fewer loads ahead by itself. What lies behind short streams is not
+    /// what is read next.
+    #[inline(always)]
+    fn ahead_bytes<E: HeadEntries>(&self, heads: usize, rows: usize) -> usize {
+        let all = match E::BYTES {
+            4.. => 8 << 10,
+            _ => 12 << 10,
+        };
+        let stream_bytes = self.rows / rows * self.row_stride * E::BYTES;
+        let ahead = all / (heads * rows * E::OPERANDS);
+        ahead.min(stream_bytes / 8).max(1 << 10)
+    }
+
+    /// What the entries of a head are multiplied by.
+    #[inline(always)]
+    fn scale(&self, head: usize) -> f32 {
+        match self.fusion {
+            HeadFusion::Weighted(weights) => weights[head],
+            _ => 1.0 / self.heads as f32,
+        }
+    }
+
+    /// Rows from each of `side_by_side` of `rows` rows to the next: 0 where they are none, since rows of equal length lie
+    /// side by side.
+    fn rows_apart(&self, rows: usize, side_by_side: usize) -> usize {
         match self.causal_from {
             Some(_) => 0,
-            None => self.rows / side_by_side,
+            None => rows / side_by_side,
         }
     }
 }
@@ -125,23 +149,31 @@ struct Streams<'a, 'b, L, E> {
 }
 
 impl<L: Lanes, E: HeadEntries> Streams<'_, '_, L, E> {
-    /// Adds the rows of `H` heads from `head` on: `R` far apart of each side by side, then those that are left.
+    /// Adds the rows of `H` heads from `head` on, from the first block to the last, so that each is read in one go: `R` rows
+    /// far apart of each block side by side, then those that are left.
     #[inline(always)]
     fn group<const H: usize, const R: usize, const KEEP: bool>(&mut self, head: usize) {
-        let mut first = 0;
-        if R > 1 {
-            let apart = self.from.rows_apart(R);
-            self.rows::<H, R, KEEP>(head, 0..apart, apart);
-            first = R * apart;
+        let (rows, block_rows) = (self.from.rows, self.to.block_rows);
+        for (block, first) in (0..rows).step_by(block_rows).enumerate() {
+            let end = rows.min(first.saturating_add(block_rows));
+            let part = block * self.to.start_rows * self.to.part_stride;
+            let apart = match R {
+                1 => 0,
+                _ => self.from.rows_apart(end - first, R),
+            };
+            let side_by_side = first..first + apart;
+            let left = first + R * apart..end;
+            self.rows::<H, R, KEEP>(head, part, side_by_side, apart);
+            self.rows::<H, 1, KEEP>(head, part, left, 0);
         }
-        self.rows::<H, 1, KEEP>(head, first..self.from.rows, 0);
     }
 
-    /// The rows `rows` and, `apart` rows on, `R - 1` times as many.
+    /// The rows `rows` and, `apart` rows on, `R - 1` times as many, added to the sums from `part` on.
     #[inline(always)]
     fn rows<const H: usize, const R: usize, const KEEP: bool>(
         &mut self,
         head: usize,
+        part: usize,
         rows: Range<usize>,
         apart: usize,
     ) {
@@ -149,23 +181,18 @@ impl<L: Lanes, E: HeadEntries> Streams<'_, '_, L, E> {
         let mut group = Group {
             head,
             scales: [0.0; H],
+            part,
             row: 0,
             apart,
+            ahead: self.from.ahead_bytes::<E>(H, R),
         };
         for h in 0..H {
-            group.scales[h] = match self.from.fusion {
-                HeadFusion::Weighted(weights) => weights[head + h],
-                _ => 1.0 / self.from.heads as f32,
-            };
+            group.scales[h] = self.from.scale(head + h);
         }
         for row in rows {
             group.row = row;
             let len = self.from.present(row);
             let mut column = 0;
-            while !KEEP && column + 4 * L::LANES <= len {
-                self.step::<L, H, R, 4, KEEP>(lanes, &group, column, 0);
-                column += 4 * L::LANES;
-            }
             while column + 2 * L::LANES <= len {
                 self.step::<L, H, R, 2, KEEP>(lanes, &group, column, 0);
                 column += 2 * L::LANES;
@@ -201,8 +228,7 @@ impl<L: Lanes, E: HeadEntries> Streams<'_, '_, L, E> {
             for r in 0..R {
                 let first = self.from.entry(group.head + h, group.row + r * group.apart) + column;
                 for line in 0..(V * W::LANES * E::BYTES).div_ceil(64) {
-                    let ahead = AHEAD_BYTES + line * 64;
-                    self.entries.prefetch(lanes, first, ahead);
+                    self.entries.prefetch(lanes, first, group.ahead + line * 64);
                 }
                 if KEEP {
                     let scale = lanes.splat(group.scales[h]);
@@ -236,7 +262,8 @@ impl<L: Lanes, E: HeadEntries> Streams<'_, '_, L, E> {
                     }
                 }
             }
-            let part = &mut self.to.part[m * self.to.part_stride + column..][..V * W::LANES];
+            let first = group.part + m * self.to.part_stride + column;
+            let part = &mut self.to.part[first..][..V * W::LANES];
             for v in 0..V {
                 let part = &mut part[v * W::LANES..];
                 let before = lanes.load(part);
@@ -256,8 +283,12 @@ struct Group<const H: usize> {
     head: usize,
     /// What the entries of each head are multiplied by.
     scales: [f32; H],
+    /// Where the sums begin.
+    part: usize,
     /// The first row.
     row: usize,
     /// Rows from each to the next.
     apart: usize,
+    /// How far ahead each is prefetched, in bytes.
+    ahead: usize,
 }

@@ -155,6 +155,7 @@ fn accumulated_as_fused_on_every_instruction_set() {
                 start_rows,
                 weights: &weights,
                 weights_stride: ROWS,
+                block_rows: ROWS,
                 part: &mut part,
                 part_stride: len,
             };
@@ -180,6 +181,50 @@ fn accumulated_as_fused_on_every_instruction_set() {
                     "{simd}, start row {m}, column {column} of {len}: {got} for {want}, {rows:?}"
                 );
             }
+        }
+    });
+}
+
+/// Sums of blocks are the same to the bit, be they made at once or each by itself.
+#[test]
+fn blocks_accumulate_as_by_themselves() {
+    for_each(|simd, _, rows, _| {
+        if !rows.need_no_fusing(1) {
+            return;
+        }
+        let weights: Vec<f32> = (0..ROWS).map(|at| 0.1 + at as f32).collect();
+        let sums = |rows: MapRows<'_>, weights: &[f32], block_rows: usize| {
+            let mut parts = vec![0.25; rows.rows.div_ceil(block_rows) * rows.len];
+            let to = Accumulate {
+                start_rows: 1,
+                weights,
+                weights_stride: ROWS,
+                block_rows,
+                part: &mut parts,
+                part_stride: rows.len,
+            };
+            rows.accumulate(simd, to);
+            parts
+        };
+        for block_rows in 1..=ROWS {
+            let by_themselves: Vec<f32> = (0..ROWS)
+                .step_by(block_rows)
+                .flat_map(|first| {
+                    let count = block_rows.min(ROWS - first);
+                    let block = MapRows {
+                        first: rows.first + first * rows.row_stride,
+                        causal_from: rows.causal_from.map(|from| from + first),
+                        rows: count,
+                        ..rows
+                    };
+                    sums(block, &weights[first..], count)
+                })
+                .collect();
+            assert_eq!(
+                sums(rows, &weights, block_rows),
+                by_themselves,
+                "{simd}, {block_rows} of {ROWS} rows, {rows:?}"
+            );
         }
     });
 }

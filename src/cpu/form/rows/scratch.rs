@@ -14,8 +14,7 @@ use crate::problem::Problem;
 /// Elements of a chunk of fused rows: half of a 32 KiB first-level cache.
 const CHUNK_ELEMENTS: usize = 4096;
 
-/// Rows of a block, over all heads: many enough that they are read in long streams and that adding up the parts costs
-/// little ...
+/// Rows of a block, over all heads: many enough that adding up the parts costs little ...
 const BLOCK_HEAD_ROWS: usize = 256;
 
 /// ... and rows, where there are many heads: few enough that a team finds work for all ...
@@ -23,10 +22,14 @@ const BLOCK_ROWS: usize = 16;
 
 /// ... or, where there are few, in as many blocks, so long as these have so many rows.
 const FEW_HEADS_BLOCKS: usize = 8;
-const FEW_HEADS_BLOCK_ROWS: usize = 128;
+const FEW_HEADS_BLOCK_ROWS: usize = 256;
 
 /// Blocks of an item at most, so that the parts of a large one take little memory.
 const MOST_BLOCKS: usize = 64;
+
+/// Blocks of one start row whose rows are read in one go: the more, the longer what is read of each head, and the more
+/// sums there are.
+const BLOCKS_AT_ONCE: usize = 32;
 
 /// More start rows than this make a matrix product of the vector-matrix step ...
 pub(super) const GEMM_START_ROWS: usize = 16;
@@ -58,6 +61,14 @@ fn streamed_rows(problem: &Problem, len: usize) -> usize {
     (BLOCK_HEAD_ROWS / problem.shape().heads)
         .min((len / FEW_HEADS_BLOCKS).max(FEW_HEADS_BLOCK_ROWS))
         .max(BLOCK_ROWS)
+}
+
+/// Blocks that are taken at once.
+pub(super) fn blocks_at_once(start_rows: usize) -> usize {
+    match start_rows {
+        1 => BLOCKS_AT_ONCE,
+        _ => 1,
+    }
 }
 
 /// Rows of a chunk.
@@ -117,9 +128,9 @@ pub(super) fn blocks(
 
 /// What row form computes in: lengths, for the largest item.
 pub(crate) struct RowsScratch {
-    /// Each member's own: relevance, one block's part of the new relevance, and the new relevance, `[start rows, tokens]`
-    /// each; one chunk of fused rows `[chunk rows, tokens]`; the weights of one block `[start rows, block rows]` and a sum
-    /// for each of its rows; the whole fused map `[tokens, tokens]` where something is discarded; candidates to select from.
+    /// Each member's own: relevance, the new relevance, `[start rows, tokens]` each, and parts of it of the blocks that are
+    /// taken at once, `[blocks, start rows, tokens]`; one chunk of fused rows `[chunk rows, tokens]`; the weights of these
+    /// blocks' rows, `[start rows, rows]`, and a sum for each row of one; the whole fused map `[tokens, tokens]` where something is discarded; candidates to select from.
     own: Parts<7>,
     /// The team's: parts of the new relevance of two layers, `[2, blocks, start rows, tokens]`, and the whole fused map.
     shared: Parts<2>,
@@ -128,7 +139,7 @@ pub(crate) struct RowsScratch {
 /// A member's own memory, cut up.
 pub(super) struct RowsBuffers<'a> {
     pub(super) relevance: &'a mut [f32],
-    pub(super) part: &'a mut [f32],
+    pub(super) parts: &'a mut [f32],
     pub(super) next: &'a mut [f32],
     pub(super) fused: &'a mut [f32],
     pub(super) weights: &'a mut [f32],
@@ -153,7 +164,10 @@ impl RowsScratch {
         let sized = |extents: &[usize]| checked("workspace", extents);
         let relevance = sized(&[start_rows, len])?;
         let fused = most_chunk_elements(problem, start_rows, len)?;
-        let weights = sized(&[start_rows + 1, most_block_rows(problem, len)])?;
+        let at_once = blocks_at_once(start_rows).min(most_blocks(start_rows, len));
+        let at_once_rows = (at_once * most_block_rows(problem, len)).min(len);
+        let own_parts = sized(&[at_once, start_rows, len])?;
+        let weights = sized(&[start_rows + 1, at_once_rows])?;
         let parts = sized(&[2, most_blocks(start_rows, len), start_rows, len])?;
         let (map, candidates) = match problem.config().discard {
             Some(_) => (sized(&[len, len])?, discard::scratch(len)),
@@ -161,17 +175,17 @@ impl RowsScratch {
         };
         Ok(RowsScratch {
             own: Parts([
-                relevance, relevance, relevance, fused, weights, map, candidates,
+                relevance, relevance, own_parts, fused, weights, map, candidates,
             ]),
             shared: Parts([parts, map]),
         })
     }
 
     pub(super) fn carve<'a>(&self, own: &'a mut [f32]) -> RowsBuffers<'a> {
-        let [relevance, part, next, fused, weights, map, candidates] = self.own.carve(own);
+        let [relevance, next, parts, fused, weights, map, candidates] = self.own.carve(own);
         RowsBuffers {
             relevance,
-            part,
+            parts,
             next,
             fused,
             weights,
