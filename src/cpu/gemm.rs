@@ -1,4 +1,7 @@
 //! Checked matrix views over the GEMM crate, single-threaded: the team is the parallelism.
+//!
+//! Of square matrices of 128 to 1,024 rows, one thread of an EPYC of family 26, minima of 31 products: gemm 225 to 262
+//! GFLOP/s, faer 218 to 264, matrixmultiply 164 to 225, PyTorch (MKL) 102 to 116.
 
 use std::cell::Cell;
 

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::config::HeadFusion;
 use crate::cpu::fuse::entries::HeadEntries;
-use crate::cpu::fuse::{EntriesLoop, MapRows};
+use crate::cpu::fuse::{EntriesLoop, LINE, MapRows};
 use crate::cpu::simd::{Lanes, Scalar};
 
 /// Sums to add weighted rows to.
@@ -90,7 +90,7 @@ impl EntriesLoop for Prefetch<'_> {
         let bytes = bytes.min(from.ahead_bytes::<E>(heads, rows));
         for head in 0..heads {
             for row in 0..rows {
-                for ahead in (0..bytes).step_by(64) {
+                for ahead in (0..bytes).step_by(LINE) {
                     entries.prefetch(lanes, head * from.head_stride + row * apart, ahead);
                 }
             }
@@ -189,15 +189,21 @@ impl<L: Lanes, E: HeadEntries> Streams<'_, '_, L, E> {
         for h in 0..H {
             group.scales[h] = self.from.scale(head + h);
         }
+        // A cache line of each stream at a time.
+        let vector_bytes = L::LANES * E::BYTES;
         for row in rows {
             group.row = row;
             let len = self.from.present(row);
             let mut column = 0;
-            while column + 2 * L::LANES <= len {
+            while !KEEP && 4 * vector_bytes <= LINE && column + 4 * L::LANES <= len {
+                self.step::<L, H, R, 4, KEEP>(lanes, &group, column, 0);
+                column += 4 * L::LANES;
+            }
+            while (KEEP || 2 * vector_bytes <= LINE) && column + 2 * L::LANES <= len {
                 self.step::<L, H, R, 2, KEEP>(lanes, &group, column, 0);
                 column += 2 * L::LANES;
             }
-            if column + L::LANES <= len {
+            while column + L::LANES <= len {
                 self.step::<L, H, R, 1, KEEP>(lanes, &group, column, 0);
                 column += L::LANES;
             }
@@ -227,8 +233,9 @@ impl<L: Lanes, E: HeadEntries> Streams<'_, '_, L, E> {
         for h in 0..H {
             for r in 0..R {
                 let first = self.from.entry(group.head + h, group.row + r * group.apart) + column;
-                for line in 0..(V * W::LANES * E::BYTES).div_ceil(64) {
-                    self.entries.prefetch(lanes, first, group.ahead + line * 64);
+                for line in 0..(V * W::LANES * E::BYTES).div_ceil(LINE) {
+                    self.entries
+                        .prefetch(lanes, first, group.ahead + line * LINE);
                 }
                 if KEEP {
                     let scale = lanes.splat(group.scales[h]);

@@ -2,6 +2,7 @@
 
 use super::{EntriesLoop, MapRows};
 use crate::config::HeadFusion;
+use crate::cpu::fuse::LINE;
 use crate::cpu::fuse::entries::HeadEntries;
 use crate::cpu::fuse::fold::{Extreme, Fold, Mean, Weighted};
 use crate::cpu::simd::{Lanes, Scalar};
@@ -77,7 +78,11 @@ impl<L: Lanes, E: HeadEntries, F: Fold> Fuse<'_, L, E, F> {
     fn columns(&self, first: usize, fused: &mut [f32]) {
         let (lanes, len) = (self.lanes, fused.len());
         let mut column = 0;
-        while column + 4 * L::LANES <= len {
+        while column + 8 * L::LANES <= len {
+            self.step::<L, 8>(lanes, first, column, fused);
+            column += 8 * L::LANES;
+        }
+        if column + 4 * L::LANES <= len {
             self.step::<L, 4>(lanes, first, column, fused);
             column += 4 * L::LANES;
         }
@@ -112,8 +117,8 @@ impl<L: Lanes, E: HeadEntries, F: Fold> Fuse<'_, L, E, F> {
         let mut kept = [lanes.splat(0.0); V];
         for head in 0..self.from.heads {
             let at = first + head * self.from.head_stride + column;
-            for line in 0..(V * W::LANES * E::BYTES).div_ceil(64) {
-                entries.prefetch(lanes, at, self.prefetch + line * 64);
+            for line in 0..(V * W::LANES * E::BYTES).div_ceil(LINE) {
+                entries.prefetch(lanes, at, self.prefetch + line * LINE);
             }
             for v in 0..V {
                 // SAFETY: a vector of the columns of a row of a head, all of which can be read.

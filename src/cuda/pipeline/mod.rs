@@ -13,6 +13,7 @@
 
 mod builder;
 pub(super) mod choice;
+mod common;
 mod one_pass;
 mod product;
 mod ring_rows;
@@ -30,7 +31,7 @@ use builder::Builder;
 
 pub use choice::Pipeline;
 
-pub(super) use builder::{
+pub(super) use common::{
     Common, chain_reads_fused, cuts_when_read, operands, output_len, rows_read_fused,
 };
 pub(super) use tree::TreeShape;

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::builder::{Builder, chain_reads_fused, chunks, launch_groups, output, rows_read_fused};
+use super::builder::{Builder, chunks, launch_groups, output};
+use super::common::{chain_reads_fused, rows_read_fused};
 use crate::cuda::address::Address;
 use crate::cuda::kernel::{
     Arithmetic, MapSource, Reading, RolloutChain, RolloutRows, RowsOperands, Splits,

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::builder::{Builder, chunks, launch_groups, output, rows_read_fused};
+use super::builder::{Builder, chunks, launch_groups, output};
+use super::common::rows_read_fused;
 use crate::cuda::address::{Address, Base};
 use crate::cuda::kernel::{MapSource, RingOperands, RingRows};
 

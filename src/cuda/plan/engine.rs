@@ -7,14 +7,14 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, result, sys};
 
 use super::inputs::{Given, InputRing};
-use super::workspace::{Room, Workspace};
+use super::prepared::{Memory, Prepared};
+use super::workspace::Workspace;
 use crate::cuda::address::{Address, Base, Bases};
-use crate::cuda::driver::{self, DeviceMemory, Event, Function, Stream, bind, driver_error};
+use crate::cuda::driver::{self, Event, Stream, bind, driver_error};
 use crate::cuda::evidence::Evidence;
 use crate::cuda::launch::MAX_WORDS;
 use crate::cuda::runtime::Runtime;
 use crate::cuda::schedule::{Lane, Schedule};
-use crate::cuda::variant::{Entry, Variant};
 use crate::error::Result;
 use crate::layout::Window;
 use crate::problem::Problem;
@@ -48,68 +48,10 @@ struct Shorter {
     problem: Problem,
 }
 
-/// A schedule with its kernels.
-struct Prepared {
-    schedule: Schedule,
-    /// Those of the steps; none where launches are shared with other problems.
-    functions: Vec<Arc<Function>>,
-}
-
 /// The engine's own stream, and the event by which it starts after the caller's.
 struct Side {
     stream: Stream,
     fork: Event,
-}
-
-/// The device memory of an engine.
-pub(super) struct Memory {
-    workspace: Room,
-    tables: DeviceMemory,
-}
-
-impl Memory {
-    /// What `schedule` needs: tables, and what it takes of `workspace`.
-    pub fn new(
-        context: &Arc<CudaContext>,
-        schedule: &Schedule,
-        workspace: &Workspace,
-    ) -> Result<Self> {
-        let tables = schedule.table_bytes();
-        Ok(Memory {
-            workspace: workspace.take(context, schedule.workspace_bytes())?,
-            tables: DeviceMemory::upload(context, "windows, weights and start rows", &tables)?,
-        })
-    }
-
-    /// Where the bases of `schedule` begin, but for layers and output.
-    fn bases(&self, schedule: &Schedule) -> Bases {
-        let mut bases = schedule.bases();
-        schedule.place_buffers(&mut bases, self.workspace.address());
-        schedule.place_tables(&mut bases, self.tables.address(), 0);
-        bases
-    }
-}
-
-impl Prepared {
-    /// Compiles and loads the kernels of `schedule`.
-    fn alone(runtime: &Runtime, schedule: Schedule) -> Result<Self> {
-        let load = |variant: &Arc<Variant>| {
-            let shared_bytes = schedule.shared_bytes(variant);
-            runtime.function(Entry::Alone, variant, shared_bytes)
-        };
-        let loaded = schedule.variants.iter().map(load);
-        let loaded = loaded.collect::<Result<Vec<_>>>()?;
-        let known = || schedule.variants.iter().zip(&loaded);
-        let functions = schedule.steps.iter().filter_map(|step| {
-            let mut known = known();
-            let (_, function) = known.find(|(variant, _)| *variant == step.launch.variant())?;
-            Some(function.clone())
-        });
-        Ok(Prepared {
-            functions: functions.collect(),
-            schedule,
-        })
-    }
 }
 
 impl Engine {

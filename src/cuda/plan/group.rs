@@ -11,9 +11,10 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream};
 
 use super::buffers::{self, DeviceLayer, DeviceOutput, check_run, check_stream, track};
-use super::engine::{Engine, Memory};
+use super::engine::Engine;
 use super::handover::{Handover, ready_to_check};
 use super::inputs::{Given, RunInputs};
+use super::prepared::Memory;
 use super::workspace::Workspace;
 use crate::cuda::choose::{choose, choose_grouped};
 use crate::cuda::driver::{bind, is_capturing};

@@ -8,6 +8,7 @@ mod handover;
 mod host;
 mod inputs;
 mod one;
+mod prepared;
 mod streaming;
 mod tune;
 mod workspace;
