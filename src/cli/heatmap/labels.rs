@@ -98,6 +98,9 @@ impl<'de> Visitor<'de> for Pick {
         let mut lists = None;
         while let Some(key) = map.next_key::<String>()? {
             if key == "tokens" {
+                if lists.is_some() {
+                    return Err(A::Error::duplicate_field("tokens"));
+                }
                 lists = Some(map.next_value_seed(self)?);
             } else {
                 map.next_value::<IgnoredAny>()?;

@@ -1,6 +1,6 @@
 //! Relevance of patches, over the photo or as a map of its own.
 
-use std::io::{BufRead, BufReader, Seek};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use image::imageops::{FilterType, resize};
@@ -42,8 +42,15 @@ pub fn open(path: &Path) -> Result<RgbImage> {
 }
 
 /// Decodes a photo of at most so many pixels. How many it has, is known before any is decoded.
-pub fn decode(file: impl BufRead + Seek, most_pixels: u64) -> Result<RgbImage, String> {
+pub fn decode(mut file: impl BufRead + Seek, most_pixels: u64) -> Result<RgbImage, String> {
     let fail = |e: &dyn std::fmt::Display| e.to_string();
+    if let Some(bytes) = palette_bytes(&mut file).filter(|bytes| !bytes.is_multiple_of(3)) {
+        // The png crate (0.18.1) panics there.
+        return Err(format!(
+            "expected a palette of three bytes for each colour, got {bytes} bytes"
+        ));
+    }
+    file.rewind().map_err(|e| fail(&e))?;
     let mut reader = ImageReader::new(file)
         .with_guessed_format()
         .map_err(|e| fail(&e))?;
@@ -63,6 +70,28 @@ pub fn decode(file: impl BufRead + Seek, most_pixels: u64) -> Result<RgbImage, S
     let mut photo = DynamicImage::from_decoder(decoder).map_err(|e| fail(&e))?;
     photo.apply_orientation(orientation);
     Ok(photo.into_rgb8())
+}
+
+/// Bytes of the palette of a PNG that has one.
+fn palette_bytes(file: &mut (impl Read + Seek)) -> Option<u32> {
+    const SIGNATURE: [u8; 8] = *b"\x89PNG\r\n\x1a\n";
+    let mut signature = [0; 8];
+    file.read_exact(&mut signature).ok()?;
+    if signature != SIGNATURE {
+        return None;
+    }
+    loop {
+        let [mut length, mut kind] = [[0; 4]; 2];
+        file.read_exact(&mut length).ok()?;
+        file.read_exact(&mut kind).ok()?;
+        let length = u32::from_be_bytes(length);
+        match &kind {
+            b"PLTE" => return Some(length),
+            b"IDAT" => return None,
+            // Its bytes and its check sum.
+            _ => file.seek(SeekFrom::Current(i64::from(length) + 4)).ok()?,
+        };
+    }
 }
 
 /// Checks the size that `--upsample` asks for: that of the largest photo is enough. Its width and height.
