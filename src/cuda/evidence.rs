@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::address::{Address, Base};
 use super::kernel::{self, AddResidual, PROBED_ROWS};
-use super::pipeline::Pipeline;
+use super::pipeline::choice::Pipeline;
 use crate::error::Result;
 use crate::problem::{Mass, Problem};
 
