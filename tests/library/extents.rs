@@ -1,8 +1,8 @@
 //! What a problem says of itself: how much is read, and how large values can become.
 
 use attention_rollout::{
-    DType, Discard, DiscardScope, GradientRule, HeadFusion, Output, Problem, Residual,
-    ResidualWeights, RolloutConfig, Shape, StartRows,
+    DType, Discard, DiscardScope, GradientRule, HeadFusion, LogBase, Lse, Output, Problem,
+    QueriesKeys, Residual, ResidualWeights, RolloutConfig, Shape, StartRows, Window,
 };
 
 fn problem(layers: usize, heads: usize, config: RolloutConfig) -> Problem {
@@ -41,6 +41,81 @@ fn bytes_are_those_of_the_rows_that_are_read() {
         ..config
     };
     assert_eq!(bytes(&weighed), 2 * items * heads * (16 + 2 * 4) * f16);
+}
+
+#[test]
+fn bytes_of_queries_and_keys_are_those_inside_the_windows() {
+    let shape = Shape {
+        layers: 2,
+        batch: 2,
+        heads: 6,
+        tokens: 4,
+    };
+    let bytes = |lse: Lse| {
+        let source = QueriesKeys {
+            key_heads: 2,
+            lse,
+            ..QueriesKeys::new(&shape, 8)
+        };
+        let windows = [3, 2].map(|len| Window { start: 1, len });
+        let builder = Problem::builder(shape, DType::F16).queries_keys(source);
+        builder
+            .windows(windows.to_vec())
+            .build()
+            .unwrap()
+            .map_bytes()
+    };
+    let (layers, tokens, f16, f32) = (2, 3 + 2, 2, 4);
+    let vectors = (6 + 2) * 8 * f16;
+    assert_eq!(bytes(Lse::Recomputed), layers * tokens * vectors);
+    assert_eq!(
+        bytes(Lse::Given(LogBase::E)),
+        layers * tokens * (vectors + 6 * f32)
+    );
+}
+
+#[test]
+fn the_longest_window_is_that_of_the_builder() {
+    let shape = *problem(1, 1, RolloutConfig::default()).shape();
+    let longest =
+        |builder: attention_rollout::ProblemBuilder| builder.build().unwrap().max_window();
+    assert_eq!(longest(Problem::builder(shape, DType::F32)), None);
+    assert_eq!(
+        longest(Problem::builder(shape, DType::F32).max_window(3)),
+        Some(3)
+    );
+}
+
+#[test]
+fn a_part_of_a_batch_has_its_own_rows_and_weights() {
+    let shape = Shape {
+        layers: 1,
+        batch: 3,
+        heads: 1,
+        tokens: 2,
+    };
+    let part = |rows: StartRows| {
+        let config = RolloutConfig {
+            output: Output::Rows(rows),
+            ..RolloutConfig::default()
+        };
+        let whole = Problem::new(shape, DType::F32, config).unwrap();
+        let part = whole.slice_batch(1..3);
+        assert_eq!((part.shape().batch, part.windows().len()), (2, 2));
+        match &part.config().output {
+            Output::Rows(rows) => rows.clone(),
+            output => panic!("rows became {output:?}"),
+        }
+    };
+    let rows = StartRows::PerItem(vec![0, 1, 1, 1, 0, 1]);
+    assert_eq!(part(rows), StartRows::PerItem(vec![1, 1, 0, 1]));
+    let weights = |count: usize, first: usize| StartRows::Weights {
+        rows: 2,
+        weights: (first..first + count).map(|at| 1.0 + at as f32).collect(),
+    };
+    assert_eq!(part(weights(12, 0)), weights(8, 4));
+    // These are of every item.
+    assert_eq!(part(weights(4, 0)), weights(4, 0));
 }
 
 #[test]
@@ -84,6 +159,7 @@ fn growth_is_bounded_by_the_largest_row_sums() {
 
     assert_eq!(bound(&HeadFusion::Mean, &[(3.0, 2.0); 3], normalized), 5.0);
     assert_eq!(bound(&weighted(&[2.0, 1.0]), &half, normalized), 3.0);
+    assert!(bound(&weighted(&[2.0, 0.0]), &half, normalized).is_finite());
     let infinite = f64::INFINITY;
     assert_eq!(bound(&weighted(&[2.0, -1.0]), &half, normalized), infinite);
     let negative = [(0.5, -0.5)];

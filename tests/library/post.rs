@@ -28,6 +28,8 @@ fn extents_of_one_are_stretched() {
     assert_eq!(expanded, [[1.0; 6], [2.0; 6]].concat());
     let expanded = expand(&[1.0, 2.0], &[1, 2], &[2, 2, 2]).unwrap();
     assert_eq!(expanded, [1.0, 1.0, 2.0, 2.0, 1.0, 1.0, 2.0, 2.0]);
+    let expanded = expand(&[1.0, 2.0], &[2, 1, 1], &[2, 2, 3, 2]).unwrap();
+    assert_eq!(expanded, [[1.0; 12], [2.0; 12]].concat());
 }
 
 #[test]

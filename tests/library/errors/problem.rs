@@ -57,6 +57,13 @@ fn sizes_that_overflow() {
             tokens: 1 << 31,
             ..SHAPE
         },
+        // 2^63 bytes: they can be counted, and are one too many.
+        Shape {
+            layers: 1,
+            batch: 1,
+            heads: 1 << 31,
+            tokens: 1 << 15,
+        },
         Shape {
             batch: usize::MAX / 2,
             ..SHAPE
