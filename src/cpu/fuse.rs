@@ -36,7 +36,7 @@
 //! | of all rows, 4 x 1 KiB ahead | 1.17 | 1.15 | 1.48 | 1.29 |
 //! | 4 x 2 KiB ahead, two vectors of 64 bytes of a stream at a time | 1.12 | 1.10 | 1.22 | 1.10 |
 //! | 4 x 3 KiB ahead | 1.19 | 1.20 | 1.16 | 1.06 |
-//! | as above, a cache line of a stream at a time | 1.10 | 1.05 | 1.17 | 1.04 |
+//! | as above, a cache line of a stream at a time | 1.10 | 1.05 | 1.17 | 1.05 |
 //!
 //! Where heads are fused first, a row of every head is read side by side, and the more of a head at a time, the better: 8
 //! vectors of 64 bytes instead of 4 took a tenth off a discard. Sums in registers over all rows and one stream were
