@@ -5,7 +5,7 @@
 #include "memory.cuh"
 
 #if CLUSTER > 1
-#define CLUSTER_BLOCKS __cluster_dims__(CLUSTER, 1, 1)
+#define CLUSTER_BLOCKS __cluster_dims__(1, CLUSTER, 1)
 #else
 #define CLUSTER_BLOCKS
 #endif
@@ -65,25 +65,10 @@ DEVICE uint4 load_peer(const uint4 *from, u32 rank) {
   return value;
 }
 
-DEVICE void store_peer(u32 address, float value) {
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
-}
-DEVICE void store_peer(u32 address, uint2 value) {
-  asm volatile("st.shared::cluster.v2.b32 [%0], {%1, %2};" ::"r"(address), "r"(value.x), "r"(value.y) : "memory");
-}
-DEVICE void store_peer(u32 address, uint4 value) {
-  asm volatile("st.shared::cluster.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(value.x), "r"(value.y),
-               "r"(value.z), "r"(value.w)
+// Stores 4 bytes in another block of the cluster, which complete on a barrier there. Both are addresses in that block.
+template <u32 OFFSET = 0>
+DEVICE void send_word(u32 address, u32 word, u32 barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0+%3], %1, [%2];" ::"r"(address), "r"(word),
+               "r"(barrier), "n"(OFFSET)
                : "memory");
-}
-
-// Writes to `to`, a place in shared memory, in every block of the cluster.
-template <class Value>
-DEVICE void store_everywhere(Value *to, Value value) {
-  if constexpr (HAS_CLUSTERS) {
-#pragma unroll
-    for (u32 rank = 0; rank < CLUSTER; ++rank) store_peer(peer_address(to, rank), value);
-  } else {
-    *to = value;
-  }
 }

@@ -14,13 +14,6 @@
 #include "cluster.cuh"
 #include "mbarrier.cuh"
 
-// Stores 4 bytes in another block of the cluster, which complete on a barrier there.
-DEVICE void store_peer_counted(u32 address, float value, u32 barrier) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(address),
-               "r"(__float_as_uint(value)), "r"(barrier)
-               : "memory");
-}
-
 // 8 bytes that others see whole.
 DEVICE void store_word(u64 *to, float value, u32 number) {
   asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(global_address(to)),
@@ -61,8 +54,8 @@ struct Exchange {
       store_word(words_to(to) + place(block, m, row), sum, number + 1);
     } else if constexpr (HAS_CLUSTERS) {
       float *inbox_turn = inbox + turn() * blocks * start_rows * most_rows;
-      store_peer_counted(peer_address(inbox_turn + place(block, m, row), to), sum,
-                         peer_address(&received[turn()], to));
+      send_word(peer_address(inbox_turn + place(block, m, row), to), __float_as_uint(sum),
+                peer_address(&received[turn()], to));
     }
   }
 

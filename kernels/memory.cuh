@@ -82,6 +82,16 @@ DEVICE void copy_granule_or_zeros(u32 to, u64 from, bool wanted) {
                : "memory");
 }
 
+// 4 bytes of shared memory, at an address that is no pointer: the compiler keeps those in registers.
+DEVICE float load_shared(u32 from) {
+  float value;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(from) : "memory");
+  return value;
+}
+DEVICE void store_shared(u32 to, float value) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
+}
+
 // 16 bytes to shared memory.
 DEVICE void store_shared_granule(u32 to, const Granule &g) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(g.word[0]), "r"(g.word[1]), "r"(g.word[2]),

@@ -55,9 +55,8 @@ DEVICE void mma_tf32(float (&sum)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 struct SplitF16 {
   static constexpr float SCALE = 2048.0f;
   static constexpr float FINISH = 1.0f / (SCALE * SCALE);
-  DEVICE static void split(float x0, float x1, u32 &hi, u32 &lo) {
-    x0 *= SCALE;
-    x1 *= SCALE;
+  DEVICE static void split(float x0, float x1, u32 &hi, u32 &lo) { split_scaled(x0 * SCALE, x1 * SCALE, hi, lo); }
+  DEVICE static void split_scaled(float x0, float x1, u32 &hi, u32 &lo) {
     hi = pack_f16(x0, x1);
     lo = pack_f16(x0 - f16::widen(u16(hi)), x1 - f16::widen(u16(hi >> 16)));
   }

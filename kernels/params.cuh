@@ -166,11 +166,12 @@ struct RowsStreamParams {
   Maps maps;
 };
 
-// rollout_chain: the whole rollout of one item per block.
-struct RolloutChainParams {
-  const float *state;         // [batch, tokens, tokens], the product of the later layers; null: the identity
-  float *out;                 // [batch, tokens, tokens], 0 outside the windows; may be `state`
-  u32 normalize, reserved;    // rows of `Ahat` are divided by their sums
+// matrix_stream: the whole rollout of an item in one block, or in a cluster of blocks.
+struct MatrixStreamParams {
+  float *out;                 // [batch, tokens, tokens], 0 outside the windows
+  u32 stages, stage_bytes;    // of the ring in shared memory
+  u32 tile_rows;              // at most
+  u32 normalize;              // rows of `Ahat` are divided by their sums
   Maps maps;
 };
 

@@ -22,11 +22,13 @@
 #define CLUSTER 0
 #endif
 
+#define HEADS_AT_ONCE 4
+
 #include "discard.cuh"
-#include "entry.cuh"
 #include "exchange.cuh"
-#include "folds.cuh"
+#include "items.cuh"
 #include "rows_producer.cuh"
+#include "tile_fusion.cuh"
 
 constexpr u32 THREADS = WARPS * WARP;  // besides the producer's
 // Only fused maps are discarded from, which are f32.
@@ -36,7 +38,6 @@ extern __shared__ __align__(128) char dynamic[];
 
 // Barriers of the block: all computing warps, and from GROUP_BARRIER on those of a group.
 constexpr u32 COMPUTING = 1, GROUP_BARRIER = 2;
-DEVICE void barrier_of(u32 id, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
 // What the computing warps keep in shared memory, behind the ring.
 struct Workspace {
@@ -54,52 +55,6 @@ struct Workspace {
     inbox = part_sums + 2 * WARPS;
   }
 };
-
-// The fused entries of a row in this lane's columns of a tile, the first `within` of which exist; 0 in the others.
-DEVICE void fuse(float (&fused)[COLUMNS], const Maps &maps, const char *at, const Tile &tile, u32 first_column, u32 within) {
-  const Weighing weighing(maps.rectify_fused);
-#pragma unroll
-  for (u32 k = 0; k < COLUMNS; ++k) fused[k] = FUSION::start();
-#pragma unroll 4
-  for (u32 head = 0; head < maps.heads; ++head) {
-    float weight = 0.0f;
-    if constexpr (FUSION::WEIGHTED) weight = __uint_as_float(load_element<4>(global_address(maps.head_weights + head)));
-    if constexpr (GRADIENTS) {
-      // All loads first, without branches; what has no column is thrown away in the end.
-      float entry[COLUMNS], gradient[COLUMNS];
-#pragma unroll
-      for (u32 k = 0; k < COLUMNS; ++k) {
-        const char *const entry_at = at + k * WARP * ELEMENT::BYTES;
-        const bool exists = first_column + k * WARP < within;
-        entry[k] = exists ? ELEMENT::load(entry_at) : 0.0f;
-        gradient[k] = exists ? ELEMENT::load(entry_at + tile.operand_bytes) : 0.0f;
-      }
-#pragma unroll
-      for (u32 k = 0; k < COLUMNS; ++k) {
-        fused[k] = FUSION::add(fused[k], weighing.weigh(entry[k], gradient[k]), weight);
-      }
-    } else {
-#pragma unroll
-      for (u32 k = 0; k < COLUMNS; ++k) {
-        if (first_column + k * WARP < within) {
-          fused[k] = FUSION::add(fused[k], ELEMENT::load(at + k * WARP * ELEMENT::BYTES), weight);
-        }
-      }
-    }
-    at += tile.plane_bytes;
-  }
-#pragma unroll
-  for (u32 k = 0; k < COLUMNS; ++k) {
-    fused[k] = first_column + k * WARP < within ? FUSION::finish(fused[k], maps.head_scale) : 0.0f;
-    if constexpr (GRADIENTS) fused[k] = weighing.finish(fused[k]);
-  }
-}
-
-// What a row of `Ahat` is multiplied with, from the sum of its fused entries.
-DEVICE float scale_of(const LayerMaps &map, float row_sum) {
-  const float total = map.attention * row_sum + map.identity;
-  return total == 0.0f ? 0.0f : 1.0f / total;
-}
 
 // The other warps: one item, from the tiles of the ring.
 DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &ring, u64 *received, u32 &exchanges) {
@@ -278,72 +233,26 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
   exchanges = exchange.number;
 }
 
-// The items that a block takes, one after the other, as the producer or the computing warps go through them; each on its
-// own, for the producer is ahead.
-#if GROUPED
-
-// All items of all members are one queue. Parameters are copied to shared memory, for each of the two.
-struct Items {
-  const GroupParams &group;
-  RowsStreamParams &params;
-  u32 thread, threads;
-  u32 position, count, item;
-
-  DEVICE Items(const GroupParams &group, RowsStreamParams &params, u32 thread, u32 threads)
-      : group(group), params(params), thread(thread), threads(threads), position(blockIdx.x) {
-    const GroupMember last = group.member[group.members - 1];
-    count = last.first_block + last.grid_x;
-    load();
-  }
-  DEVICE bool more() const { return position < count; }
-  DEVICE void advance() {
-    position += gridDim.x;
-    if (more()) load();
-  }
-  DEVICE u32 block() const { return 0; }
-
- private:
-  DEVICE void load() {
-    const GroupMember member = group.member[find_member(group, position)];
-    item = position - member.first_block;
-    copy_params(group, member, params, thread, threads);
-    if (threads == WARP) {
-      __syncwarp();
-    } else {
-      barrier_of(COMPUTING, THREADS);  // the parameters are complete
-    }
+struct Roles {
+  DEVICE static Role mine() {
+    if (threadIdx.x >= THREADS) return {threadIdx.x - THREADS, WARP, 0};
+    return {threadIdx.x, THREADS, COMPUTING};
   }
 };
-using Launched = GroupParams;
 
-#else
-
-// A set of blocks takes every item that is as far from its own number as there are sets.
-struct Items {
-  const RowsStreamParams &params;
-  u32 item;
-
-  DEVICE Items(const RowsStreamParams &params, const RowsStreamParams &, u32, u32) : params(params), item(blockIdx.x) {}
-  DEVICE bool more() const { return item < params.maps.batch; }
-  DEVICE void advance() { item += gridDim.x; }
-  DEVICE u32 block() const { return blockIdx.y; }
-};
-using Launched = RowsStreamParams;
-
-#endif
-
-extern "C" __global__ void __launch_bounds__(THREADS + WARP, 1) KERNEL(const __grid_constant__ Launched launch) {
+extern "C" __global__ void __launch_bounds__(THREADS + WARP, 1) KERNEL(const __grid_constant__ Launched<RowsStreamParams> launch) {
   __shared__ Stages stages;
   __shared__ u64 received[2];
   __shared__ u32 weighted[MAX_SLICE_ROWS / WARP];
   __shared__ u32 exchanges_before;
+  __shared__ u32 numbers[WARPS + 1];
 #if GROUPED
   __shared__ RowsStreamParams copies[2];
 #else
   const RowsStreamParams *copies = &launch;
 #endif
   const bool produces = threadIdx.x >= THREADS;
-  Items items(launch, copies[GROUPED && produces], produces ? threadIdx.x - THREADS : threadIdx.x, produces ? WARP : THREADS);
+  Items<RowsStreamParams, Roles> items(launch, copies[GROUPED && produces], shared_address(numbers + threadIdx.x / WARP));
   const RowsStreamParams &params = items.params;
   Ring ring(stages, dynamic, params.stages, params.stage_bytes, produces);
   if (threadIdx.x == 0) {
@@ -366,7 +275,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + WARP, 1) KERNEL(const __g
 
   if (produces) {
     for (; items.more(); items.advance()) {
-      produce(params, items.item, items.block(), ring, weighted);
+      produce(params, items.item(), items.block(), ring, weighted);
       __syncwarp();  // the parameters, and the rows with weight, have been read
     }
     if constexpr (!COUNTS_BYTES) {
@@ -375,6 +284,6 @@ extern "C" __global__ void __launch_bounds__(THREADS + WARP, 1) KERNEL(const __g
     }
   } else {
     u32 exchanges = exchanges_before;
-    for (; items.more(); items.advance()) compute(params, items.item, items.block(), ring, received, exchanges);
+    for (; items.more(); items.advance()) compute(params, items.item(), items.block(), ring, received, exchanges);
   }
 }

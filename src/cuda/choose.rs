@@ -10,10 +10,10 @@ mod ring;
 mod scores;
 
 use super::address::Base;
-use super::kernel::{self, Arithmetic, RolloutChain, RolloutRows, SCORES_ARCH, padded};
+use super::kernel::{self, Arithmetic, RolloutRows, SCORES_ARCH, padded};
 use super::limits::DeviceLimits;
 use super::options::Options;
-use super::pipeline::{Common, Pipeline, chain_reads_fused, rows_read_fused};
+use super::pipeline::{Common, Pipeline, matrix_reads_fused, rows_read_fused};
 use super::schedule::Schedule;
 use crate::error::{Error, Result};
 use crate::layer::Operand;
@@ -154,7 +154,7 @@ fn preferred(candidates: &[(f64, Pipeline)]) -> Option<Pipeline> {
         Pipeline::RingRows(_) => true,
         // Writes no map, which is worth as much.
         Pipeline::ScoreRows(_) => true,
-        Pipeline::Chain { .. } | Pipeline::Product { .. } | Pipeline::Tree(_) => false,
+        Pipeline::RingMatrix(_) | Pipeline::Product { .. } | Pipeline::Tree(_) => false,
     };
     let mut near = near.map(|&(_, pipeline)| pipeline).filter(one_launch);
     Some(near.next().unwrap_or(cheapest))
@@ -172,8 +172,8 @@ struct Workload<'a> {
     growth_bound: f64,
     /// `rollout_rows` and `rows_stream` read fused maps instead of the caller's.
     fused_first: bool,
-    /// The same of `rollout_chain`.
-    chain_fused_first: bool,
+    /// The same of `matrix_stream`.
+    matrix_fused_first: bool,
     /// Its launches are shared with other problems.
     grouped: bool,
     /// Its layers come one by one, the first one first.
@@ -195,7 +195,7 @@ impl<'a> Workload<'a> {
             item_bytes: problem.map_bytes() as f64 / problem.shape().batch.max(1) as f64,
             growth_bound: problem.growth_bound(),
             fused_first,
-            chain_fused_first: fused_first || chain_reads_fused(problem),
+            matrix_fused_first: fused_first || matrix_reads_fused(problem),
             grouped: false,
             forward: false,
         }
@@ -217,8 +217,8 @@ impl<'a> Workload<'a> {
         // chip. A product of layers in turn would take launches in which nobody else has a part.
         let rank = |pipeline| match pipeline {
             _ if !self.grouped => 0,
-            Pipeline::RingRows(_) | Pipeline::Tree(_) => 0,
-            Pipeline::Chain { tokens, .. } if tokens <= RolloutChain::BLOCK_TOKENS => 1,
+            Pipeline::RingRows(_) | Pipeline::RingMatrix(_) => 0,
+            Pipeline::Tree(_) => 1,
             Pipeline::Product { .. } => 3,
             _ => 2,
         };

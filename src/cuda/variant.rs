@@ -61,6 +61,14 @@ impl Variant {
         }
     }
 
+    /// How it may be entered: the blocks of a group need not be neighbours, as those of a cluster are.
+    pub fn entries(&self) -> &'static [Entry] {
+        match self.cluster {
+            1 => &Entry::ALL,
+            _ => &[Entry::Alone],
+        }
+    }
+
     /// Whether a device has what the kernel needs.
     pub fn runs_on(&self, limits: &DeviceLimits) -> bool {
         limits.arch >= self.arch

@@ -20,8 +20,8 @@ pub enum Path {
     Rows(u32),
     /// `rollout_rows` with the rows of an item divided among a cluster of that many blocks.
     RowsCluster(u32),
-    /// `rollout_chain`.
-    Chain(Arithmetic),
+    /// `matrix_stream`.
+    RingMatrix(MatrixWay),
     /// `head_fusion` and `rollout_product`.
     Product(Arithmetic, Form),
     /// `rows_stream`.
@@ -75,11 +75,42 @@ impl StreamWay {
     }
 }
 
+/// How `matrix_stream` is launched.
+#[derive(Clone, Copy, Debug)]
+pub struct MatrixWay {
+    /// How products are computed.
+    pub arithmetic: Arithmetic,
+    /// Of the device, if it is newer than the kernel needs.
+    pub arch: u32,
+    /// The tokens that the kernel takes, if not as few as do.
+    pub tokens: Option<u32>,
+    /// As a member of a group.
+    pub grouped: bool,
+}
+
+impl MatrixWay {
+    /// By bulk copies.
+    pub const fn of(arithmetic: Arithmetic) -> Self {
+        MatrixWay {
+            arithmetic,
+            arch: 90,
+            tokens: None,
+            grouped: false,
+        }
+    }
+}
+
+/// The matrix by `matrix_stream`.
+pub const fn ring_matrix(arithmetic: Arithmetic) -> Path {
+    Path::RingMatrix(MatrixWay::of(arithmetic))
+}
+
 impl Path {
     /// The device's architecture, if it is to be newer than the kernels need.
     pub fn arch(self) -> u32 {
         match self {
             Path::Stream(way) => way.arch,
+            Path::RingMatrix(way) => way.arch,
             _ => 0,
         }
     }
@@ -106,7 +137,10 @@ impl Path {
     pub fn tolerance(self, layers: usize) -> Tolerance {
         let half = matches!(
             self,
-            Path::Chain(Arithmetic::F16x2) | Path::Product(Arithmetic::F16x2, _)
+            Path::RingMatrix(MatrixWay {
+                arithmetic: Arithmetic::F16x2,
+                ..
+            }) | Path::Product(Arithmetic::F16x2, _)
         );
         Tolerance {
             absolute: 1e-6,

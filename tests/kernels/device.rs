@@ -7,16 +7,17 @@ use std::sync::Arc;
 
 use attention_rollout::cuda::address::{Address, Base, Bases};
 use attention_rollout::cuda::kernel::{
-    Fusion, Reading, RingRows, RolloutChain, RolloutRows, RowsStream, Sets, SplitProduct, Splits,
+    Fusion, Kernel, MatrixStream, Reading, RingMatrix, RingRows, RolloutRows, RowsStream, Sets,
+    SplitProduct, Splits,
 };
 use attention_rollout::cuda::launch::MAX_WORDS;
 use attention_rollout::cuda::pipeline::Pipeline;
 use attention_rollout::cuda::variant::{Entry, Variant};
 use attention_rollout::cuda::{DeviceLimits, Schedule};
-use attention_rollout::{HostLayer, HostTensor, Problem};
+use attention_rollout::{DType, HostLayer, HostTensor, Problem};
 use ptxemu::{Memory, Report};
 
-use crate::cases::{Path, StreamWay};
+use crate::cases::{MatrixWay, Path, StreamWay};
 use crate::lab::{Lab, Machine};
 
 /// A problem in device memory.
@@ -211,18 +212,53 @@ fn pipeline(problem: &Problem, path: Path) -> Pipeline {
     match path {
         Path::Rows(blocks) => rows(problem, blocks, false),
         Path::RowsCluster(blocks) => rows(problem, blocks, true),
-        Path::Chain(arithmetic) => {
-            let window_len = problem.windows().iter().map(|window| window.len).max();
-            let mut limits = RolloutChain::TOKENS.into_iter();
-            let tokens = limits.find(|&limit| window_len <= Some(limit as usize));
-            let tokens = tokens.unwrap();
-            Pipeline::Chain { arithmetic, tokens }
-        }
+        Path::RingMatrix(way) => ring_matrix(problem, way),
         Path::Product(arithmetic, form) => Pipeline::Product { arithmetic, form },
         Path::Stream(way) => stream(problem, way),
         Path::ScoreRows(splits) => Pipeline::ScoreRows(splits),
         Path::Tree { tile, .. } => Pipeline::Tree(Some(SplitProduct { tile })),
     }
+}
+
+/// The stream of the matrix with the smallest kernel that takes `problem`, in little shared memory.
+fn ring_matrix(problem: &Problem, way: MatrixWay) -> Pipeline {
+    let window_len = problem.windows().iter().map(|window| window.len).max();
+    let mut limits = MatrixStream::TOKENS.into_iter();
+    let least = limits.find(|&limit| window_len <= Some(limit as usize));
+    let config = problem.config();
+    let fused = problem.queries_keys().is_some()
+        || config.discard.is_some()
+        || !config.exclude_from_attention.is_empty()
+        || config.gradients.is_some();
+    let (dtype, fusion, heads) = match fused {
+        true => (DType::F32, Fusion::Mean, 1),
+        false => (
+            problem.dtype(),
+            Fusion::from(&config.head_fusion),
+            problem.shape().heads,
+        ),
+    };
+    let kernel = MatrixStream {
+        dtype,
+        arithmetic: way.arithmetic,
+        tokens: way.tokens.or(least).unwrap(),
+        fusion,
+    };
+    let extents = [problem.shape().tokens as u32, heads as u32];
+    let most = DeviceLimits::H200.shared_bytes_per_block;
+    let short = kernel.variant().shared_bytes as usize + (28 << 10);
+    let ring = kernel.ring(extents, short.min(most), way.grouped);
+    let ring = ring.or_else(|| kernel.ring(extents, most, way.grouped));
+    let batch = problem.shape().batch as u32;
+    Pipeline::RingMatrix(RingMatrix {
+        kernel,
+        sets: if way.grouped {
+            batch
+        } else {
+            batch.clamp(1, 2)
+        },
+        ring: ring.unwrap_or_else(|| panic!("{kernel:?} takes no {extents:?}")),
+    })
 }
 
 /// The stream with the smallest kernel that takes `problem`, in little shared memory.

@@ -6,7 +6,7 @@ use attention_rollout::cuda::kernel::{Arithmetic, Exchange};
 use attention_rollout::cuda::variant::Variant;
 use attention_rollout::{DType, GradientRule, Output, Problem, StartRows};
 
-use crate::cases::{Case, Path, StreamWay};
+use crate::cases::{Case, Path, StreamWay, ring_matrix};
 use crate::entries::Entry;
 use crate::entries::tree::whole;
 use crate::lab::Lab;
@@ -97,11 +97,11 @@ fn sparse(mut limit: Limit) -> Limit {
     limit
 }
 
-fn chain(tokens: usize, arithmetic: Arithmetic, asked: f64, conflicts: f64) -> Limit {
+fn matrix(tokens: usize, arithmetic: Arithmetic, asked: f64, conflicts: f64) -> Limit {
     Limit {
         case: Case::new([2, 1, 2, tokens]).matrix(),
-        path: Path::Chain(arithmetic),
-        stem: "rollout_chain",
+        path: ring_matrix(arithmetic),
+        stem: "matrix_stream",
         asked,
         conflicts,
     }
@@ -118,7 +118,7 @@ fn weighed(mut limit: Limit) -> Limit {
 /// Of a causal map only the triangle.
 fn causal(mut limit: Limit) -> Limit {
     limit.case.config.causal = true;
-    if limit.stem != "rollout_chain" {
+    if limit.stem != "matrix_stream" {
         limit.case.config.output = Output::Rows(StartRows::Mean);
     }
     limit
@@ -178,10 +178,10 @@ pub const ENTRIES: &[Entry] = &[
         run: of_rows,
     },
     Entry {
-        name: "traffic_chain",
+        name: "traffic_matrix_stream",
         kernels: KERNELS,
         short: false,
-        run: of_chain,
+        run: of_matrix_stream,
     },
     Entry {
         name: "traffic_tree",
@@ -235,16 +235,16 @@ fn of_rows(lab: &Lab) -> Result<(), String> {
     )
 }
 
-fn of_chain(lab: &Lab) -> Result<(), String> {
+fn of_matrix_stream(lab: &Lab) -> Result<(), String> {
     check(
         lab,
         &[
-            chain(64, Arithmetic::F16x3, 1.0, 0.0),
-            chain(127, Arithmetic::F16x3, 1.05, 0.0),
-            chain(197, Arithmetic::F16x3, 1.05, 0.005),
-            chain(256, Arithmetic::F16x3, 1.0, 0.005),
-            chain(197, Arithmetic::Tf32x3, 1.05, 0.005),
-            causal(chain(197, Arithmetic::F16x3, 1.05, 0.005)),
+            matrix(64, Arithmetic::F16x3, 1.0, 0.0),
+            matrix(127, Arithmetic::F16x3, 1.05, 0.0),
+            matrix(197, Arithmetic::F16x3, 1.05, 0.005),
+            matrix(208, Arithmetic::F16x3, 1.0, 0.005),
+            matrix(101, Arithmetic::Tf32x3, 1.05, 0.005),
+            causal(matrix(197, Arithmetic::F16x3, 1.08, 0.005)),
         ],
     )
 }

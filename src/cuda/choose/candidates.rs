@@ -3,8 +3,8 @@
 use super::Workload;
 use crate::config::Output;
 use crate::cuda::kernel::{
-    Arithmetic, Columns, Form, Kernel, MAX_PRODUCTS, Reading, RolloutChain, RolloutRows,
-    SplitProduct, Splits,
+    Arithmetic, Columns, Form, Kernel, MAX_LAYERS_PER_LAUNCH, MAX_PRODUCTS, MatrixStream, Reading,
+    RingMatrix, RolloutRows, SplitProduct, Splits,
 };
 use crate::cuda::launch::Geometry;
 use crate::cuda::options::Precision;
@@ -26,9 +26,8 @@ impl Workload<'_> {
         }
         pipelines.extend(self.ring_rows());
         pipelines.extend(self.score_rows());
-        if let Some(tokens) = self.chain_tokens() {
-            pipelines.push(Pipeline::Chain { arithmetic, tokens });
-        }
+        let limit = self.matrix_tokens().next();
+        pipelines.extend(limit.and_then(|tokens| self.ring_matrix(arithmetic, tokens)));
         pipelines.extend(self.tree());
         pipelines.retain(|&pipeline| self.can_launch(pipeline));
         pipelines
@@ -47,14 +46,12 @@ impl Workload<'_> {
             let splits = self.rows_splits();
             splits.map(move |splits| Pipeline::Rows { rows, splits })
         });
-        let tokens = RolloutChain::TOKENS.into_iter();
-        let tokens =
-            tokens.filter(|&tokens| self.chain_tokens().is_some_and(|least| least <= tokens));
-        let chains = tokens.flat_map(move |tokens| {
-            arithmetics().map(move |arithmetic| Pipeline::Chain { arithmetic, tokens })
+        let matrices = self.matrix_tokens().flat_map(move |tokens| {
+            let ring_matrix = move |arithmetic| self.ring_matrix(arithmetic, tokens);
+            arithmetics().filter_map(ring_matrix)
         });
         let products = arithmetics().map(|arithmetic| self.product(arithmetic));
-        let all = rows.chain(self.ring_rows()).chain(chains).chain(products);
+        let all = rows.chain(self.ring_rows()).chain(matrices).chain(products);
         let kernels = SplitProduct::TILES.map(|tile| SplitProduct { tile });
         let trees = self.tree().into_iter().flat_map(move |tree| {
             let of_one = kernels.map(|kernel| Pipeline::Tree(Some(kernel)));
@@ -90,14 +87,41 @@ impl Workload<'_> {
         held.find(|&held| rows <= held as usize)
     }
 
-    /// The token limit of the smallest fitting `rollout_chain` variant.
-    fn chain_tokens(&self) -> Option<u32> {
-        if self.problem.config().output != Output::Matrix {
+    /// The token limits of the fitting `matrix_stream` variants, the smallest first.
+    fn matrix_tokens(&self) -> impl Iterator<Item = u32> + use<> {
+        let is_matrix = self.problem.config().output == Output::Matrix;
+        let len = self.common.window_len;
+        let fits = move |&limit: &u32| is_matrix && len <= limit;
+        MatrixStream::TOKENS.into_iter().filter(fits)
+    }
+
+    /// The matrix by the variant of so many tokens.
+    fn ring_matrix(&self, arithmetic: Arithmetic, tokens: u32) -> Option<Pipeline> {
+        let Reading { dtype, fusion, .. } = self.reading(self.matrix_fused_first);
+        let kernel = MatrixStream {
+            dtype,
+            arithmetic,
+            tokens,
+            fusion,
+        };
+        let one_launch = self.problem.layers().len() <= MAX_LAYERS_PER_LAUNCH;
+        if !MatrixStream::exists(arithmetic, tokens) || !one_launch {
             return None;
         }
-        let len = self.common.window_len;
-        let mut limits = RolloutChain::TOKENS.into_iter();
-        limits.find(|&limit| len <= limit)
+        let heads = match self.matrix_fused_first {
+            true => 1,
+            false => self.problem.shape().heads as u32,
+        };
+        let extents = [self.common.tokens, heads];
+        let ring = kernel.ring(extents, self.limits.shared_bytes_per_block, self.grouped)?;
+        let batch = self.batch as u32;
+        let sets = match self.grouped {
+            true => batch,
+            false => batch
+                .min(self.limits.multiprocessors * ring.blocks / kernel.cluster())
+                .max(1),
+        };
+        Some(Pipeline::RingMatrix(RingMatrix { kernel, sets, ring }))
     }
 
     /// The tree of products of split factors, where it can be: its factors are fused maps as they are, and never normalised.
@@ -105,7 +129,7 @@ impl Workload<'_> {
         let config = self.problem.config();
         let can = self.problem.start_rows() == 0
             && self.problem.layers().len() > 1
-            && !self.chain_fused_first
+            && !self.matrix_fused_first
             && !config.normalize_rows
             && !self.forward
             && self.growth_bound <= F16_RANGE;
@@ -136,17 +160,6 @@ impl Workload<'_> {
         }
     }
 
-    pub(super) fn chain(&self, arithmetic: Arithmetic, tokens: u32) -> RolloutChain {
-        let Reading { dtype, fusion, .. } = self.reading(self.chain_fused_first);
-        RolloutChain {
-            dtype,
-            arithmetic,
-            tokens,
-            fusion,
-            discard: cuts_when_read(self.problem),
-        }
-    }
-
     /// Whether the kernels of `pipeline` can be launched for the problem on the device at all.
     fn can_launch(&self, pipeline: Pipeline) -> bool {
         match pipeline {
@@ -159,11 +172,9 @@ impl Workload<'_> {
                     && (!splits.clustered || one_tile && self.limits.clusters && !self.grouped)
                     && self.rows_shared_bytes(rows, splits) <= self.limits.shared_bytes_per_block
             }
-            Pipeline::Chain { arithmetic, tokens } => {
-                let chain = self.chain(arithmetic, tokens);
-                arithmetic != Arithmetic::F32
-                    && chain.variant().runs_on(self.limits)
-                    && self.batch * f64::from(chain.cluster()) <= f64::from(i32::MAX)
+            Pipeline::RingMatrix(RingMatrix { kernel, .. }) => {
+                let clustered = kernel.cluster() > 1;
+                kernel.variant().runs_on(self.limits) && !(clustered && self.grouped)
             }
             Pipeline::RingRows(ring_rows) => ring_rows.kernel.variant().runs_on(self.limits),
             Pipeline::ScoreRows(_) => true,

@@ -66,7 +66,9 @@ impl Workload<'_> {
             Pipeline::Rows { .. } | Pipeline::RingRows(_) if self.fused_first => {
                 self.fusion_us() + 2.0 * LAUNCH_US
             }
-            Pipeline::Chain { .. } if self.chain_fused_first => self.memory_us() + 2.0 * LAUNCH_US,
+            Pipeline::RingMatrix(_) if self.matrix_fused_first => {
+                self.memory_us() + 2.0 * LAUNCH_US
+            }
             _ => 0.0,
         };
         fusing
@@ -74,7 +76,7 @@ impl Workload<'_> {
                 Pipeline::ScoreRows(splits) => self.score_rows_us(splits),
                 Pipeline::Rows { rows, splits } => self.rows_us(rows, splits),
                 Pipeline::RingRows(ring_rows) => self.ring_rows_us(ring_rows),
-                Pipeline::Chain { arithmetic, tokens } => self.chain_us(arithmetic, tokens),
+                Pipeline::RingMatrix(ring_matrix) => self.ring_matrix_us(ring_matrix),
                 Pipeline::Tree(kernel) => self.tree_us(kernel),
                 Pipeline::Product { arithmetic, form } => self.product_us(arithmetic, form),
             }

@@ -1,18 +1,16 @@
-//! The time that whole matrices are expected to take on chip and by a tree. The constants are *predicted* by the model of one
+//! The time that whole matrices are expected to take by a ring and by a tree. The constants are *predicted* by the model of one
 //! multiprocessor.
 
 use super::Workload;
-use super::estimate::{HEADS_IN_FLIGHT, LAUNCH_US};
+use super::estimate::LAUNCH_US;
 use crate::config::Output;
-use crate::cuda::kernel::{Arithmetic, SplitProduct};
+use crate::cuda::kernel::{RingMatrix, SplitProduct};
 use crate::cuda::pipeline::TreeShape;
 
-/// Time that the blocks of a `rollout_chain` cluster lose to waiting for each other, once per 16 rows of a layer.
-const CLUSTER_BARRIER_US: f64 = 0.2;
-/// A slab of `rollout_chain` without its maps: its product, and barriers.
-const CHAIN_SLAB_US: f64 = 1.7;
-/// Rows of a slab that a warp takes, times the tokens of the kernel.
-const CHAIN_ROWS: u32 = 256;
+/// A slab of `matrix_stream` that is there: its products, and what its warps wait for. Predicted.
+const SLAB_US: f64 = 0.5;
+/// The end of a layer of `matrix_stream`: P is split and written. Predicted.
+const MATRIX_LAYER_US: f64 = 1.0;
 /// Columns of k that a block of `split_product` copies and multiplies at a time.
 const TREE_STEP: u32 = 32;
 /// The first copies of a level's blocks, and what its last ones add and write. Predicted.
@@ -42,41 +40,24 @@ impl TreeBlock {
     }
 }
 
-/// From asking `rollout_chain`'s ring for heads of a row to having fused them, in a block of 4 warps or of 8. Predicted.
-const fn chain_turn_us(tokens: u32) -> f64 {
-    match tokens {
-        64 => 0.35,
-        _ => 0.75,
-    }
-}
-
 impl Workload<'_> {
-    /// All layers in one launch, a block or a cluster to an item.
-    pub(super) fn chain_us(&self, arithmetic: Arithmetic, tokens: u32) -> f64 {
-        let cluster = f64::from(self.chain(arithmetic, tokens).cluster());
+    /// All layers in one launch, a block or a cluster to an item: the longer of streaming and of multiplying.
+    pub(super) fn ring_matrix_us(&self, ring_matrix: RingMatrix) -> f64 {
+        let RingMatrix { kernel, sets, .. } = ring_matrix;
         let slabs = self.common.window_len.div_ceil(16) as f64;
-        let barriers_us = match cluster {
-            1.0 => 0.0,
-            _ => self.layers() * slabs * CLUSTER_BARRIER_US,
+        let cluster = f64::from(kernel.cluster());
+        let bytes = match self.matrix_fused_first {
+            true => self.fused_bytes(),
+            false => self.item_bytes,
         };
-        let alone_us =
-            (self.item_bytes / self.bytes_per_us()).max(self.item_operations() / rate(arithmetic));
-        // Of the 16 rows of a slab a warp takes some, a few heads of one at a time.
-        let heads = match self.chain_fused_first {
-            true => 1,
-            false => self.problem.shape().heads,
+        let streaming_us = bytes / (self.bytes_per_us() * cluster);
+        let multiplying_us = self.layers() * (slabs * SLAB_US + MATRIX_LAYER_US);
+        let items = match self.grouped {
+            // Blocks take what others have not.
+            true => self.batch / f64::from(self.limits.multiprocessors),
+            false => (self.batch / f64::from(sets)).ceil(),
         };
-        let turns = CHAIN_ROWS / tokens * heads.div_ceil(HEADS_IN_FLIGHT) as u32;
-        let slab_us = CHAIN_SLAB_US + f64::from(turns) * chain_turn_us(tokens);
-        let turns_us = self.layers() * slabs * slab_us;
-        // A block of 128 tokens, or one of a cluster, fills its multiprocessor; four of 64 do.
-        let resident = (128 / tokens).max(1).pow(2);
-        let blocks = self.batch * cluster;
-        // A multiprocessor with fewer blocks than fit gives each a larger share.
-        let sharing = blocks / f64::from(self.limits.multiprocessors);
-        let sharing = sharing.clamp(1.0, f64::from(resident));
-        let block_us = (sharing * alone_us / cluster + barriers_us).max(turns_us);
-        LAUNCH_US + self.waves(blocks, resident) * block_us
+        LAUNCH_US + items * streaming_us.max(multiplying_us)
     }
 
     /// The tree of products: of each part of the batch and of the layers, fusing, and a launch for each level.
@@ -107,20 +88,10 @@ impl Workload<'_> {
         self.fusion_us() + parts * part_us.sum::<f64>()
     }
 
-    /// Operations of the products of one item.
-    fn item_operations(&self) -> f64 {
+    /// Bytes of the fused maps of one item.
+    fn fused_bytes(&self) -> f64 {
         let len = f64::from(self.common.window_len);
-        2.0 * self.layers() * len.powi(3)
-    }
-}
-
-/// Operations per microsecond and multiprocessor at half the peak of an H200, over the products each one takes.
-const fn rate(arithmetic: Arithmetic) -> f64 {
-    match arithmetic {
-        Arithmetic::F32 => 0.25e6,
-        Arithmetic::F16x3 => 1e6,
-        Arithmetic::F16x2 => 1.5e6,
-        Arithmetic::Tf32x3 => 0.5e6,
+        4.0 * self.layers() * len * len
     }
 }
 

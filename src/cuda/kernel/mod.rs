@@ -93,7 +93,7 @@ macro_rules! kernels {
 kernels! {
     rollout_rows: RolloutRows, RolloutRowsParams;
     rows_stream: RowsStream, RowsStreamParams;
-    rollout_chain: RolloutChain, RolloutChainParams;
+    matrix_stream: MatrixStream, MatrixStreamParams;
     head_fusion: FuseHeads, HeadFusionParams;
     score_sums: SumScores, ScoreSumsParams;
     score_fusion: FuseScores, ScoreFusionParams;
@@ -109,6 +109,7 @@ kernels! {
     split_product: SplitProduct, SplitProductParams;
 }
 
+pub use matrix_stream::{MatrixRing, RingMatrix};
 pub use rollout_rows::{RowsOperands, Splits};
 pub use rows_stream::{Exchange, Ring, RingOperands, RingRows, Sets};
 pub use score_residual::ResidualOperands;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::cuda::kernel::{
-    Arithmetic, Exchange, Form, RingRows, ScoreSplits, SplitProduct, Splits,
+    Arithmetic, Exchange, Form, RingMatrix, RingRows, ScoreSplits, SplitProduct, Splits,
 };
 
 /// A pipeline with its open choices made.
@@ -18,13 +18,8 @@ pub enum Pipeline {
     },
     /// `rows_stream`.
     RingRows(RingRows),
-    /// `rollout_chain`.
-    Chain {
-        /// How products are computed.
-        arithmetic: Arithmetic,
-        /// The most tokens that the kernel takes.
-        tokens: u32,
-    },
+    /// `matrix_stream`.
+    RingMatrix(RingMatrix),
     /// `score_rows` and `score_residual`.
     ScoreRows(ScoreSplits),
     /// `head_fusion` that splits, and `split_product`: one kernel for all levels, or for each the one that fits.
@@ -56,8 +51,15 @@ impl fmt::Display for Pipeline {
                     write!(f, "ring rows, {blocks} blocks to an item, by words")
                 }
             },
-            Pipeline::Chain { arithmetic, tokens } => {
-                write!(f, "chain, {}, up to {tokens} tokens", arithmetic.name())
+            Pipeline::RingMatrix(RingMatrix { kernel, .. }) => {
+                let arithmetic = kernel.arithmetic.name();
+                match kernel.cluster() {
+                    1 => write!(f, "ring matrix, {arithmetic}, a block to an item"),
+                    blocks => write!(
+                        f,
+                        "ring matrix, {arithmetic}, a cluster of {blocks} to an item"
+                    ),
+                }
             }
             Pipeline::ScoreRows(ScoreSplits { queries, heads }) => {
                 write!(

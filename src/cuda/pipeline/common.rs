@@ -89,7 +89,7 @@ pub(in crate::cuda) fn rows_read_fused(problem: &Problem) -> bool {
         || config.gradients.is_some() && !RowsStream::weighs(fusion)
 }
 
-/// The same of `rollout_chain`, of which no variant weighs maps.
-pub(in crate::cuda) fn chain_reads_fused(problem: &Problem) -> bool {
+/// The same of `matrix_stream`, of which no variant weighs maps.
+pub(in crate::cuda) fn matrix_reads_fused(problem: &Problem) -> bool {
     rows_read_fused(problem) || problem.config().gradients.is_some()
 }

@@ -2,7 +2,7 @@
 //!
 //! - rows: `rollout_rows`, up to 8 start rows, one pass over the maps from the last layer to the first;
 //! - ring rows: `rows_stream`, the same through a ring in shared memory that runs ahead across layers;
-//! - chain: `rollout_chain`, the matrix of short windows, one block per item;
+//! - ring matrix: `matrix_stream`, the matrix of short windows, through such a ring, one block or cluster per item;
 //! - product: `head_fusion`, then `rollout_product` layer by layer, anything;
 //! - tree: `head_fusion` that splits, then `split_product` level by level, matrices;
 //! - score rows: `score_rows` and `score_residual` layer by layer, up to 8 start rows of queries and keys.
@@ -16,6 +16,7 @@ pub(super) mod choice;
 mod common;
 mod one_pass;
 mod product;
+mod ring_matrix;
 mod ring_rows;
 mod score_rows;
 mod streaming;
@@ -32,7 +33,7 @@ use builder::Builder;
 pub use choice::Pipeline;
 
 pub(super) use common::{
-    Common, chain_reads_fused, cuts_when_read, operands, output_len, rows_read_fused,
+    Common, cuts_when_read, matrix_reads_fused, operands, output_len, rows_read_fused,
 };
 pub(super) use tree::TreeShape;
 
@@ -59,7 +60,7 @@ impl Pipeline {
         match self {
             Pipeline::Rows { rows, splits } => builder.rows_of_batch(rows, splits),
             Pipeline::RingRows(ring_rows) => builder.ring_rows_of_batch(ring_rows),
-            Pipeline::Chain { arithmetic, tokens } => builder.chain_of_batch(arithmetic, tokens),
+            Pipeline::RingMatrix(ring_matrix) => builder.ring_matrix_of_batch(ring_matrix),
             Pipeline::Product { arithmetic, form } => builder.product(arithmetic, form),
             Pipeline::Tree(kernel) => builder.tree(kernel),
             Pipeline::ScoreRows(splits) => {
@@ -97,7 +98,7 @@ impl Pipeline {
             Pipeline::Product { .. } => padded(tokens),
             Pipeline::Rows { .. }
             | Pipeline::RingRows(_)
-            | Pipeline::Chain { .. }
+            | Pipeline::RingMatrix(_)
             | Pipeline::Tree(_)
             | Pipeline::ScoreRows(_) => tokens,
         };

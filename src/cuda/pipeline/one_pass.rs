@@ -1,13 +1,11 @@
-//! The pipelines that read the maps once, in few launches: rows and chain.
+//! The pipeline that reads the maps once in few launches: rows.
 
 use std::ops::Range;
 
 use super::builder::{Builder, chunks, launch_groups, output};
-use super::common::{chain_reads_fused, rows_read_fused};
+use super::common::rows_read_fused;
 use crate::cuda::address::Address;
-use crate::cuda::kernel::{
-    Arithmetic, MapSource, Reading, RolloutChain, RolloutRows, RowsOperands, Splits,
-};
+use crate::cuda::kernel::{MapSource, Reading, RolloutRows, RowsOperands, Splits};
 
 /// How `rollout_rows` goes through the layers.
 pub(super) struct RowsLaunches {
@@ -26,15 +24,6 @@ impl Builder<'_> {
         for items in chunks(self.batch, chunk) {
             self.fill_source(source, &items);
             self.rows(&items, source, rows, &launches);
-        }
-    }
-
-    /// The matrix, for the whole batch.
-    pub(super) fn chain_of_batch(&mut self, arithmetic: Arithmetic, tokens: u32) {
-        let (source, chunk) = self.source(chain_reads_fused(self.problem));
-        for items in chunks(self.batch, chunk) {
-            self.fill_source(source, &items);
-            self.chain(&items, source, arithmetic, tokens);
         }
     }
 
@@ -136,31 +125,6 @@ impl Builder<'_> {
             self.push_divided(source, |columns| {
                 kernel.launch(problem, columns, splits, &operands)
             });
-        }
-    }
-
-    /// The matrix, one block or one cluster of blocks per item.
-    fn chain(
-        &mut self,
-        items: &Range<usize>,
-        source: MapSource,
-        arithmetic: Arithmetic,
-        tokens: u32,
-    ) {
-        let problem = self.problem;
-        let Reading { dtype, fusion, .. } = self.reading(source);
-        let kernel = RolloutChain {
-            dtype,
-            arithmetic,
-            tokens,
-            fusion,
-            discard: self.discard,
-        };
-        let item_floats = problem.shape().tokens * problem.shape().tokens;
-        let out = output(items.start * item_floats);
-        for (index, layers) in launch_groups(&problem.layers()).iter().rev().enumerate() {
-            let source = source.skip_layers(layers.start - problem.layers().start, items.len());
-            self.push(kernel.launch(problem, source, layers, items, out, index > 0));
         }
     }
 

@@ -4,7 +4,7 @@ use super::builder::{Builder, chunks};
 use super::choice::Pipeline;
 use super::product::Steps;
 use crate::config::Output;
-use crate::cuda::kernel::{Arithmetic, Form, MapSource, Matrices};
+use crate::cuda::kernel::{Arithmetic, Form, MapSource, Matrices, MatrixStream, RingMatrix};
 
 impl Builder<'_> {
     /// Any output, as far as the pipeline says how.
@@ -18,7 +18,14 @@ impl Builder<'_> {
         }
         match (&self.problem.config().output, pipeline) {
             (Output::Rows(_), _) => self.streamed_rows(pipeline),
-            (_, Pipeline::Product { arithmetic, .. } | Pipeline::Chain { arithmetic, .. }) => {
+            (
+                _,
+                Pipeline::Product { arithmetic, .. }
+                | Pipeline::RingMatrix(RingMatrix {
+                    kernel: MatrixStream { arithmetic, .. },
+                    ..
+                }),
+            ) => {
                 self.streamed_matrix(arithmetic);
             }
             (
@@ -52,7 +59,11 @@ impl Builder<'_> {
             }
             // Takes queries and keys from the last layer on, which are gone by then, or makes no rows: no candidates here.
             Pipeline::ScoreRows(_) | Pipeline::Tree(_) => {}
-            Pipeline::Product { arithmetic, .. } | Pipeline::Chain { arithmetic, .. } => {
+            Pipeline::Product { arithmetic, .. }
+            | Pipeline::RingMatrix(RingMatrix {
+                kernel: MatrixStream { arithmetic, .. },
+                ..
+            }) => {
                 let form = Form::Rows;
                 self.zero_outside_windows();
                 let states = self.state_buffers(form, room);

@@ -6,7 +6,7 @@ use attention_rollout::{
 };
 
 use super::{Entry, discard, fusions, three_windows};
-use crate::cases::{Case, Lay, Path};
+use crate::cases::{Case, Lay, MatrixWay, Path, ring_matrix};
 use crate::lab::Lab;
 
 const RULES: [GradientRule; 2] = [GradientRule::Heads, GradientRule::Fused];
@@ -65,7 +65,7 @@ pub const ENTRIES: &[Entry] = &[
             features(lab, path, 21, &fusions(3), Case::matrix)?;
             features(
                 lab,
-                Path::Chain(Arithmetic::Tf32x3),
+                ring_matrix(Arithmetic::Tf32x3),
                 19,
                 &fusions(3)[..1],
                 Case::matrix,
@@ -93,7 +93,7 @@ pub const ENTRIES: &[Entry] = &[
         run: |lab| {
             let rows = |case: Case| case.start(StartRows::Mean);
             excluded(lab, Path::Rows(1), rows)?;
-            excluded(lab, Path::Chain(Arithmetic::F16x3), Case::matrix)?;
+            excluded(lab, ring_matrix(Arithmetic::F16x3), Case::matrix)?;
             excluded(lab, Path::Product(Arithmetic::F32, Form::Rows), rows)
         },
     },
@@ -197,7 +197,13 @@ fn excluded(lab: &Lab, path: Path, base: impl Fn(Case) -> Case) -> Result<(), St
             .check(lab, path)?;
     }
     case([3, 2, 1, 5], &[0, 1, 2, 3, 4]).check(lab, path)?;
-    if matches!(path, Path::Chain(Arithmetic::F16x3)) {
+    if matches!(
+        path,
+        Path::RingMatrix(MatrixWay {
+            arithmetic: Arithmetic::F16x3,
+            ..
+        })
+    ) {
         return Ok(());
     }
     case([2, 3, 2, 21], &[3])

@@ -11,12 +11,12 @@ use ptxemu::Memory;
 
 use super::Entry;
 use super::tree::whole;
-use crate::cases::{Case, Lay, Path, StreamWay, bits, compare};
+use crate::cases::{Case, Lay, MatrixWay, Path, StreamWay, bits, compare};
 use crate::device::{Device, Prepared};
 use crate::lab::Lab;
 use crate::maps;
 
-pub const ENTRIES: &[Entry] = &[MANY, ROWS, STREAM, CHAIN, PRODUCT, TREE];
+pub const ENTRIES: &[Entry] = &[MANY, ROWS, STREAM, MATRIX, PRODUCT, TREE];
 
 /// More members than a warp looks at in one go.
 const MANY: Entry = Entry {
@@ -119,18 +119,21 @@ const STREAM: Entry = Entry {
 };
 
 /// Matrices of different sizes, some with more layers than one launch.
-const CHAIN: Entry = Entry {
-    name: "group_of_chains",
-    kernels: &["entry", "rollout_chain"],
+const MATRIX: Entry = Entry {
+    name: "group_of_matrices",
+    kernels: &["entry", "matrix_stream"],
     short: true,
     run: |lab| {
-        let path = Path::Chain(Arithmetic::F16x3);
+        let path = Path::RingMatrix(MatrixWay {
+            grouped: true,
+            ..MatrixWay::of(Arithmetic::F16x3)
+        });
         check(
             lab,
             &[
                 (Case::new([3, 2, 3, 33]).matrix(), path),
                 (Case::new([2, 3, 2, 9]).matrix(), path),
-                (Case::new([66, 1, 1, 5]).matrix(), path),
+                (Case::new([64, 1, 1, 5]).matrix(), path),
                 (
                     Case::new([2, 3, 5, 21])
                         .matrix()

@@ -1,10 +1,10 @@
 //! The kernel suite: every entry computes whole rollouts with one family of kernels and compares them with the f64
 //! reference. An entry takes any [`Lab`], so that kernels with seeded faults can be put through it too.
 
-mod chain;
 mod gradients;
 mod group;
 mod inputs;
+mod matrix_stream;
 mod product;
 mod range;
 mod rows;
@@ -38,7 +38,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         stream::ENTRIES,
         product::ENTRIES,
         tree::ENTRIES,
-        chain::ENTRIES,
+        matrix_stream::ENTRIES,
         gradients::ENTRIES,
         group::ENTRIES,
         scores::ENTRIES,

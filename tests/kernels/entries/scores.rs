@@ -9,7 +9,7 @@ use attention_rollout::{
 };
 
 use super::{Entry, discard, fusions, per_layer, three_windows, weights};
-use crate::cases::{Path, StreamWay, Tolerance, bits, compare};
+use crate::cases::{Path, StreamWay, Tolerance, bits, compare, ring_matrix};
 use crate::common::generate::Case;
 use crate::common::queries_keys::{ScoresCase, tokens_first_with_gaps};
 use crate::device::Device;
@@ -301,7 +301,7 @@ pub const ENTRIES: &[Entry] = &[
                 check(lab, rows([3, 2, 2, 19], 16, LSE[1]), path, 0)?;
             }
             for path in [
-                Path::Chain(Arithmetic::F16x3),
+                ring_matrix(Arithmetic::F16x3),
                 Path::Product(Arithmetic::Tf32x3, Form::Matrix),
             ] {
                 for normalize in [false, true] {

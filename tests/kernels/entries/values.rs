@@ -6,7 +6,7 @@ use attention_rollout::{DType, DiscardScope, HeadFusion, Output, StartRows};
 
 use super::tree::whole;
 use super::{Entry, discard, fusions};
-use crate::cases::{Case, Path};
+use crate::cases::{Case, Path, ring_matrix};
 use crate::device::Device;
 use crate::lab::Lab;
 use crate::maps;
@@ -46,14 +46,14 @@ pub const ENTRIES: &[Entry] = &[
         },
     },
     Entry {
-        name: "chain_not_finite",
-        kernels: &["rollout_chain"],
+        name: "matrix_not_finite",
+        kernels: &["matrix_stream"],
         short: false,
         run: |lab| {
             for arithmetic in [Arithmetic::F16x2, Arithmetic::Tf32x3] {
-                not_finite(lab, Path::Chain(arithmetic), &fusions(3)[..1], Case::matrix)?;
+                not_finite(lab, ring_matrix(arithmetic), &fusions(3)[..1], Case::matrix)?;
             }
-            let path = Path::Chain(Arithmetic::F16x3);
+            let path = ring_matrix(Arithmetic::F16x3);
             not_finite(lab, path, &fusions(3), Case::matrix)
         },
     },
@@ -77,7 +77,7 @@ pub const ENTRIES: &[Entry] = &[
             let rows = || StartRows::Rows((0..8).collect());
             discarded(lab, Path::Rows(1), |case| case.start(rows()))?;
             between_neighbours(lab)?;
-            discarded(lab, Path::Chain(Arithmetic::F16x3), Case::matrix)?;
+            discarded(lab, ring_matrix(Arithmetic::F16x3), Case::matrix)?;
             discarded(
                 lab,
                 Path::Product(Arithmetic::F32, Form::Matrix),

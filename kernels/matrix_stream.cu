@@ -1,0 +1,423 @@
+// matrix_stream: the whole rollout of one item in one block, or in a cluster of blocks, from the last layer to the first,
+// P <- P Ahat. Maps are read once, as fast as they can be; nothing else touches global memory until P is written.
+//
+// P = D + c I: D grows from 0 and c falls from 1 by the identity weight of every layer, so nothing is rounded next to the
+// diagonal. A layer arrives as slabs of 16 rows, with which three kinds of warps are busy at the same time:
+//
+//   one warp streams the maps through a ring in shared memory (ring.cuh), across slabs, layers and items;
+//   FUSERS warps take rows of its tiles in turns, fuse the heads, multiply by the attention weight, and write the row, split,
+//   to the slab in shared memory, that of every block of the cluster;
+//   the others multiply: the 16 columns of P that face the slab by its rows. A warp has the sums of 16 rows of the new D,
+//   in the columns that are its part of COLUMN_PARTS. They begin with what the residual adds, the old D times the identity
+//   weight, in f32; of normalised rows that is known slab by slab.
+//
+// Blocks of a cluster have groups of 16 rows of P in turns, and an equal share of every slab's rows, so that each map is
+// read by one of them. Slabs go round: who fuses waits until all have multiplied what lies in the place, who multiplies
+// until all rows are there, both by barriers that count warps, those of the other block too.
+//
+// Macros: ELEMENT, ARITHMETIC, FUSION, MAX_TOKENS, CLUSTER, COLUMN_PARTS, COLUMNS (of a lane that fuses), FUSERS, BLOCKS (of
+// a multiprocessor), SLABS, FIXED_BYTES, and those of entry.cuh. sm_80; clusters: sm_90.
+
+#define GRADIENTS 0
+#define HEADS_AT_ONCE 4
+
+#include "discard.cuh"
+#include "items.cuh"
+#include "matrix_operands.cuh"
+#include "tile_fusion.cuh"
+#include "tile_source.cuh"
+
+using Operands = OPERANDS_OF(ARITHMETIC);
+
+constexpr u32 MULTIPLIERS = BLOCK_GROUPS * COLUMN_PARTS;
+// Warps in the order in which others wait for them: those that fuse, the one that fills the ring, and those that multiply.
+constexpr u32 FIRST_MULTIPLIER = FUSERS + 1;
+constexpr u32 THREADS = (FIRST_MULTIPLIER + MULTIPLIERS) * WARP;
+// Rows of a slab that a block fuses.
+constexpr u32 SHARE = SLAB_ROWS / CLUSTER;
+// Only fused maps are discarded from, which are f32.
+constexpr bool DISCARDS = ELEMENT::BYTES == 4;
+
+// Dynamic shared memory: D, slabs, scales, c of the rows of each warp that multiplies, the number of
+// the item that each warp is at, and the ring.
+constexpr u32 SLABS_AT = Operands::STATE_BYTES, SCALES_AT = SLABS_AT + SLABS * Operands::SLAB_BYTES;
+constexpr u32 DIAGONAL_AT = SCALES_AT + SLABS * SLAB_ROWS * 4, NUMBERS_AT = DIAGONAL_AT + MULTIPLIERS * 16 * 4;
+constexpr u32 RING_AT = (NUMBERS_AT + THREADS / WARP * 4 + GRANULE_BYTES - 1) / GRANULE_BYTES * GRANULE_BYTES;
+static_assert(RING_AT == FIXED_BYTES, "src/cuda/kernel/matrix_stream.rs computes another size");
+extern __shared__ __align__(128) char dynamic[];
+
+// Barriers of the block: those of the warps that have the same rows, and of the multiplying and of the fusing ones.
+constexpr u32 ROWS_BARRIER = 1, MULTIPLYING = ROWS_BARRIER + BLOCK_GROUPS, FUSING = MULTIPLYING + 1;
+
+// What a slab waits for. `full`: the fusing warps of this block, and the bytes of the others'. `empty`: the multiplying warps
+// of this block. `free`: that it is so in the other blocks too.
+struct SlabBarriers {
+  u64 full[SLABS], empty[SLABS], free[SLABS];
+  u32 word[SLABS];  // what others write to say so
+
+  DEVICE void init() {
+    for (u32 s = 0; s < SLABS; ++s) {
+      barrier_init(&full[s], FUSERS);
+      barrier_init(&empty[s], MULTIPLIERS);
+      barrier_init(&free[s], 1);
+    }
+  }
+};
+
+// The slabs as one role goes through them.
+struct Slabs {
+  SlabBarriers &barriers;
+  u32 slab, parity;
+
+  DEVICE void wait(u64 *of) const {
+    if constexpr (CLUSTER > 1) {
+      barrier_wait_cluster(&of[slab], parity);
+    } else {
+      barrier_wait(&of[slab], parity);
+    }
+  }
+  // The warp is done with the slab; the next one.
+  DEVICE void arrive(u64 *of) {
+    __syncwarp();
+    if (threadIdx.x % WARP == 0) barrier_arrive(&of[slab]);
+    if (++slab == SLABS) {
+      slab = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+DEVICE u32 slabs_of(const Window &window) { return (window.len + SLAB_ROWS - 1) / SLAB_ROWS; }
+// The first row of this block's share of a slab, and how many rows of it there are.
+DEVICE u32 first_of(u32 slab) { return slab * SLAB_ROWS + cluster_rank() * SHARE; }
+DEVICE u32 rows_of(u32 slab, const Window &window) {
+  return min_u32(max_u32(window.len, first_of(slab)) - first_of(slab), SHARE);
+}
+
+// The warp that fills the ring: one item.
+DEVICE void produce(const MatrixStreamParams &params, u32 item, Ring &ring) {
+  const Maps &maps = params.maps;
+  const Divisor planes(maps.heads);
+  const Window window = maps.windows[item];
+  for (u32 layer = maps.layers; layer-- > 0;) {
+    const Source source(maps, layer, item, window.start);
+    const bool dense = !maps.causal && maps.layer[layer].stride_row == window.len;
+    const Layout layout(source, dense, window.len, planes, params.stage_bytes);
+    const u32 tile_rows = min_u32(params.tile_rows, layout.rows);
+    for (u32 slab = 0; slab < slabs_of(window); ++slab) {
+      const u32 present = rows_of(slab, window);
+      for (u32 row = 0; row < present; row += tile_rows) {
+        const u32 rows = min_u32(present - row, tile_rows);
+        send_tile(maps, source, layout, planes, ring, first_of(slab) + row, row, rows, 0, window.len, 0);
+      }
+    }
+  }
+}
+
+// The warps that fuse.
+struct Fusing {
+  Slabs slabs;
+  const u32 fuser;
+  u32 row;     // the warp's next one, from the first of this block's share of a slab
+  bool fresh;  // nobody has used the slabs before
+  SlabRow place;
+  u32 other_scales[CLUSTER];
+
+  DEVICE explicit Fusing(SlabBarriers &barriers)
+      : slabs({barriers, 0, 1}), fuser(threadIdx.x / WARP), row(fuser), fresh(true) {
+    const char *const lane_at = dynamic + SLABS_AT + Operands::fusing_lane();
+    place.here = shared_address(lane_at);
+#pragma unroll
+    for (u32 peer = 1; peer < CLUSTER; ++peer) {
+      const u32 rank = (cluster_rank() + peer) % CLUSTER;
+      place.there[peer] = peer_address(lane_at, rank);
+      place.full[peer] = peer_address(barriers.full, rank);
+      other_scales[peer] = peer_address(dynamic + SCALES_AT, rank);
+    }
+  }
+
+  // Waits until the slab can be written in all blocks. What is free here is told to the others.
+  DEVICE void wait_for_room() const {
+    SlabBarriers &barriers = slabs.barriers;
+    slabs.wait(barriers.empty);
+    if constexpr (CLUSTER > 1) {
+      u64 *const free = &barriers.free[slabs.slab];
+      if (!fresh && fuser == 0 && threadIdx.x % WARP == 0) {
+#pragma unroll
+        for (u32 peer = 1; peer < CLUSTER; ++peer) {
+          const u32 rank = (cluster_rank() + peer) % CLUSTER;
+          send_word(peer_address(&barriers.word[slabs.slab], rank), 0, peer_address(free, rank));
+        }
+        barrier_expect(free, 4 * (CLUSTER - 1));
+        barrier_arrive(free);
+      }
+      slabs.wait(barriers.free);
+    }
+  }
+
+  // Writes a row of the slab, multiplied by `weight`, and what it was divided by where rows are normalised.
+  DEVICE void write(u32 slab_row, float (&fused)[COLUMNS], float weight, bool normalize, float scale) const {
+    // Split as they are.
+    weight *= Operands::SCALE;
+#pragma unroll
+    for (u32 c = 0; c < COLUMNS; ++c) fused[c] *= weight;
+    const u32 at = slabs.slab * Operands::SLAB_BYTES + slab_row * (Operands::SLAB_PART / SLAB_ROWS);
+    SlabRow to = place;
+    to.here += at;
+#pragma unroll
+    for (u32 peer = 1; peer < CLUSTER; ++peer) {
+      to.there[peer] += at;
+      to.full[peer] += slabs.slab * sizeof(u64);
+    }
+    Operands::store(to, fused);
+    if (normalize && threadIdx.x % WARP == 0) {
+      const u32 number = slabs.slab * SLAB_ROWS + slab_row;
+      store_shared(shared_address(dynamic) + SCALES_AT + number * 4, scale);
+#pragma unroll
+      for (u32 peer = 1; peer < CLUSTER; ++peer) {
+        send_word(other_scales[peer] + number * 4, __float_as_uint(scale), to.full[peer]);
+      }
+    }
+  }
+
+  // The warp's rows of the slab are written.
+  DEVICE void finish(bool normalize) {
+    u64 *const full = slabs.barriers.full;
+    if (CLUSTER > 1 && fuser == 0 && threadIdx.x % WARP == 0) {
+      const u32 row_bytes = Operands::SENT_ROW_BYTES + (normalize ? 4 : 0);
+      barrier_expect(&full[slabs.slab], (CLUSTER - 1) * SHARE * row_bytes);
+    }
+    slabs.arrive(full);
+    if (slabs.slab == 0) fresh = false;
+  }
+
+  // One item.
+  DEVICE void fuse_slabs(const MatrixStreamParams &params, u32 item, Ring &ring) {
+    const Maps &maps = params.maps;
+    const u32 lane = threadIdx.x % WARP, slab_row = cluster_rank() * SHARE;
+    const Window window = maps.windows[item];
+    for (u32 layer = maps.layers; layer-- > 0;) {
+      const LayerMaps &map = maps.layer[layer];
+      Cut cut = {0, maps.discard_first, maps.discard_spares_origin, window.len};
+      if (DISCARDS && maps.cuts) cut.last = maps.cuts[layer * maps.batch + item];
+      for (u32 k = 0; k < slabs_of(window); ++k) {
+        const u32 rows = rows_of(k, window);
+        wait_for_room();
+        for (u32 taken = 0; taken < rows;) {
+          const Tile tile = ring.take();
+          taken += tile.rows;
+#pragma unroll 1
+          for (; row < taken; row += FUSERS) {
+            const u32 in_window = first_of(k) + row;
+            const u32 within = maps.causal ? in_window + 1 : window.len;
+            const char *const at = ring.data + tile.begin + (row - tile.row) * tile.row_bytes + lane * ELEMENT::BYTES;
+            float fused[COLUMNS];
+            fuse(fused, maps, at, tile, lane, within);
+            if constexpr (DISCARDS) {
+              if (cut.last) {
+#pragma unroll
+                for (u32 c = 0; c < COLUMNS; ++c) fused[c] = cut.apply(fused[c], in_window, lane + c * WARP);
+              }
+            }
+            float scale = 1.0f;
+            if (params.normalize) {
+              float total = 0.0f;
+#pragma unroll
+              for (u32 c = 0; c < COLUMNS; ++c) total += fused[c];
+              scale = scale_of(map, warp_sum(total));
+            }
+            write(slab_row + row, fused, map.attention * scale, params.normalize, scale);
+          }
+          ring.release();
+        }
+#pragma unroll 1
+        for (; row < SHARE; row += FUSERS) {  // beyond the window
+          float nothing[COLUMNS] = {};
+          write(slab_row + row, nothing, 0.0f, params.normalize, 0.0f);
+        }
+        row -= SHARE;
+        finish(params.normalize);
+      }
+    }
+  }
+};
+
+// The number of this warp among those that multiply.
+DEVICE u32 multiplier() { return threadIdx.x / WARP - FIRST_MULTIPLIER; }
+
+// `index`, as the compiler does not know: what it reads there is read again instead of being kept in a register.
+DEVICE u32 reread(u32 index) {
+  asm volatile("" : "+r"(index));
+  return index;
+}
+
+constexpr u32 MULTIPLY = 0, FUSE = 1, PRODUCE = 2;
+DEVICE u32 kind_of(u32 warp) { return warp < FUSERS ? FUSE : warp < FIRST_MULTIPLIER ? PRODUCE : MULTIPLY; }
+
+struct Roles {
+  DEVICE static Role mine() {
+    const u32 kind = kind_of(threadIdx.x / WARP);
+    if (kind == FUSE) return {threadIdx.x, FUSERS * WARP, FUSING};
+    if (kind == PRODUCE) return {threadIdx.x % WARP, WARP, 0};
+    return {threadIdx.x - FIRST_MULTIPLIER * WARP, MULTIPLIERS * WARP, MULTIPLYING};
+  }
+};
+
+// The warps that multiply: one item.
+DEVICE void multiply_slabs(const Items<MatrixStreamParams, Roles> &items, Slabs &slabs) {
+  const MatrixStreamParams &params = items.params;
+  const Maps &maps = params.maps;
+  // The same in all lanes, which the compiler would not know.
+  const u32 warp = __shfl_sync(FULL_WARP, multiplier(), 0);
+  const u32 part = warp % COLUMN_PARTS, block_group = warp / COLUMN_PARTS;
+  const u32 group = block_group * CLUSTER + cluster_rank();
+  const u32 rows_barrier = ROWS_BARRIER + block_group;
+  const u32 state = shared_address(dynamic);
+  const u32 left_lane = Operands::left_lane(state, block_group);
+  const u32 slab_count = slabs_of(maps.windows[items.item()]);
+
+  Sums sum = {};
+  // Where c of the first of this lane's rows is, and 8 further that of the second.
+  const auto diagonal = [&](u32 further) { return shared_address(dynamic) + DIAGONAL_AT + (multiplier() * 16 + tile_row(0) + further) * 4; };
+  __syncwarp();  // all lanes are done with the item before
+  if (tile_column(0) == 0) {
+    store_shared(diagonal(0), 1.0f);
+    store_shared(diagonal(8), 1.0f);
+  }
+  __syncwarp();  // the lanes of a row see it
+
+#pragma unroll 1
+  for (u32 layer = maps.layers; layer-- > 0;) {
+    const float identity = maps.layer[layer].identity;
+    barrier_of(rows_barrier, COLUMN_PARTS * WARP);  // the old D has been multiplied
+#pragma unroll
+    for (u32 t = 0; t < PAIRS * 2; ++t) {
+      float(&tile)[4] = sum[t / 2][t % 2];
+      float entries[4];
+#pragma unroll
+      for (u32 e = 0; e < 4; ++e) {
+        entries[e] = tile[e] * Operands::FINISH;
+        // What the residual adds; to normalised rows it is added below.
+        tile[e] *= params.normalize ? 0.0f : identity;
+      }
+      if (pair_exists(t / 2, part)) {
+        Operands::store(entries, Operands::state_lane(state, block_group, part), pair_column(t / 2, 0) + t % 2 * 8);
+      }
+    }
+    barrier_of(rows_barrier, COLUMN_PARTS * WARP);  // D is complete
+
+#pragma unroll 1
+    for (u32 k = 0; k < slab_count; ++k) {
+      slabs.wait(slabs.barriers.full);
+      // A causal P and a causal layer are 0 beyond their diagonals.
+      if (group < slab_count && !(maps.causal && k > group)) {
+        typename Operands::Left left;
+        Operands::load(left, left_lane, k * SLAB_ROWS);
+        const auto scale_of_row = [&](u32 row) { return shared_address(dynamic) + SCALES_AT + (slabs.slab * SLAB_ROWS + row) * 4; };
+        if (params.normalize && k % COLUMN_PARTS == part) {
+          const u32 facing = reread(k * SLAB_ROWS);  // else sums would be indexed by k, in memory
+#pragma unroll
+          for (u32 pair = 0; pair < PAIRS; ++pair) {
+            if (pair_column(pair, part) != facing) continue;
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) {
+              const float2 d = left.get(i);
+              const u32 row = i / 2 * 8 + tile_column(0);
+              const float weight = maps.layer[reread(layer)].identity * (1.0f / Operands::FINISH);
+              sum[pair][i / 2][i % 2 * 2] += weight * load_shared(scale_of_row(row)) * d.x;
+              sum[pair][i / 2][i % 2 * 2 + 1] += weight * load_shared(scale_of_row(row + 1)) * d.y;
+            }
+          }
+        }
+        if (k == group) {
+#pragma unroll
+          for (u32 i = 0; i < 4; ++i) {
+            const u32 row = tile_row(i % 2 * 2), column = i / 2 * 8 + tile_column(0);
+            float2 p = left.get(i);
+            const float c = load_shared(diagonal(i % 2 * 8));
+            if (row == column) p.x += c;
+            if (row == column + 1) p.y += c;
+            left.set(i, p);
+          }
+#pragma unroll
+          for (u32 r = 0; r < 16; r += 8) {
+            float c = load_shared(diagonal(r)) * maps.layer[reread(layer)].identity;
+            if (params.normalize) c *= load_shared(scale_of_row(tile_row(0) + r));
+            __syncwarp();  // all lanes have read it
+            if (tile_column(0) == 0) store_shared(diagonal(r), c);
+          }
+        }
+        const u32 slab = state + SLABS_AT + slabs.slab * Operands::SLAB_BYTES;
+        Operands::multiply(sum, left, Operands::right_lane(slab, reread(part)), part);
+      }
+      slabs.arrive(slabs.barriers.empty);
+    }
+  }
+
+  const u32 item = items.item(), tokens = maps.tokens;
+  const Window window = maps.windows[item];
+  float *const out = params.out + u64(item) * tokens * tokens;
+  const u32 first_row = group * 16 + tile_row(0), first_column = pair_column(0, part) + tile_column(0);
+  float *const first = out + (window.start + first_row) * tokens + window.start + first_column;
+  float *const rows[2] = {first, first + 8 * tokens};
+#pragma unroll
+  for (u32 t = 0; t < PAIRS * 8; ++t) {
+    const u32 e = t % 4, column = pair_column(t / 8, 0) + t / 4 % 2 * 8 + e % 2;
+    if (t % 8 == 0) __syncwarp();  // a pair at a time, or there are not enough registers
+    if (first_row + e / 2 * 8 < window.len && first_column + column < window.len) {
+      const bool on_diagonal = first_row + e / 2 * 8 == first_column + column;
+      rows[e / 2][column] = sum[t / 8][t / 4 % 2][e] * Operands::FINISH + (on_diagonal ? load_shared(diagonal(e / 2 * 8)) : 0.0f);
+    }
+  }
+  for (u32 row = cluster_rank() * MULTIPLIERS + multiplier(); row < tokens; row += CLUSTER * MULTIPLIERS) {
+    for (u32 column = threadIdx.x % WARP; column < tokens; column += WARP) {
+      const bool inside = row - window.start < window.len && column - window.start < window.len;
+      if (!inside) out[row * tokens + column] = 0.0f;
+    }
+  }
+}
+
+extern "C" __global__ void CLUSTER_BLOCKS __launch_bounds__(THREADS, BLOCKS)
+    KERNEL(const __grid_constant__ Launched<MatrixStreamParams> launch) {
+  __shared__ Stages stages;
+  __shared__ SlabBarriers barriers;
+#if GROUPED
+  __shared__ MatrixStreamParams copies[3];
+#else
+  const MatrixStreamParams *copies = &launch;
+#endif
+  const u32 warp = threadIdx.x / WARP, kind = kind_of(warp);
+  Items<MatrixStreamParams, Roles> items(launch, copies[GROUPED * kind], shared_address(dynamic) + NUMBERS_AT + warp * 4);
+  const MatrixStreamParams &params = items.params;
+  Ring ring(stages, dynamic + RING_AT, params.stages, params.stage_bytes, kind == PRODUCE);
+  if (threadIdx.x == 0) {
+    ring.init(FUSERS);
+    barriers.init();
+    barrier_init_fence();
+  }
+  cluster_barrier();  // the barriers can be used, and all blocks run
+
+  if (kind == PRODUCE) {
+    for (; items.more(); items.advance()) {
+      produce(params, items.item(), ring);
+      Roles::mine().sync();  // the parameters have been read
+    }
+    if constexpr (!COUNTS_BYTES) {
+      commit_copies();
+      wait_copies<0>();  // no thread leaves with copies on their way
+    }
+  } else if (kind == FUSE) {
+    Fusing fusing(barriers);
+    for (; items.more(); items.advance()) {
+      fusing.fuse_slabs(params, items.item(), ring);
+      if (GROUPED) Roles::mine().sync();  // the parameters have been read
+    }
+  } else {
+    Slabs slabs = {barriers, 0, 0};
+    for (; items.more(); items.advance()) {
+      multiply_slabs(items, slabs);
+      if (GROUPED) Roles::mine().sync();  // the parameters have been read
+    }
+  }
+  if constexpr (CLUSTER > 1) cluster_barrier();  // no block leaves while others write to its shared memory
+}
