@@ -83,17 +83,13 @@ struct FusedRows : ItemMaps<Element, WEIGHS> {
     return (u32(segment.begin) + head * u32(stride_head)) % GRANULE_BYTES;
   }
 
-  // This lane's granule of a segment, whether it holds any of its columns, and how many bytes before the segment's end.
+  // This lane's granule of a segment, and whether it holds any of its columns.
   DEVICE u64 granule_address(const Segment &segment, u32 head) const {
     return ((segment.begin + head * stride_head) & ~u64(GRANULE_BYTES - 1)) + threadIdx.x % WARP * GRANULE_BYTES;
   }
   DEVICE bool granule_wanted(const Segment &segment, u32 head) const {
     return head < maps.heads &&
            threadIdx.x % WARP * GRANULE_BYTES < offset(segment, head) + segment.columns * Element::BYTES;
-  }
-  DEVICE u32 granule_bytes(const Segment &segment, u32 head) const {
-    const u32 end = offset(segment, head) + segment.columns * Element::BYTES;
-    return granule_wanted(segment, head) ? min_u32(end - threadIdx.x % WARP * GRANULE_BYTES, GRANULE_BYTES) : 0;
   }
 
   // Adds one head, from the granules of a segment, to the fused entries.

@@ -19,7 +19,6 @@
 // a multiprocessor), SLABS, FIXED_BYTES, and those of entry.cuh. sm_80; clusters: sm_90.
 
 #define GRADIENTS 0
-#define HEADS_AT_ONCE 4
 
 #include "discard.cuh"
 #include "items.cuh"
@@ -263,8 +262,10 @@ struct Roles {
   }
 };
 
+using MatrixItems = Items<MatrixStreamParams, Roles>;
+
 // The warps that multiply: one item.
-DEVICE void multiply_slabs(const Items<MatrixStreamParams, Roles> &items, Slabs &slabs) {
+DEVICE void multiply_slabs(const MatrixItems &items, Slabs &slabs) {
   const MatrixStreamParams &params = items.params;
   const Maps &maps = params.maps;
   // The same in all lanes, which the compiler would not know.
@@ -387,7 +388,7 @@ extern "C" __global__ void CLUSTER_BLOCKS __launch_bounds__(THREADS, BLOCKS)
   const MatrixStreamParams *copies = &launch;
 #endif
   const u32 warp = threadIdx.x / WARP, kind = kind_of(warp);
-  Items<MatrixStreamParams, Roles> items(launch, copies[GROUPED * kind], shared_address(dynamic) + NUMBERS_AT + warp * 4);
+  MatrixItems items(launch, copies[GROUPED * kind], shared_address(dynamic) + NUMBERS_AT + warp * 4);
   const MatrixStreamParams &params = items.params;
   Ring ring(stages, dynamic + RING_AT, params.stages, params.stage_bytes, kind == PRODUCE);
   if (threadIdx.x == 0) {

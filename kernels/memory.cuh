@@ -58,25 +58,12 @@ DEVICE u32 load_element(u64 address) {
 
 DEVICE u32 shared_address(const void *pointer) { return u32(__cvta_generic_to_shared(pointer)); }
 
-// 16 bytes from shared memory; zeros where not `wanted`.
-DEVICE Granule load_shared_granule(u32 address, bool wanted) {
-  Granule g = {};
-  if (wanted) {
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(g.word[0]), "=r"(g.word[1]), "=r"(g.word[2]), "=r"(g.word[3])
-                 : "r"(address)
-                 : "memory");
-  }
-  return g;
+// Starts a copy of a granule to shared memory. Both addresses are multiples of 16. sm_80.
+DEVICE void copy_granule_async(u32 to, u64 from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 
-// Starts a copy of the first `bytes` of a granule, none where 0, to shared memory; the rest of the 16 bytes there becomes
-// 0. Both addresses are multiples of 16. sm_80.
-DEVICE void copy_granule_async(u32 to, u64 from, u32 bytes) {
-  if (bytes) asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-
-// The same of a whole granule; zeros where it is not `wanted`, and nothing is read then.
+// The same; zeros where it is not `wanted`, and nothing is read then.
 DEVICE void copy_granule_or_zeros(u32 to, u64 from, bool wanted) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(wanted ? GRANULE_BYTES : 0)
                : "memory");

@@ -129,7 +129,7 @@ DEVICE void copy_to_stage(const Ring &ring, u32 to, u64 from, u32 bytes, const R
     }
   } else {
     for (u64 at = begin + part * GRANULE_BYTES; at < end; at += parts * GRANULE_BYTES) {
-      copy_granule_async(granules_to + u32(at - aligned), at, GRANULE_BYTES);
+      copy_granule_async(granules_to + u32(at - aligned), at);
     }
   }
 }

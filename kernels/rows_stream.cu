@@ -22,8 +22,6 @@
 #define CLUSTER 0
 #endif
 
-#define HEADS_AT_ONCE 4
-
 #include "discard.cuh"
 #include "exchange.cuh"
 #include "items.cuh"

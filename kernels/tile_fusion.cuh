@@ -11,7 +11,7 @@ DEVICE void fuse(float (&fused)[COLUMNS], const Maps &maps, const char *at, cons
   const Weighing weighing(maps.rectify_fused);
 #pragma unroll
   for (u32 k = 0; k < COLUMNS; ++k) fused[k] = FUSION::start();
-#pragma unroll HEADS_AT_ONCE
+#pragma unroll 4
   for (u32 head = 0; head < maps.heads; ++head) {
     float weight = 0.0f;
     if constexpr (FUSION::WEIGHTED) weight = __uint_as_float(load_element<4>(global_address(maps.head_weights + head)));

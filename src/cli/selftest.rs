@@ -56,8 +56,11 @@ pub fn run(args: &SelftestArgs) -> Result<()> {
     let (runtimes, options) = backend::cuda_runtimes(&gpu).map_err(device)?;
     let runtime = &runtimes[0];
     let kernels = kernel::all();
-    let entered = |kernel| Entry::ALL.map(|entry| Subject { entry, kernel });
-    let subjects = kernels.iter().map(Box::as_ref).flat_map(entered);
+    let subjects = kernels.iter().flat_map(|kernel| {
+        let kernel = kernel.as_ref();
+        let entries = kernel.variant().entries().iter();
+        entries.map(move |&entry| Subject { entry, kernel })
+    });
     let subjects: Vec<Subject> = subjects
         .filter(|subject| subject.symbol().contains(&args.only))
         .filter(|subject| subject.kernel.variant().runs_on(runtime.limits()))

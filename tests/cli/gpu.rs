@@ -235,7 +235,7 @@ fn every_way_of_computing_is_timed() {
     let mut pipelines: Vec<&str> = rows.iter().map(|row| row.0).collect();
     pipelines.sort_unstable();
     let expected = [
-        "chain, f16x3, up to 64 tokens",
+        "ring matrix, f16x3, a block to an item",
         "product, f16x3, matrix",
         "tree",
     ];
@@ -289,7 +289,7 @@ fn the_fastest_way_is_told_and_kept_to() {
     let plan: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
     let (way, variant) = (ways[0].0, plan["variant"].as_str().unwrap());
     let kernel = match way.split(',').next().unwrap() {
-        "chain" => "rollout_chain",
+        "ring matrix" => "matrix_stream",
         "product" => "rollout_product",
         _ => "split_product",
     };

@@ -32,7 +32,7 @@ fn a_gpu_that_is_not_here_is_planned_for() {
     let expected = [
         "tree",
         "product, f16x3, matrix",
-        "chain, f16x3, up to 256 tokens",
+        "ring matrix, f16x3, a cluster of 2 to an item",
     ];
     assert_eq!(pipelines, expected);
     assert_eq!(one[0]["launches"], 5);

@@ -40,7 +40,7 @@ fn product_arithmetic(schedule: &Schedule) -> Option<Arithmetic> {
     schedule
         .variants()
         .iter()
-        .filter(|variant| ["rollout_product", "rollout_chain"].contains(&variant.stem))
+        .filter(|variant| ["rollout_product", "matrix_stream"].contains(&variant.stem))
         .find_map(|variant| {
             let name = variant.symbol.split('_').nth(3)?;
             let mut all = Arithmetic::ALL.into_iter();
@@ -132,7 +132,7 @@ fn short_windows_of_a_large_batch_are_chained_in_one_launch() {
         &problem(12, 1024, 4, 60, Output::Matrix),
         &DeviceLimits::H200,
     );
-    assert_eq!(stems(&schedule), ["rollout_chain"], "{schedule}");
+    assert_eq!(stems(&schedule), ["matrix_stream"], "{schedule}");
     assert_eq!(schedule.launches(), 1);
     // The tokens that count are those of the windows.
     let shape = Shape {
@@ -150,7 +150,7 @@ fn short_windows_of_a_large_batch_are_chained_in_one_launch() {
         .build()
         .unwrap();
     let schedule = chosen(&padded, &DeviceLimits::H200);
-    assert_eq!(stems(&schedule), ["rollout_chain"], "{schedule}");
+    assert_eq!(stems(&schedule), ["matrix_stream"], "{schedule}");
 }
 
 #[test]

@@ -236,7 +236,7 @@ fn maps_are_read_once() {
             .map(|traffic| traffic.read.bytes)
             .sum();
         // A row of a head is read as the 16-byte granules that cover it, up to two more than fill it, and by
-        // rollout_chain in parts of 256 bytes.
+        // matrix_stream in parts of 256 bytes.
         let floor = problem.map_bytes() as u64;
         let window_bytes = |len: usize| len * problem.dtype().size_bytes();
         let shortest = problem

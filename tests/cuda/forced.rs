@@ -39,9 +39,9 @@ fn the_forced_variant_is_the_one_that_ran() {
         "rollout_rows_bf16_f32_m1_mean_gradients",
         "rows_stream_f16_f32_m1_k1_mean",
         "rows_stream_bf16_f32_m8_k4_max",
-        "rollout_chain_f32_f16x3_n128_mean",
-        "rollout_chain_f16_f16x3_n256_mean",
-        "rollout_chain_f16_tf32x3_n64_mean",
+        "matrix_stream_f32_f16x3_n128_mean",
+        "matrix_stream_f16_f16x3_n208_mean",
+        "matrix_stream_f16_tf32x3_n64_mean",
         "head_fusion_bf16_mean",
         "head_fusion_f16_weighted_gradients",
         "head_fusion_bf16_max_split",
@@ -91,7 +91,7 @@ fn half_precision_is_within_its_own_error() {
         return;
     };
     for (output, stem) in [
-        (Output::Matrix, "rollout_chain_f16_f16x2"),
+        (Output::Matrix, "matrix_stream_f16_f16x2"),
         (Output::Cumulative, "rollout_product_f32_f16x2"),
     ] {
         let mut case = Case::new(
@@ -108,7 +108,7 @@ fn half_precision_is_within_its_own_error() {
         let generated = case.generate();
         let layers = generated.layers();
         let name = match stem {
-            "rollout_chain_f16_f16x2" => "rollout_chain_f16_f16x2_n64_mean",
+            "matrix_stream_f16_f16x2" => "matrix_stream_f16_f16x2_n64_mean",
             _ => "rollout_product_f32_f16x2_matrix",
         };
         let mut plan = machine.plan(&generated.problem, |options| {
@@ -167,7 +167,7 @@ fn values_beyond_the_range_of_f16_are_computed_in_another_arithmetic() {
     .unwrap();
     // And the narrow one is refused.
     let options = Options {
-        variant: Some("rollout_chain_f32_f16x3_n64_max".to_owned()),
+        variant: Some("matrix_stream_f32_f16x3_n64_max".to_owned()),
         ..Options::default()
     };
     assert!(matches!(

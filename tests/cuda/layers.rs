@@ -46,7 +46,7 @@ fn cases() -> Vec<(&'static str, Case, &'static str)> {
         ("one row", case(Output::default()), "rows_stream"),
         ("two rows", case(rows()), "rows_stream"),
         ("matrix", case(Output::Matrix), "head_fusion"),
-        ("normalised matrix", normalized, "rollout_chain"),
+        ("normalised matrix", normalized, "head_fusion"),
         ("cumulative", case(Output::Cumulative), "head_fusion"),
         ("rows, discard", discarding(rows()), "rows_stream"),
         ("matrix, discard", discarding(Output::Matrix), "head_fusion"),

@@ -79,7 +79,7 @@ impl Features {
         }
         // Rows of an item are divided among blocks alone, and never in a group, where short matrices stay on chip.
         let plan = self.plan.to_string();
-        let divided = plan.contains("rows_stream") || plan.contains("rollout_chain");
+        let divided = plan.contains("rows_stream") || plan.contains("matrix_stream");
         assert!(same > 0 || divided || schedules.is_empty(), "{}", self.plan);
     }
 

@@ -190,8 +190,8 @@ fn others(output: &str, dtype: &str, line: &Line) -> Vec<String> {
             format!("rollout_rows_{dtype}_f32_m1_mean"),
             "rollout_product_f32_f16x3_rows".to_owned(),
         ],
-        "matrix" => [64, 128, 256]
-            .map(|tokens| format!("rollout_chain_{dtype}_f16x3_n{tokens}_mean"))
+        "matrix" => [64, 128, 208]
+            .map(|tokens| format!("matrix_stream_{dtype}_f16x3_n{tokens}_mean"))
             .into_iter()
             .chain(["rollout_product_f32_f16x3_matrix".to_owned()])
             .collect(),
