@@ -92,7 +92,8 @@ pub(super) fn all() -> impl IntoIterator<Item = MatrixStream> {
     let computed = MatrixStream::ARITHMETICS
         .into_iter()
         .flat_map(|arithmetic| MatrixStream::TOKENS.map(|tokens| (arithmetic, tokens)));
-    let computed = computed.filter(|&(arithmetic, tokens)| MatrixStream::exists(arithmetic, tokens));
+    let computed =
+        computed.filter(|&(arithmetic, tokens)| MatrixStream::exists(arithmetic, tokens));
     let readers = DType::ALL.into_iter().flat_map(fused);
     readers.flat_map(move |(dtype, fusion)| {
         let kernel = move |(arithmetic, tokens)| MatrixStream {
@@ -110,8 +111,7 @@ impl MatrixStream {
     pub const TOKENS: [u32; 3] = [64, 128, 208];
 
     /// What products are computed by.
-    const ARITHMETICS: [Arithmetic; 3] =
-        [Arithmetic::F16x3, Arithmetic::F16x2, Arithmetic::Tf32x3];
+    const ARITHMETICS: [Arithmetic; 3] = [Arithmetic::F16x3, Arithmetic::F16x2, Arithmetic::Tf32x3];
 
     /// Whether there is a variant: the slabs of tf32 leave clusters no room for a ring.
     pub fn exists(arithmetic: Arithmetic, tokens: u32) -> bool {
@@ -221,7 +221,9 @@ impl MatrixStream {
             let rows = (1..=most_rows).rev();
             rows.map(move |rows| (blocks, rows))
         });
-        let enough = rows.filter_map(ring).find(|ring| ring.stages >= ENOUGH_STAGES);
+        let enough = rows
+            .filter_map(ring)
+            .find(|ring| ring.stages >= ENOUGH_STAGES);
         enough.or_else(|| ring((1, 1)))
     }
 }
