@@ -82,6 +82,23 @@ fn attention_to_oneself_changes_nothing_but_scale() {
 }
 
 #[test]
+fn every_token_has_an_equal_part_in_the_mean() {
+    let identity = to_f32(&square(SHAPE.tokens, |i, j| f64::from(u8::from(i == j))));
+    let config = RolloutConfig {
+        output: Output::Rows(StartRows::Mean),
+        ..RolloutConfig::default()
+    };
+    let want = vec![f64::from(1.0 / SHAPE.tokens as f32); SHAPE.tokens];
+    check(
+        SHAPE,
+        config,
+        &vec![identity; 3],
+        &each_item(SHAPE, &want),
+        0.0,
+    );
+}
+
+#[test]
 fn permutations_compose() {
     let tokens = SHAPE.tokens;
     let mut random = Random::new(3);

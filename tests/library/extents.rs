@@ -164,6 +164,11 @@ fn growth_is_bounded_by_the_largest_row_sums() {
     assert_eq!(bound(&weighted(&[2.0, -1.0]), &half, normalized), infinite);
     let negative = [(0.5, -0.5)];
     assert_eq!(bound(&HeadFusion::Mean, &negative, normalized), infinite);
+    let negative = [(-0.5, 0.5)];
+    assert_eq!(bound(&HeadFusion::Mean, &negative, normalized), infinite);
+    // Nothing is negative about 0.
+    let absent = [(0.0, 1.0), (1.0, 0.0)];
+    assert_eq!(bound(&HeadFusion::Mean, &absent, normalized), 1.0);
 
     let grows = [(2.0, 1.0); 2];
     assert_eq!(bound(&weighted(&[2.0, 2.0]), &grows, excluding), 9.0);
