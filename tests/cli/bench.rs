@@ -128,7 +128,7 @@ mod on_a_gpu {
                 "--shape 3,2,2,33 --dtype bf16 --output-kind matrix --normalize-rows --precision half",
                 [3, 2, 2, 33],
                 2 * 3 * 2 * 2 * 33 * 33,
-                "rollout_product_f32_f16x2_matrix",
+                "matrix_stream_bf16_f16x2_n64_mean",
             ),
         ] {
             let times = times(&bench, &format!("--device cuda:0 --runs 2 {options}"));
