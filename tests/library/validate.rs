@@ -3,7 +3,7 @@
 use crate::common::generate::{Case, Layout};
 use attention_rollout::{
     DType, Defect, DefectKind, Element, Error, GradientRule, HostLayer, HostTensor, Layer, Output,
-    Problem, RolloutConfig, Shape, Window, validate,
+    Problem, RolloutConfig, Shape, Window, first_not_finite, validate,
 };
 use half::{bf16, f16};
 
@@ -289,6 +289,62 @@ fn sums_are_judged_as_closely_as_asked() {
                 defect.map(|defect| (defect.row, matches!(defect.kind, DefectKind::RowSum { .. })));
             let want = (off.abs() > 1.0).then_some((5, true));
             assert_eq!(found, want, "{off} times {tolerance} off");
+        }
+    }
+}
+
+#[test]
+fn a_row_that_is_as_far_off_as_allowed_is_well() {
+    let problem = problem(RolloutConfig::default());
+    let at = [1, 0, 1, 2, 0];
+    let layers = |maps: &[Vec<f32>], tolerance| {
+        let layers: Vec<_> = maps.iter().map(|m| HostLayer::from(&m[..])).collect();
+        validate(&problem, &layers, tolerance).unwrap()
+    };
+    let off = maps_with(at, 0.75);
+    assert_eq!(layers(&off, 0.5), None);
+    assert_eq!(layers(&off, 0.4375).map(|defect| defect.row), Some(2));
+    assert_eq!(layers(&maps_with(at, 0.25), 0.0), None, "exactly 1");
+}
+
+#[test]
+fn a_defect_is_found_wherever_it_is() {
+    // More rows than are looked at in one go, of more pieces than layers; windows that begin late.
+    let shape = Shape {
+        layers: 2,
+        batch: 3,
+        heads: 2,
+        tokens: 70,
+    };
+    let window = Window { start: 3, len: 66 };
+    let problem = Problem::builder(shape, DType::F32)
+        .config(RolloutConfig {
+            output: Output::Matrix,
+            ..RolloutConfig::default()
+        })
+        .windows(vec![window; 3])
+        .build()
+        .unwrap();
+    let map_len = 3 * 2 * 70 * 70;
+    let mut maps = vec![vec![1.0 / 66.0; map_len]; 2];
+    let tolerance = 1e-4;
+    for [layer, item, head] in [[0, 0, 0], [1, 0, 1], [1, 2, 1]] {
+        for row in 0..70 {
+            for column in [0, 2, 3, 35, 68, 69] {
+                let at = ((item * 2 + head) * 70 + row) * 70 + column;
+                let well = std::mem::replace(&mut maps[layer][at], f32::NAN);
+                let layers: Vec<_> = maps.iter().map(|m| HostLayer::from(&m[..])).collect();
+                let inside = [row, column].iter().all(|at| (3..69).contains(at));
+                for defect in [
+                    validate(&problem, &layers, tolerance).unwrap(),
+                    first_not_finite(&problem, &layers).unwrap(),
+                ] {
+                    let found = defect.map(|d| [d.layer, d.item, d.head, d.row]);
+                    let want = inside.then_some([layer, item, head, row]);
+                    assert_eq!(found, want, "{layer} {item} {head} {row} {column}");
+                }
+                maps[layer][at] = well;
+            }
         }
     }
 }

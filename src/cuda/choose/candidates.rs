@@ -112,7 +112,7 @@ impl Workload<'_> {
             true => 1,
             false => self.problem.shape().heads as u32,
         };
-        let extents = [self.common.tokens, heads];
+        let extents = [self.common.window_len, heads];
         let ring = kernel.ring(extents, self.limits.shared_bytes_per_block, self.grouped)?;
         let batch = self.batch as u32;
         let sets = match self.grouped {

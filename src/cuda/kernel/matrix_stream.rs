@@ -169,8 +169,8 @@ impl MatrixStream {
         (state + SLABS * GROUP_ROWS * (slab_row + 4) + numbers).next_multiple_of(16)
     }
 
-    /// The ring of a block on maps of so many `tokens` and `heads` in `shared_bytes` of shared memory; none where rows of all
-    /// heads have no place.
+    /// The ring of a block on windows of up to so many `tokens`, of so many `heads`, in `shared_bytes` of shared memory; none
+    /// where rows of all heads have no place.
     pub fn ring(
         &self,
         [tokens, heads]: [u32; 2],
