@@ -203,7 +203,9 @@ extern "C" __global__ void CLUSTER_BLOCKS __launch_bounds__(THREADS, BLOCKS)
     barriers.init();
     barrier_init_fence();
   }
-  cluster_barrier();  // the barriers can be used, and all blocks run
+  // The barriers can be used, and all blocks run. There is none in the end: whatever a block is sent, one of its roles waits
+  // for.
+  cluster_barrier();
 
   if (kind == PRODUCE) {
     for (; items.more(); items.advance()) {
@@ -227,5 +229,4 @@ extern "C" __global__ void CLUSTER_BLOCKS __launch_bounds__(THREADS, BLOCKS)
       if (GROUPED) Roles::mine().sync();  // the parameters have been read
     }
   }
-  if constexpr (CLUSTER > 1) cluster_barrier();  // no block leaves while others write to its shared memory
 }
