@@ -314,9 +314,9 @@ fn a_defect_is_found_wherever_it_is() {
         layers: 2,
         batch: 3,
         heads: 2,
-        tokens: 70,
+        tokens: 82,
     };
-    let window = Window { start: 3, len: 66 };
+    let window = Window { start: 3, len: 78 };
     let problem = Problem::builder(shape, DType::F32)
         .config(RolloutConfig {
             output: Output::Matrix,
@@ -325,24 +325,24 @@ fn a_defect_is_found_wherever_it_is() {
         .windows(vec![window; 3])
         .build()
         .unwrap();
-    let map_len = 3 * 2 * 70 * 70;
-    let mut maps = vec![vec![1.0 / 66.0; map_len]; 2];
+    let map_len = 3 * 2 * 82 * 82;
+    let mut maps = vec![vec![1.0 / 78.0; map_len]; 2];
     let tolerance = 1e-4;
-    for [layer, item, head] in [[0, 0, 0], [1, 0, 1], [1, 2, 1]] {
-        for row in 0..70 {
-            for column in [0, 2, 3, 35, 68, 69] {
-                let at = ((item * 2 + head) * 70 + row) * 70 + column;
-                let well = std::mem::replace(&mut maps[layer][at], f32::NAN);
+    for [layer, item, head] in [[0, 0, 0], [1, 2, 1]] {
+        for (row, value) in (0..82).flat_map(|row| [(row, f32::NAN), (row, 0.5)]) {
+            for column in [2, 3, 40, 80, 81] {
+                let at = ((item * 2 + head) * 82 + row) * 82 + column;
+                let well = std::mem::replace(&mut maps[layer][at], value);
                 let layers: Vec<_> = maps.iter().map(|m| HostLayer::from(&m[..])).collect();
-                let inside = [row, column].iter().all(|at| (3..69).contains(at));
-                for defect in [
-                    validate(&problem, &layers, tolerance).unwrap(),
-                    first_not_finite(&problem, &layers).unwrap(),
-                ] {
-                    let found = defect.map(|d| [d.layer, d.item, d.head, d.row]);
-                    let want = inside.then_some([layer, item, head, row]);
-                    assert_eq!(found, want, "{layer} {item} {head} {row} {column}");
-                }
+                let inside = [row, column].iter().all(|at| (3..81).contains(at));
+                let what = format!("{value} in {layer} {item} {head} {row} {column}");
+                let place = |defect: Defect| [defect.layer, defect.item, defect.head, defect.row];
+                let want = [layer, item, head, row];
+                let found = validate(&problem, &layers, tolerance).unwrap().map(place);
+                assert_eq!(found, inside.then_some(want), "{what}");
+                let found = first_not_finite(&problem, &layers).unwrap().map(place);
+                let wanted = (inside && value.is_nan()).then_some(want);
+                assert_eq!(found, wanted, "{what}");
                 maps[layer][at] = well;
             }
         }
