@@ -220,16 +220,21 @@ fn pipeline(problem: &Problem, path: Path) -> Pipeline {
     }
 }
 
+/// Whether there is something to do to fused maps before the residual, or no map but queries and keys.
+fn is_fused_first(problem: &Problem) -> bool {
+    let config = problem.config();
+    problem.queries_keys().is_some()
+        || config.discard.is_some()
+        || !config.exclude_from_attention.is_empty()
+}
+
 /// The stream of the matrix with the smallest kernel that takes `problem`, in little shared memory.
 fn ring_matrix(problem: &Problem, way: MatrixWay) -> Pipeline {
     let window_len = problem.windows().iter().map(|window| window.len).max();
     let mut limits = MatrixStream::TOKENS.into_iter();
     let least = limits.find(|&limit| window_len <= Some(limit as usize));
     let config = problem.config();
-    let fused = problem.queries_keys().is_some()
-        || config.discard.is_some()
-        || !config.exclude_from_attention.is_empty()
-        || config.gradients.is_some();
+    let fused = is_fused_first(problem) || config.gradients.is_some();
     let (dtype, fusion, heads) = match fused {
         true => (DType::F32, Fusion::Mean, 1),
         false => (
@@ -264,9 +269,7 @@ fn ring_matrix(problem: &Problem, way: MatrixWay) -> Pipeline {
 /// The stream with the smallest kernel that takes `problem`, in little shared memory.
 fn stream(problem: &Problem, way: StreamWay) -> Pipeline {
     let config = problem.config();
-    let fused = problem.queries_keys().is_some()
-        || config.discard.is_some()
-        || !config.exclude_from_attention.is_empty();
+    let fused = is_fused_first(problem);
     let fusion = Fusion::from(&config.head_fusion);
     let gradients = config.gradients.is_some();
     let (reading, heads) = match fused || gradients && !RowsStream::weighs(fusion) {

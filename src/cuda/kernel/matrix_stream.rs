@@ -155,7 +155,8 @@ impl MatrixStream {
         WARP * (multipliers + division.fusers + 1)
     }
 
-    /// Dynamic shared memory of a block but for the ring: its rows of D, slabs, scales and diagonals.
+    /// Dynamic shared memory of a block but for the ring: its rows of D, slabs, scales, diagonals, and the number of each
+    /// warp's item.
     const fn fixed_bytes(&self) -> u32 {
         let tokens = self.tokens;
         let (state_row, slab_row) = match self.arithmetic {
