@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use attention_rollout::cpu::{Options, PlanCache};
-use attention_rollout::{Element, HostLayer, Problem};
+use attention_rollout::{Element, HostLayer, HostTensor, Layer, Problem};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, Device, Error, Layout, Result, Storage, Tensor};
 
@@ -12,23 +12,26 @@ pub fn run(
     plans: &mut Option<PlanCache>,
     most: NonZeroUsize,
     problem: &Problem,
-    maps: &[Tensor],
+    layers: &[Layer<Tensor>],
 ) -> Result<Tensor> {
     let plans = match plans {
         Some(plans) => plans,
         None => plans.insert(PlanCache::new(&Options::default(), most).map_err(Error::wrap)?),
     };
     let plan = plans.get(problem).map_err(Error::wrap)?;
-    let storages: Vec<_> = maps.iter().map(Tensor::storage_and_layout).collect();
+    let storages: Vec<_> = layers
+        .iter()
+        .map(|layer| layer.map(Tensor::storage_and_layout))
+        .collect();
     let layers: Vec<HostLayer<'_>> = storages
         .iter()
-        .map(|(storage, layout)| layer(storage, layout))
+        .map(|layer| layer.try_map(|(storage, layout)| tensor(storage, layout)))
         .collect::<Result<_>>()?;
     let out = plan.run_to_vec(&layers).map_err(Error::wrap)?;
     Tensor::from_vec(out, problem.output_shape(), &Device::Cpu)
 }
 
-fn layer<'a>(storage: &'a Storage, layout: &Layout) -> Result<HostLayer<'a>> {
+fn tensor<'a>(storage: &'a Storage, layout: &Layout) -> Result<HostTensor<'a>> {
     let Storage::Cpu(storage) = storage else {
         return Err(Error::Msg("rollout: a tensor of the CPU is stored elsewhere".to_owned()).bt());
     };
@@ -40,7 +43,7 @@ fn layer<'a>(storage: &'a Storage, layout: &Layout) -> Result<HostLayer<'a>> {
     })
 }
 
-fn from_offset<'a, T: Element>(elements: &'a [T], layout: &Layout) -> HostLayer<'a> {
+fn from_offset<'a, T: Element>(elements: &'a [T], layout: &Layout) -> HostTensor<'a> {
     elements
         .get(layout.start_offset()..)
         .unwrap_or_default()

@@ -3,16 +3,16 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use attention_rollout::Problem;
 use attention_rollout::cuda::cudarc::driver::{CudaContext, CudaView};
-use attention_rollout::cuda::{Compiler, DeviceLayer, Options, PlanCache, Runtime};
+use attention_rollout::cuda::{Compiler, DeviceLayer, DeviceTensor, Options, PlanCache, Runtime};
+use attention_rollout::{Layer, Problem};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaStorageSlice;
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, Error, Layout, Result, Storage, Tensor};
 use half::{bf16, f16};
 
-/// A layer from its offset on.
+/// A tensor from its offset on.
 enum View<'a> {
     F32(CudaView<'a, f32>),
     F16(CudaView<'a, f16>),
@@ -28,7 +28,7 @@ pub fn run(
     most: NonZeroUsize,
     device: &CudaDevice,
     problem: &Problem,
-    maps: &[Tensor],
+    layers: &[Layer<Tensor>],
 ) -> Result<Tensor> {
     let stream = device.cuda_stream();
     let context = stream.context();
@@ -43,17 +43,22 @@ pub fn run(
     };
     let (_, plans) = plans.insert(there);
     let plan = plans.get(problem).map_err(Error::wrap)?;
-    let storages: Vec<_> = maps.iter().map(Tensor::storage_and_layout).collect();
-    let views: Vec<View<'_>> = storages
+    let storages: Vec<_> = layers
         .iter()
-        .map(|(storage, layout)| view(storage, layout))
+        .map(|layer| layer.map(Tensor::storage_and_layout))
+        .collect();
+    let views: Vec<Layer<View<'_>>> = storages
+        .iter()
+        .map(|layer| layer.try_map(|(storage, layout)| view(storage, layout)))
         .collect::<Result<_>>()?;
     let layers: Vec<DeviceLayer<'_>> = views
         .iter()
-        .map(|view| match view {
-            View::F32(maps) => maps.into(),
-            View::F16(maps) => maps.into(),
-            View::Bf16(maps) => maps.into(),
+        .map(|layer| {
+            layer.map(|view| match view {
+                View::F32(elements) => DeviceTensor::from(elements),
+                View::F16(elements) => elements.into(),
+                View::Bf16(elements) => elements.into(),
+            })
         })
         .collect();
     let out = plan.run_alloc(&stream, &layers).map_err(Error::wrap)?;
@@ -72,9 +77,9 @@ fn view<'a>(storage: &'a Storage, layout: &Layout) -> Result<View<'a>> {
     };
     let start = layout.start_offset();
     Ok(match &storage.slice {
-        CudaStorageSlice::F32(maps) => View::F32(maps.slice(start..)),
-        CudaStorageSlice::F16(maps) => View::F16(maps.slice(start..)),
-        CudaStorageSlice::BF16(maps) => View::Bf16(maps.slice(start..)),
+        CudaStorageSlice::F32(elements) => View::F32(elements.slice(start..)),
+        CudaStorageSlice::F16(elements) => View::F16(elements.slice(start..)),
+        CudaStorageSlice::BF16(elements) => View::Bf16(elements.slice(start..)),
         _ => return Err(Error::UnsupportedDTypeForOp(storage.dtype(), "rollout").bt()),
     })
 }

@@ -15,7 +15,8 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 //!
-//! A pipeline keeps a [`Rollout`], which makes its plan once. The output is no part of candle's graph: nothing flows back
+//! A pipeline keeps a [`Rollout`], which makes its plan once, and takes queries and keys, too, of models that never write
+//! their maps: [`Rollout::run_layers`]. The output is no part of candle's graph: nothing flows back
 //! through it.
 
 mod cpu;
@@ -23,14 +24,14 @@ mod cpu;
 mod cuda;
 
 pub use attention_rollout::{
-    Discard, DiscardScope, HeadFusion, Output, Residual, ResidualWeights, RolloutConfig, StartRows,
-    Window,
+    Discard, DiscardScope, GradientRule, HeadFusion, Layer, LogBase, Lse, Output, QueriesKeys,
+    Residual, ResidualWeights, RolloutConfig, Shape, StartRows, Window,
 };
 pub use candle_core;
 
 use std::num::NonZeroUsize;
 
-use attention_rollout::{DType, Problem, Shape, Strides};
+use attention_rollout::{DType, Problem, QueriesKeysStrides, Strides, TokenStrides};
 use candle_core::{Device, Error, Result, Tensor};
 
 /// The rollout of `maps`, one tensor `[batch, heads, tokens, tokens]` or `[batch, tokens, tokens]` per layer, first to last:
@@ -52,6 +53,7 @@ const PLANS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 pub struct Rollout {
     config: RolloutConfig,
     windows: Option<Vec<Window>>,
+    scores: Option<QueriesKeys>,
     cpu: Option<attention_rollout::cpu::PlanCache>,
     #[cfg(feature = "cuda")]
     cuda: Option<cuda::DevicePlans>,
@@ -63,6 +65,7 @@ impl Rollout {
         Rollout {
             config,
             windows: None,
+            scores: None,
             cpu: None,
             #[cfg(feature = "cuda")]
             cuda: None,
@@ -74,19 +77,38 @@ impl Rollout {
         self.windows = windows;
     }
 
+    /// How scores follow from queries and keys in the runs from now on: the scale, sliding windows, soft caps, slopes, sinks,
+    /// the base of an LSE that is given, and how far sums may be off. Heads, sizes and strides are those of the tensors. Unless
+    /// it is said, scores are products over the square root of the head's size, and an LSE is natural.
+    pub fn set_scores(&mut self, scores: Option<QueriesKeys>) {
+        self.scores = scores;
+    }
+
     /// The rollout of `maps`, as [`rollout`]. On a GPU it is submitted to the stream of the maps' device, as candle's own
     /// operations are.
+    ///
+    /// # Errors
+    /// As [`run_layers`](Rollout::run_layers).
+    pub fn run(&mut self, maps: &[Tensor]) -> Result<Tensor> {
+        let layers: Vec<_> = maps.iter().cloned().map(Layer::Maps).collect();
+        self.run_layers(&layers)
+    }
+
+    /// As [`run`](Rollout::run), of layers of any kind, all of one: maps and gradients of one layout, as
+    /// [`RolloutConfig::gradients`] says; or queries `[batch, heads, tokens, head size]`, keys `[batch, key heads, tokens, head
+    /// size]` and, where it is given, the LSE `[batch, heads, tokens]` in f32: then no map is ever in memory where rows are
+    /// asked for.
     ///
     /// # Errors
     /// [`Error::DeviceMismatchBinaryOp`] and [`Error::UnsupportedDTypeForOp`] for tensors that do not go together or have
     /// an element type that is not f32, f16 or bf16; a wrapped [`attention_rollout::Error`] for the rest: shapes, a last
     /// axis whose stride is not 1, and what the backend reports.
-    pub fn run(&mut self, maps: &[Tensor]) -> Result<Tensor> {
-        let problem = self.problem(maps)?;
-        match maps[0].device() {
-            Device::Cpu => cpu::run(&mut self.cpu, PLANS, &problem, maps),
+    pub fn run_layers(&mut self, layers: &[Layer<Tensor>]) -> Result<Tensor> {
+        let (problem, first) = self.problem(layers)?;
+        match first.device() {
+            Device::Cpu => cpu::run(&mut self.cpu, PLANS, &problem, layers),
             #[cfg(feature = "cuda")]
-            Device::Cuda(device) => cuda::run(&mut self.cuda, PLANS, device, &problem, maps),
+            Device::Cuda(device) => cuda::run(&mut self.cuda, PLANS, device, &problem, layers),
             other => Err(Error::Msg(format!(
                 "rollout: expected tensors on the CPU or, with the feature `cuda`, on a CUDA device, got {:?}",
                 other.location()
@@ -95,61 +117,164 @@ impl Rollout {
         }
     }
 
-    /// What there is to compute. There is at least one map, and all are on one device.
-    fn problem(&self, maps: &[Tensor]) -> Result<Problem> {
-        let first = maps
+    /// What there is to compute, and the first tensor of all, which are on one device.
+    fn problem<'a>(&self, layers: &'a [Layer<Tensor>]) -> Result<(Problem, &'a Tensor)> {
+        let first = layers
             .first()
             .ok_or_else(|| Error::wrap(attention_rollout::Error::ZeroExtent { what: "layers" }))?;
-        for map in maps {
-            if !map.device().same_device(first.device()) {
-                return Err(Error::DeviceMismatchBinaryOp {
-                    lhs: first.device().location(),
-                    rhs: map.device().location(),
-                    op: "rollout",
-                }
-                .bt());
-            }
-            if map.dtype() != first.dtype() {
-                return Err(Error::DTypeMismatchBinaryOp {
-                    lhs: first.dtype(),
-                    rhs: map.dtype(),
-                    op: "rollout",
-                }
-                .bt());
-            }
+        let tensor = leading(first)?;
+        for layer in layers {
+            one_kind(tensor, layer)?;
         }
-        let dtype = match first.dtype() {
+        let dtype = match tensor.dtype() {
             candle_core::DType::F32 => DType::F32,
             candle_core::DType::F16 => DType::F16,
             candle_core::DType::BF16 => DType::Bf16,
             other => return Err(Error::UnsupportedDTypeForOp(other, "rollout").bt()),
         };
-        let (batch, heads, tokens) = extents(first.dims())?;
+        let (batch, heads, tokens) = extents(tensor.dims())?;
         let shape = Shape {
-            layers: maps.len(),
+            layers: layers.len(),
             batch,
             heads,
             tokens,
         };
-        let mut strides = Vec::with_capacity(maps.len());
-        for map in maps {
-            if map.dims() != first.dims() {
-                return Err(refused(
-                    "layer",
-                    format!("{:?} as the first layer", first.dims()),
-                    map.dims(),
-                ));
+        let mut builder = Problem::builder(shape, dtype).config(self.config.clone());
+        builder = match first {
+            Layer::QueriesKeys { keys, lse, .. } => {
+                builder.queries_keys(self.source(&shape, layers, (tensor, keys, lse.is_some()))?)
             }
-            strides.push(Strides::of(map.dims(), map.stride()).map_err(Error::wrap)?);
-        }
-        let mut builder = Problem::builder(shape, dtype)
-            .config(self.config.clone())
-            .layer_strides(strides);
+            _ => builder.layer_strides(strides(tensor, layers)?),
+        };
         if let Some(windows) = &self.windows {
             builder = builder.windows(windows.clone()).max_window(tokens);
         }
-        builder.build().map_err(Error::wrap)
+        Ok((builder.build().map_err(Error::wrap)?, tensor))
     }
+
+    /// The queries and keys of layers that are all shaped as the first.
+    fn source(
+        &self,
+        shape: &Shape,
+        layers: &[Layer<Tensor>],
+        (queries, keys, has_lse): (&Tensor, &Tensor, bool),
+    ) -> Result<QueriesKeys> {
+        let (batch, tokens) = (shape.batch, shape.tokens);
+        let head_dim = queries.dims()[queries.rank() - 1];
+        let key_heads = keys.dims().get(1).copied().unwrap_or(0);
+        let mut all = Vec::with_capacity(layers.len());
+        for layer in layers {
+            let Layer::QueriesKeys { queries, keys, lse } = layer else {
+                return Err(mixed());
+            };
+            let lse_strides = match (lse, has_lse) {
+                (Some(lse), true) => token_strides("LSE", lse, &[batch, shape.heads, tokens])?,
+                (None, false) => TokenStrides::heads_first(shape.heads, tokens, 1),
+                _ => return Err(mixed()),
+            };
+            all.push(QueriesKeysStrides {
+                queries: token_strides(
+                    "queries",
+                    queries,
+                    &[batch, shape.heads, tokens, head_dim],
+                )?,
+                keys: token_strides("keys", keys, &[batch, key_heads, tokens, head_dim])?,
+                lse: lse_strides,
+            });
+        }
+        let said = self.scores.clone();
+        let source = said.unwrap_or_else(|| QueriesKeys::new(shape, head_dim));
+        let lse = match (has_lse, source.lse) {
+            (false, _) => Lse::Recomputed,
+            (true, Lse::Recomputed) => Lse::Given(LogBase::E),
+            (true, given) => given,
+        };
+        Ok(QueriesKeys {
+            head_dim,
+            key_heads,
+            lse,
+            strides: all,
+            ..source
+        })
+    }
+}
+
+/// What says how a layer is shaped, and of which type it is: its maps, or its queries.
+fn leading(layer: &Layer<Tensor>) -> Result<&Tensor> {
+    layer.operands().next().ok_or_else(mixed)
+}
+
+/// Checks that the tensors of `layer` are where `first` is, and of its type but for the LSE, which is f32.
+fn one_kind(first: &Tensor, layer: &Layer<Tensor>) -> Result<()> {
+    for (at, tensor) in layer.operands().enumerate() {
+        if !tensor.device().same_device(first.device()) {
+            return Err(Error::DeviceMismatchBinaryOp {
+                lhs: first.device().location(),
+                rhs: tensor.device().location(),
+                op: "rollout",
+            }
+            .bt());
+        }
+        let expected = match at {
+            2 => candle_core::DType::F32,
+            _ => first.dtype(),
+        };
+        if tensor.dtype() != expected {
+            return Err(Error::DTypeMismatchBinaryOp {
+                lhs: expected,
+                rhs: tensor.dtype(),
+                op: "rollout",
+            }
+            .bt());
+        }
+    }
+    Ok(())
+}
+
+/// The strides of maps, which gradients share.
+fn strides(first: &Tensor, layers: &[Layer<Tensor>]) -> Result<Vec<Strides>> {
+    let mut all = Vec::with_capacity(layers.len());
+    for layer in layers {
+        if let Layer::QueriesKeys { .. } = layer {
+            return Err(mixed());
+        }
+        let maps = leading(layer)?;
+        for tensor in layer.operands() {
+            if tensor.dims() != first.dims() {
+                return Err(refused(
+                    "layer",
+                    format!("{:?} as the first layer", first.dims()),
+                    tensor.dims(),
+                ));
+            }
+            if tensor.stride() != maps.stride() {
+                let expected = format!("strides {:?} as its maps", maps.stride());
+                return Err(refused("gradients", expected, tensor.stride()));
+            }
+        }
+        all.push(Strides::of(maps.dims(), maps.stride()).map_err(Error::wrap)?);
+    }
+    Ok(all)
+}
+
+/// The strides of a tensor of what each token has, of which these extents are expected.
+fn token_strides(what: &'static str, tensor: &Tensor, expected: &[usize]) -> Result<TokenStrides> {
+    if tensor.dims() != expected {
+        return Err(refused(what, format!("{expected:?}"), tensor.dims()));
+    }
+    let strides = tensor.stride();
+    if strides[3..].iter().any(|&stride| stride != 1) && expected[3] > 1 {
+        return Err(refused(
+            what,
+            "a last axis whose stride is 1".to_owned(),
+            strides,
+        ));
+    }
+    Ok(TokenStrides {
+        batch: strides[0],
+        head: strides[1],
+        token: strides[2],
+    })
 }
 
 /// Batch, heads and tokens of a layer, whose tokens [`Strides::of`] compares.
@@ -170,4 +295,11 @@ fn refused(what: &'static str, expected: String, got: &[usize]) -> Error {
         expected,
         got: got.to_vec(),
     })
+}
+
+/// Layers of several kinds.
+fn mixed() -> Error {
+    let expected =
+        "layers of one kind: maps, maps and gradients, or queries and keys with or without LSE";
+    refused("layers", expected.to_owned(), &[])
 }

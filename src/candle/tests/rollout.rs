@@ -1,6 +1,9 @@
 //! Against the definition, written with candle's own operations; and what is refused.
 
-use attention_rollout_candle::{Output, Rollout, RolloutConfig, StartRows, Window, rollout};
+use attention_rollout_candle::{
+    GradientRule, Layer, Output, QueriesKeys, Rollout, RolloutConfig, Shape, StartRows, Window,
+    rollout,
+};
 use candle_core::{D, DType, Device, IndexOp, Result, Tensor};
 
 /// Maps whose rows sum to 1, each its own.
@@ -124,6 +127,113 @@ fn one_rollout_runs_over_batches_of_any_shape() -> Result<()> {
     assert_eq!(relevance.i((1, 0))?.to_scalar::<f32>()?, 0.0);
     last.set_windows(None);
     assert_near(&last.run(&maps)?, &definition(&maps)?.i((.., 4))?)
+}
+
+/// Queries of 4 heads and keys of 2, heads of 8 elements, as `[batch, tokens, heads, 8]`, seen heads first.
+fn queries_and_keys(layers: usize, tokens: usize) -> Result<Vec<(Tensor, Tensor)>> {
+    let tensor = |heads: usize, seed: usize| {
+        let values =
+            (0..2 * tokens * heads * 8).map(|i| ((i * 37 + seed * 101) % 89) as f32 / 44.0 - 1.0);
+        let tensor = Tensor::from_iter(values, &Device::Cpu)?;
+        tensor.reshape((2, tokens, heads, 8))?.transpose(1, 2)
+    };
+    (0..layers)
+        .map(|layer| Ok((tensor(4, layer)?, tensor(2, layer + 50)?)))
+        .collect()
+}
+
+/// Scores, and the maps that follow from them.
+fn attention(queries: &Tensor, keys: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
+    let keys = Tensor::stack(&[keys, keys], 2)?.flatten(1, 2)?;
+    let scores = (queries.contiguous()?.matmul(&keys.t()?.contiguous()?)? * scale)?;
+    let exp = scores.exp()?;
+    let sums = exp.sum_keepdim(D::Minus1)?;
+    Ok((exp.broadcast_div(&sums)?, sums.log()?.squeeze(D::Minus1)?))
+}
+
+#[test]
+fn queries_and_keys_give_what_their_maps_give() -> Result<()> {
+    let scale = 0.7;
+    let both = queries_and_keys(3, 5)?;
+    let attention: Vec<(Tensor, Tensor)> = both
+        .iter()
+        .map(|(queries, keys)| attention(queries, keys, scale))
+        .collect::<Result<_>>()?;
+    let maps: Vec<Tensor> = attention.iter().map(|(map, _)| map.clone()).collect();
+    let layers = |with_lse: bool| -> Vec<Layer<Tensor>> {
+        let all = both.iter().zip(&attention);
+        all.map(|((queries, keys), (_, lse))| Layer::QueriesKeys {
+            queries: queries.clone(),
+            keys: keys.clone(),
+            lse: with_lse.then(|| lse.clone()),
+        })
+        .collect()
+    };
+    let shape = Shape {
+        layers: 3,
+        batch: 2,
+        heads: 4,
+        tokens: 5,
+    };
+    for (config, with_lse) in [
+        (RolloutConfig::default(), false),
+        (RolloutConfig::default(), true),
+        (matrix(), true),
+    ] {
+        let mut rollout = Rollout::new(config.clone());
+        let expected = rollout.run(&maps)?;
+        rollout.set_scores(Some(QueriesKeys {
+            scale: Some(scale as f32),
+            ..QueriesKeys::new(&shape, 8)
+        }));
+        let got = rollout.run_layers(&layers(with_lse))?;
+        assert_near(&got, &expected)?;
+    }
+    // An LSE that is not that of the scores is noticed.
+    let mut rollout = Rollout::new(RolloutConfig::default());
+    let said = rollout.run_layers(&layers(true)).unwrap_err().to_string();
+    assert!(said.contains("layer 0, item 0, head 0"), "{said}");
+    let mut mixed = layers(false);
+    mixed[1] = Layer::Maps(maps[1].clone());
+    let said = rollout.run_layers(&mixed).unwrap_err().to_string();
+    assert!(said.contains("layers of one kind"), "{said}");
+    mixed[1] = layers(true).remove(1);
+    let said = rollout.run_layers(&mixed).unwrap_err().to_string();
+    assert!(said.contains("layers of one kind"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn gradients_weigh_maps() -> Result<()> {
+    let maps = maps(2, (2, 2, 5, 5))?;
+    let config = RolloutConfig {
+        gradients: Some(GradientRule::Heads),
+        ..matrix()
+    };
+    let layers: Vec<Layer<Tensor>> = maps
+        .iter()
+        .map(|map| {
+            Ok(Layer::Gradients {
+                maps: map.clone(),
+                gradients: map.ones_like()?,
+            })
+        })
+        .collect::<Result<_>>()?;
+    // Gradients of 1 change nothing.
+    assert_near(
+        &Rollout::new(config.clone()).run_layers(&layers)?,
+        &definition(&maps)?,
+    )?;
+    let transposed = [Layer::Gradients {
+        maps: maps[0].clone(),
+        gradients: maps[0].t()?,
+    }];
+    let said = Rollout::new(config)
+        .run_layers(&transposed)
+        .unwrap_err()
+        .to_string();
+    assert!(said.contains("as its maps"), "{said}");
+    Ok(())
 }
 
 #[test]
