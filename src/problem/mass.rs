@@ -73,3 +73,36 @@ impl Problem {
             .is_some_and(|source| source.has_lse() && source.mass_tolerance.is_some())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+    use crate::layout::Shape;
+    use crate::queries_keys::{LogBase, Lse};
+
+    #[test]
+    fn a_sum_may_be_off_by_a_share_of_its_terms() {
+        let shape = Shape {
+            layers: 1,
+            batch: 1,
+            heads: 1,
+            tokens: 2,
+        };
+        let source = QueriesKeys {
+            lse: Lse::Given(LogBase::E),
+            mass_tolerance: Some(0.5),
+            ..QueriesKeys::new(&shape, 8)
+        };
+        let problem = Problem::builder(shape, DType::F32).queries_keys(source);
+        let problem = problem.build().unwrap();
+        let expected = Mass {
+            sum: 1.0,
+            magnitude: 4.0,
+        };
+        for (sum, is_well) in [(3.0, true), (-1.0, true), (3.25, false), (f64::NAN, false)] {
+            let checked = problem.check_mass(0, 0, 0, expected, sum);
+            assert_eq!(checked.is_ok(), is_well, "{sum}: {checked:?}");
+        }
+    }
+}

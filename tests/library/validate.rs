@@ -276,6 +276,20 @@ fn a_defect_anywhere_in_a_long_row_is_found() {
 }
 
 #[test]
+fn a_map_without_any_right_entry_has_a_defect() {
+    const TOKENS: usize = 70;
+    let problem = long(DType::F32, TOKENS, RolloutConfig::default());
+    let map = [-0.01_f32; TOKENS * TOKENS];
+    let defect = validate(&problem, &[HostLayer::from(&map[..])], f64::INFINITY).unwrap();
+    let defect = defect.unwrap();
+    assert_eq!(defect.row, 0);
+    assert!(matches!(
+        defect.kind,
+        DefectKind::Negative { column: 0, .. }
+    ));
+}
+
+#[test]
 fn sums_are_judged_as_closely_as_asked() {
     const TOKENS: usize = 256;
     let problem = long(DType::F32, TOKENS, RolloutConfig::default());

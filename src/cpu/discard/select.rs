@@ -74,7 +74,7 @@ pub(super) fn cutoff(
 
 /// Draws about `total^(2/3) / 3` values of the `total` in scope, evenly spread, into the front of `scratch`: the larger
 /// the sample, the fewer entries the bracket holds, and so many take the least time together.
-fn sample<'a, 's, I: Iterator<Item = &'a [f32]>>(
+pub(super) fn sample<'a, 's, I: Iterator<Item = &'a [f32]>>(
     side: usize,
     rows: impl Fn() -> I,
     scratch: &'s mut [f32],

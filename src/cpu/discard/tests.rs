@@ -65,6 +65,50 @@ fn check(got: &[f32], want: &[f32], what: &str) {
     }
 }
 
+/// On every instruction set, whole maps and sums of columns: what is kept of a map of `len` tokens is what sorting keeps.
+fn compare(fused: &[f32], len: usize, scope: DiscardScope, ratio: f64) {
+    let (layers, batch, heads, tokens) = (1, 1, 1, len);
+    let shape = Shape {
+        layers,
+        batch,
+        heads,
+        tokens,
+    };
+    let discard = Some(Discard { ratio, scope });
+    let config = RolloutConfig {
+        discard,
+        ..Default::default()
+    };
+    let problem = Problem::new(shape, DType::F32, config).unwrap();
+    let want = sorted(&problem, scope.first(), fused);
+    // The same with something between the rows.
+    let stride = len + 3;
+    let mut apart = vec![-9.0; len * stride];
+    for (apart, row) in apart.chunks_mut(stride).zip(fused.chunks(len)) {
+        apart[..len].copy_from_slice(row);
+    }
+    let apart = FusedEntries {
+        entries: &apart,
+        stride,
+        len,
+    };
+    let layouts = [FusedEntries::new(fused, len), apart];
+    for (simd, map) in Simd::available().flat_map(|simd| layouts.map(|map| (simd, map))) {
+        let mut scratch = vec![0.0; scratch(len)];
+        let mut got = fused.to_vec();
+        if let Some(cutoff) = Cutoff::select(simd, &problem, 0, map, &mut scratch) {
+            let (top, bottom) = got.split_at_mut(len / 2 * len);
+            cutoff.keep(simd, 0..len / 2, map, top);
+            cutoff.keep(simd, len / 2..len, map, bottom);
+        }
+        check(&got, &want, &format!("{simd}, {scope:?}, {ratio}, keep"));
+        let sums = accumulated(simd, &problem, map);
+        let column = |j| (0..len).fold(0.0, |sum, i| sum + want[i * len + j]);
+        let want: Vec<f32> = (0..len).map(column).collect();
+        check(&sums, &want, &format!("{simd}, {scope:?}, {ratio}, sums"));
+    }
+}
+
 #[test]
 fn discards_what_sorting_discards_on_every_instruction_set() {
     let scopes = [
@@ -83,35 +127,46 @@ fn discards_what_sorting_discards_on_every_instruction_set() {
     ] {
         let fused = map(len, special);
         for (scope, ratio) in scopes.into_iter().flat_map(|s| ratios.map(|r| (s, r))) {
-            let (layers, batch, heads, tokens) = (1, 1, 1, len);
-            let shape = Shape {
-                layers,
-                batch,
-                heads,
-                tokens,
-            };
-            let discard = Some(Discard { ratio, scope });
-            let config = RolloutConfig {
-                discard,
-                ..Default::default()
-            };
-            let problem = Problem::new(shape, DType::F32, config).unwrap();
-            let want = sorted(&problem, scope.first(), &fused);
-            for simd in Simd::available() {
-                let mut scratch = vec![0.0; scratch(len)];
-                let mut got = fused.clone();
-                let map = FusedEntries::new(&fused, len);
-                if let Some(cutoff) = Cutoff::select(simd, &problem, 0, map, &mut scratch) {
-                    let (top, bottom) = got.split_at_mut(len / 2 * len);
-                    cutoff.keep(simd, 0..len / 2, map, top);
-                    cutoff.keep(simd, len / 2..len, map, bottom);
-                }
-                check(&got, &want, &format!("{simd}, {scope:?}, {ratio}, keep"));
-                let sums = accumulated(simd, &problem, map);
-                let column = |j| (0..len).fold(0.0, |sum, i| sum + want[i * len + j]);
-                let want: Vec<f32> = (0..len).map(column).collect();
-                check(&sums, &want, &format!("{simd}, {scope:?}, {ratio}, sums"));
-            }
+            compare(&fused, len, scope, ratio);
         }
+    }
+}
+
+#[test]
+fn a_sample_that_misleads_costs_time_alone() {
+    let len = 60;
+    // Numbers of all entries: those of the sample are where it looks.
+    let numbers: Vec<f32> = (0..len * len).map(|at| at as f32).collect();
+    let mut drawn = vec![0.0; scratch(len)];
+    let drawn = select::sample(len, || numbers.chunks_exact(len), &mut drawn);
+    // Of the others so many are less than all that is drawn.
+    for least in [0.5, 0.8] {
+        let mut fused: Vec<f32> = (0..len * len)
+            .map(|at| {
+                if (at as f64) < least * (len * len) as f64 {
+                    0.125
+                } else {
+                    0.875
+                }
+            })
+            .collect();
+        for &at in drawn {
+            fused[at as usize] = 0.5;
+        }
+        for ratio in [0.3, 0.5, 0.7, 0.95] {
+            compare(&fused, len, DiscardScope::Map, ratio);
+        }
+    }
+}
+
+#[test]
+fn what_is_not_a_number_is_discarded_last_whatever_its_sign() {
+    let len = 40;
+    let mut fused = map(len, false);
+    for at in (3..fused.len()).step_by(7) {
+        fused[at] = if at % 2 == 0 { f32::NAN } else { -f32::NAN };
+    }
+    for ratio in [0.5, 0.8, 0.95] {
+        compare(&fused, len, DiscardScope::Map, ratio);
     }
 }
