@@ -69,6 +69,13 @@ DEVICE void copy_granule_or_zeros(u32 to, u64 from, bool wanted) {
                : "memory");
 }
 
+// The same of 4 or 8 bytes, both addresses multiples of that.
+template <u32 BYTES>
+DEVICE void copy_or_zeros(u32 to, u64 from, bool wanted) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(BYTES), "r"(wanted ? BYTES : 0)
+               : "memory");
+}
+
 // 4 bytes of shared memory, at an address that is no pointer: the compiler keeps those in registers.
 DEVICE float load_shared(u32 from) {
   float value;

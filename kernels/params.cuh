@@ -57,8 +57,8 @@ struct HeadScores {
   float sink;                 // score of a key that is no token; -infinity: none
 };
 
-// What the scores of a row are lowered by before they are exponentiated, and multiplied with after.
-struct RowSum {
+// What the scores of a row are lowered by before 2 is taken to their power, and multiplied with after.
+struct __align__(8) RowSum {
   float shift, factor;
 };
 
@@ -83,9 +83,11 @@ struct Scores {
   u32 head_dim;               // a multiple of 8
   u32 sums_len;
   u32 causal;                 // keys later than the query are masked
-  float scale;
-  float lse_unit;             // the natural logarithm of the LSE's base
+  float scale;                // of products, and the same in units of which 2 to the power of is taken
+  float log2_scale;
+  float log2_unit;            // the binary logarithm of the LSE's base
   float head_scale;           // f32 nearest to 1 / heads; only mean fusion reads it
+  u32 reserved;
   LayerScores layer[MAX_SCORE_LAYERS];
 };
 
@@ -208,6 +210,9 @@ struct SplitProductParams {
   FactorProduct product[MAX_PRODUCTS];
 };
 
+// Rows of each window that score_sums probes.
+constexpr u32 PROBED_ROWS = 64;
+
 // score_sums: the sums by which rows are normalised, or the LSE of some rows.
 struct ScoreSumsParams {
   Probe *probes;              // [layers, batch, heads, 64] of each window's last rows; null: `scores.sums` are written
@@ -232,7 +237,7 @@ struct ScoreFusionParams {
 };
 
 // Rows of relevance that score_rows takes at a time, and tiles of queries that an item may have.
-constexpr u32 MAX_SCORE_ROWS = 8, MAX_QUERY_TILES = 1024;
+constexpr u32 MAX_SCORE_ROWS = 8, MAX_QUERY_TILES = 2048;
 
 // score_rows: relevance times the fused map of one layer, in parts.
 struct ScoreRowsParams {

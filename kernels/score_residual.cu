@@ -32,7 +32,14 @@ DEVICE void add_parts(const ScoreResidualParams &params, const Place &place) {
   if (column < item.len) {
     const u64 part = u64(scores.batch) * params.rows * scores.sums_len;
     const float *parts = params.partials + (u64(place.x) * params.rows + place.z) * scores.sums_len + column;
-    for (u32 split = 0; split < params.splits; ++split) after += parts[split * part];
+    constexpr u32 TOGETHER = 16;  // loads that are on their way at the same time
+    for (u32 first = 0; first < params.splits; first += TOGETHER) {
+      float of_split[TOGETHER];
+#pragma unroll
+      for (u32 i = 0; i < TOGETHER; ++i, parts += part) of_split[i] = first + i < params.splits ? *parts : 0.0f;
+#pragma unroll
+      for (u32 i = 0; i < TOGETHER; ++i) after += of_split[i];
+    }
     const float before = relevance[column];
     after *= attention;
     if (before != 0.0f) {

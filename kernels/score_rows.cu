@@ -1,14 +1,16 @@
 // score_rows: rows of relevance times the fused map of one layer of queries and keys, which is nowhere in memory.
 //
-// A block has a tile of keys. It goes through the tiles of queries that any of the rows weighs and that are not masked as a
-// whole: adds one head after the other to a tile of entries in registers, as score_fusion does, multiplies them by what
-// their queries weigh, and sums over queries. So every head fusion is the same code, and several rows cost no exponential.
-// Blocks that share a tile of keys take live tiles of queries in turns, or, where heads are summed, some of the heads.
+// Keys stay with the block, 32 for each warp, and tiles of queries that any of the rows weighs, and that are not masked as a
+// whole, pass by. Blocks that share a tile of keys take live tiles of queries in turns, or, where heads are summed, some of
+// the heads. Each entry is multiplied by what its query weighs, and summed over queries:
+//   ONE_ROW:    of one row and heads that are summed, a block has one head: a lane keeps the sums of its columns.
+//   otherwise:  tile by tile, one head after the other, to fused entries in registers as score_fusion has them. So every
+//               head fusion is the same code, and several rows cost no exponential.
 //
-// Grid: x item, y split, z keys. Macros: ELEMENT, FUSION, BLOCKS, and those of entry.cuh.
+// Grid: x item, y split, z keys. Macros: ELEMENT, FUSION, ONE_ROW, THREADS, BLOCKS, and those of entry.cuh.
 
 #include "entry.cuh"
-#include "scores.cuh"
+#include "score_ring.cuh"
 
 // The tiles of queries that are this block's.
 struct QueryTiles {
@@ -16,38 +18,39 @@ struct QueryTiles {
   u16 tile[MAX_QUERY_TILES];
 };
 
-// Whether a row weighs any query of a tile. One warp.
-DEVICE bool is_live(const ScoreRowsParams &params, const float *relevance, u32 query, u32 len) {
-  bool live = false;
+// Which of 32 tiles from `first` on any of the rows weighs a query of, as bits. One warp; eight tiles are looked at at a time.
+DEVICE u32 live_tiles(const ScoreRowsParams &params, const float *relevance, u32 first, u32 len) {
+  constexpr u32 TOGETHER = 8;
+  const u32 lane = threadIdx.x % WARP;
+  u32 live = 0;
   for (u32 m = 0; m < params.rows; ++m) {
-    for (u32 row = query + threadIdx.x % WARP; row < min_u32(query + TILE, len); row += WARP) {
-      live |= relevance[m * params.stride_row + row] != 0.0f;
+    for (u32 t = 0; t < WARP && (first + t) * TILE < len; t += TOGETHER) {
+      float weight[TOGETHER];
+#pragma unroll
+      for (u32 i = 0; i < TOGETHER; ++i) {
+        const u32 row = (first + t + i) * TILE + lane;
+        weight[i] = row < len ? relevance[m * params.stride_row + row] : 0.0f;
+      }
+#pragma unroll
+      for (u32 i = 0; i < TOGETHER; ++i) live |= u32(__any_sync(FULL_WARP, weight[i] != 0.0f)) << (t + i);
     }
   }
-  return __any_sync(FULL_WARP, live);
+  return live;
 }
 
-DEVICE void multiply_rows(const ScoreRowsParams &params, const Place &place) {
-  __shared__ ScoreStage stages[2];
-  __shared__ QueryTiles tiles;
-  __shared__ float sums[2][MAX_SCORE_ROWS][TILE];
-  const Scores &scores = params.scores;
-  const u32 key = place.z * TILE;
-  const ItemScores<ELEMENT> item(scores, 0, place.x);
-  if (key >= item.len) return;
+// Lists the tiles of queries that are the block's, of those that do not mask `keys` keys from `key` on. All threads.
+DEVICE void list_tiles(const ScoreRowsParams &params, const Place &place, const ItemScores<ELEMENT> &item,
+                       const float *relevance, u32 key, u32 keys, QueryTiles &tiles) {
   const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  const float *relevance = params.relevance + place.x * params.stride_batch;
-  for (u32 i = threadIdx.x; i < params.rows * TILE; i += SCORE_THREADS) {
-    sums[0][i / TILE][i % TILE] = 0.0f;
-    sums[1][i / TILE][i % TILE] = 0.0f;
-  }
-  // Whether each tile is wanted; then those that are this block's close up.
   const u32 all = (item.len + TILE - 1) / TILE;
-  for (u32 t = warp; t < all; t += SCORE_WARPS) {
-    const bool wanted = !item.masks_all(t * TILE, key) && is_live(params, relevance, t * TILE, item.len);
-    if (lane == 0) tiles.tile[t] = wanted;
+  for (u32 first = warp * WARP; first < all; first += place.threads) {
+    const u32 live = live_tiles(params, relevance, first, item.len);
+    if (first + lane < all) {
+      tiles.tile[first + lane] = live >> lane & 1 && !item.masks_all((first + lane) * TILE, TILE, key, keys);
+    }
   }
   __syncthreads();  // all tiles have been looked at
+  // Those that are this block's close up.
   if (warp == 0) {
     u32 live = 0, count = 0;
     for (u32 first = 0; first < all; first += WARP) {
@@ -64,42 +67,96 @@ DEVICE void multiply_rows(const ScoreRowsParams &params, const Place &place) {
     if (lane == 0) tiles.count = count;
   }
   __syncthreads();  // the tiles are known
+}
+
+// The sum over the rows of the lanes that have the same columns.
+DEVICE float sum_of_rows(float value) {
+#pragma unroll
+  for (u32 d = 4; d < WARP; d *= 2) value += __shfl_xor_sync(FULL_WARP, value, d);
+  return value;
+}
+
+DEVICE void multiply_rows(const ScoreRowsParams &params, const Place &place) {
+  __shared__ QueryTiles tiles;
+  __shared__ RowSum sums[ScoreSteps<ONE_ROW>::ROOM][TILE];
+  const Scores &scores = params.scores;
+  const u32 keys = place.threads, key = place.z * keys;  // one for each lane of a warp
+  const ItemScores<ELEMENT> item(scores, 0, place.x);
+  if (key >= item.len) return;
+  const u32 first_column = key + threadIdx.x / WARP * TILE;
+  const float *relevance = params.relevance + place.x * params.stride_batch;
+  list_tiles(params, place, item, relevance, key, keys, tiles);
   const u32 head_split = place.y / params.query_splits, head_splits = place.grid_y / params.query_splits;
   const u32 first_head = head_split * scores.heads / head_splits;
   const u32 heads = (head_split + 1) * scores.heads / head_splits - first_head;
-  FusedTile<FUSION> fused;
-  const auto tile = [&](u32 i) { return ScoreTile{first_head + i % heads, tiles.tile[i / heads] * TILE, key}; };
-  const auto begin = [&](const ScoreTile &tile) { fused.begin(item, tile); };
-  item.visit(stages, tiles.count * heads, tile, begin, [&](const ScoreTile &tile, const Products &products) {
-    fused.add(item, tile, products);
-    if (tile.head + 1 < first_head + heads) return;
-#pragma unroll 1
-    for (u32 m = 0; m < params.rows; ++m) {
-      float sum[Products::COLUMNS] = {};
-#pragma unroll
-      for (u32 r = 0; r < Products::ROWS; ++r) {
-        const u32 row = tile.query + lane_row(r);
-        const float weight = row < item.len ? relevance[m * params.stride_row + row] : 0.0f;
-        // Nothing that a query says which weighs nothing matters, be it NaN.
-        if (weight == 0.0f) continue;
-#pragma unroll
-        for (u32 c = 0; c < Products::COLUMNS; ++c) sum[c] += weight * fused.finished(r, c, scores.head_scale);
-      }
-#pragma unroll
-      for (u32 c = 0; c < Products::COLUMNS; ++c) {
-#pragma unroll
-        for (u32 d = 4; d < WARP; d *= 2) sum[c] += __shfl_xor_sync(FULL_WARP, sum[c], d);
-        if (lane < 4) sums[warp / 2][m][lane_column(c)] += sum[c];
-      }
-    }
-    fused.start();
-  });
-  __syncthreads();  // the sums of all warps are there
+  const ScoreSteps<ONE_ROW> steps(first_head, heads, tiles.count, scores.head_dim * ELEMENT::BYTES);
+  const auto token = [&](u32 place) { return tiles.tile[place] * TILE; };
+  const u32 lane = threadIdx.x % WARP;
+  const auto copy_sum = [&](u32 slot, u32 head, u32 first) {
+    if (threadIdx.x < TILE) item.copy_row_sum(sums[slot][threadIdx.x], head, first + threadIdx.x);
+  };
   float *out = params.partials + (u64(place.y) * scores.batch + place.x) * params.rows * scores.sums_len;
-  for (u32 i = threadIdx.x; i < params.rows * TILE; i += SCORE_THREADS) {
-    const u32 m = i / TILE, column = key + i % TILE;
-    if (column < item.len) out[m * scores.sums_len + column] = sums[0][m][i % TILE] + sums[1][m][i % TILE];
+  if constexpr (ONE_ROW) {
+    const HeadTerms terms = HeadTerms::of<FUSION>(item, first_head);
+    __shared__ float weights[ScoreSteps<ONE_ROW>::ROOM][TILE];
+    const auto copy = [&](u32 slot, u32 head, u32 first) {
+      copy_sum(slot, head, first);
+      const u32 row = first + threadIdx.x;
+      const u64 weight = global_address(relevance + (row < item.len ? row : 0));
+      if (threadIdx.x < TILE) copy_or_zeros<4>(shared_address(&weights[slot][threadIdx.x]), weight, row < item.len);
+    };
+    float of_column[Products::COLUMNS] = {};
+    const auto add = [&](const ScoreTile &tile, u32 slot, const Products &products) {
+      // With the sum goes what the row weighs. Nothing that a query says which weighs nothing matters, be it NaN.
+      RowSum own = item.known(sums[slot][lane]);
+      own.factor *= terms.weight * weights[slot][lane];
+      exponentials<true>(item, tile, terms.slope, own, products, [&](u32, u32 c, float value, float factor) {
+        of_column[c] = fmaf(value, factor, of_column[c]);
+      });
+    };
+    visit<true, 1>(item, place.threads, steps, key, token, copy, [](const ScoreTile &) {}, add);
+#pragma unroll
+    for (u32 c = 0; c < Products::COLUMNS; ++c) {
+      const float sum = FUSION::finish(sum_of_rows(of_column[c]), scores.head_scale);
+      const u32 column = first_column + lane_column(c);
+      if (lane < 4 && column < item.len) out[column] = sum;
+    }
+  } else {
+    HeadTerms terms;
+    const auto begin = [&](const ScoreTile &tile) { terms = HeadTerms::of<FUSION>(item, tile.head); };
+    __shared__ float of_columns[MAX_SCORE_ROWS][THREADS];
+    for (u32 m = 0; m < params.rows; ++m) of_columns[m][threadIdx.x] = 0.0f;
+    __syncwarp();  // a warp adds to its own
+    FusedTile<FUSION> fused;
+    const auto add = [&](const ScoreTile &tile, u32 slot, const Products &products) {
+      fused.add(item, tile, terms, item.known(sums[slot][lane]), products);
+      if (tile.head + 1 < first_head + heads) return;
+#pragma unroll 1
+      for (u32 m = 0; m < params.rows; ++m) {
+        float sum[Products::COLUMNS] = {};
+#pragma unroll
+        for (u32 r = 0; r < Products::ROWS; ++r) {
+          const u32 row = tile.query + lane_row(r);
+          const float weight = row < item.len ? relevance[m * params.stride_row + row] : 0.0f;
+          if (weight == 0.0f) continue;
+#pragma unroll
+          for (u32 c = 0; c < Products::COLUMNS; ++c) sum[c] += weight * fused.finished(r, c, scores.head_scale);
+        }
+#pragma unroll
+        for (u32 c = 0; c < Products::COLUMNS; ++c) {
+          sum[c] = sum_of_rows(sum[c]);
+          if (lane < 4) of_columns[m][threadIdx.x / WARP * TILE + lane_column(c)] += sum[c];
+        }
+      }
+      fused.start();
+    };
+    visit<true, 1>(item, place.threads, steps, key, token, copy_sum, begin, add);
+    __syncwarp();  // the sums of all lanes are there
+    const u32 column = key + threadIdx.x;
+    for (u32 m = 0; m < params.rows; ++m) {
+      if (column < item.len) out[m * scores.sums_len + column] = of_columns[m][threadIdx.x];
+    }
   }
 }
 
-ENTRY(ScoreRowsParams, multiply_rows, __launch_bounds__(SCORE_THREADS, BLOCKS))
+ENTRY(ScoreRowsParams, multiply_rows, __launch_bounds__(THREADS, BLOCKS - GROUPED))

@@ -15,6 +15,12 @@ constexpr u32 FULL_WARP = 0xffffffff;
 DEVICE u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }
 DEVICE u32 max_u32(u32 a, u32 b) { return a > b ? a : b; }
 
+// The value, of which the compiler knows nothing: what follows from it is computed where it is needed.
+DEVICE u32 unknown(u32 value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // The sum over all lanes, the same bits in each.
 DEVICE float warp_sum(float value) {
 #pragma unroll

@@ -12,9 +12,10 @@ mod scores;
 use super::address::Base;
 use super::kernel::{self, Arithmetic, RolloutRows, SCORES_ARCH, padded};
 use super::limits::DeviceLimits;
-use super::options::Options;
+use super::options::{LayerOrder, Options};
 use super::pipeline::{Common, Pipeline, matrix_reads_fused, rows_read_fused};
 use super::schedule::Schedule;
+use crate::config::Output;
 use crate::error::{Error, Result};
 use crate::layer::Operand;
 use crate::problem::Problem;
@@ -127,19 +128,27 @@ pub(super) fn choose_grouped(
 /// Chooses how `problem` is computed on a device with these limits when its layers are pushed one by one.
 ///
 /// # Errors
-/// As [`choose`].
+/// As [`choose`]; [`Error::Conflict`] where the last layer comes first and the output is not relevance rows.
 pub fn choose_streaming(
     problem: &Problem,
     limits: &DeviceLimits,
     options: &Options,
 ) -> Result<Schedule> {
     let batch = problem.shape().batch;
+    let order = options.layer_order;
+    let is_rows = matches!(problem.config().output, Output::Rows(_));
+    if order == LayerOrder::TopDown && !is_rows {
+        return Err(Error::Conflict {
+            what: "layers from the last to the first",
+            with: "a matrix",
+        });
+    }
     let work = Workload {
-        forward: true,
+        order: Some(order),
         ..Workload::new(problem, batch, limits, true)
     };
     work.choose(options, |pipeline| {
-        pipeline.streaming(problem, batch, batch, limits)
+        pipeline.streaming(problem, batch, batch, limits, order)
     })
 }
 
@@ -176,8 +185,8 @@ struct Workload<'a> {
     matrix_fused_first: bool,
     /// Its launches are shared with other problems.
     grouped: bool,
-    /// Its layers come one by one, the first one first.
-    forward: bool,
+    /// Its layers come one by one.
+    order: Option<LayerOrder>,
 }
 
 impl<'a> Workload<'a> {
@@ -197,7 +206,7 @@ impl<'a> Workload<'a> {
             fused_first,
             matrix_fused_first: fused_first || matrix_reads_fused(problem),
             grouped: false,
-            forward: false,
+            order: None,
         }
     }
 

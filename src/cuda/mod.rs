@@ -71,7 +71,7 @@ pub use choose::{Candidate, candidates, choose, choose_streaming};
 pub use cudarc;
 pub use driver::{DeviceInfo, available, context, driver_version, limits, memory};
 pub use limits::DeviceLimits;
-pub use options::{Compiler, ImageKind, Options, Precision};
+pub use options::{Compiler, ImageKind, LayerOrder, Options, Precision};
 #[doc(hidden)]
 pub use plan::pack;
 pub use plan::{

@@ -26,6 +26,17 @@ pub enum ImageKind {
     Ptx,
 }
 
+/// In which order layers are pushed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum LayerOrder {
+    /// The first one first, as a model computes them.
+    #[default]
+    Forward,
+    /// The last one first, for relevance rows: one layer at a time is all that is kept of any. So queries and keys, or maps,
+    /// can come from host memory or from disk.
+    TopDown,
+}
+
 /// How a plan computes.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -41,6 +52,8 @@ pub struct Options {
     /// it is [timed](super::tune()) when the first plan of such a problem is made, and remembered. Which way that is decides
     /// over the last bits of results. Of streams and of groups, estimates choose.
     pub tune: bool,
+    /// How [`StreamingPlan`](super::StreamingPlan)s take their layers; others take all at once.
+    pub layer_order: LayerOrder,
     /// Where runs work; in memory that the plan allocates unless it borrows some.
     pub workspace: Workspace,
 }

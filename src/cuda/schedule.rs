@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::address::{Base, Bases};
 use super::launch::Launch;
 use super::limits::DeviceLimits;
+use super::options::LayerOrder;
 use super::pipeline::choice::Pipeline;
 use super::variant::Variant;
 
@@ -87,7 +88,9 @@ pub struct Schedule {
     /// Bytes of intermediate results that do not stay in L2.
     pub(super) spilled_bytes: usize,
     pub(super) events: usize,
-    /// One past the last step of each pushed layer, where layers are pushed one by one.
+    /// How layers are pushed, where they are pushed one by one.
+    pub(super) order: Option<LayerOrder>,
+    /// One past the last step of each, as they are pushed.
     pub(super) pushes: Vec<usize>,
     /// What makes tables of what a run is given, before its first step, where it is given something.
     pub(super) inputs: Option<Launch>,

@@ -4,8 +4,8 @@ use std::num::NonZeroUsize;
 
 use attention_rollout::cuda::cudarc::driver::sys;
 use attention_rollout::cuda::{
-    DeviceLayer, DeviceLimits, DeviceOutput, GroupItem, GroupPlan, HostPlan, Options, Plan,
-    StreamingPlan, choose, choose_streaming,
+    DeviceLayer, DeviceLimits, DeviceOutput, GroupItem, GroupPlan, HostPlan, LayerOrder, Options,
+    Plan, StreamingPlan, choose, choose_streaming,
 };
 use attention_rollout::{
     DType, Error, HostLayer, HostTensor, Layer, LogBase, Lse, Output, Problem, QueriesKeys, Shape,
@@ -50,16 +50,24 @@ fn scores(
     ScoresCase { case, source }
 }
 
-fn streamed(machine: &Machine, generated: &ScoresGenerated) -> Vec<f32> {
+fn streamed(machine: &Machine, generated: &ScoresGenerated, layer_order: LayerOrder) -> Vec<f32> {
     let problem = &generated.problem;
-    let mut plan = StreamingPlan::on(&machine.runtime(), problem, &Options::default()).unwrap();
+    let options = Options {
+        layer_order,
+        ..Options::default()
+    };
+    let mut plan = StreamingPlan::on(&machine.runtime(), problem, &options).unwrap();
     let stream = machine.context.default_stream();
     let len = problem.output_len();
     let mut out = stream.clone_htod(&vec![f32::NAN; len.max(1)]).unwrap();
     let mut view = out.slice_mut(..len);
     let mut pass = plan.begin(&stream, &mut view).unwrap();
     let layers = generated.layers();
-    for layer in problem.layers() {
+    let mut order: Vec<usize> = problem.layers().collect();
+    if layer_order == LayerOrder::TopDown {
+        order.reverse();
+    }
+    for layer in order {
         // The tensors are gone as soon as the layer has been pushed.
         pass.push_layer(upload(&stream, &layers[layer]).layer())
             .unwrap();
@@ -94,8 +102,12 @@ fn random_problems_agree_with_the_reference() {
         let mut plan = machine.plan(&generated.problem, |_| {});
         let got = machine.run(&mut plan, &generated.layers());
         failures.extend(check(&format!("{plan}"), &generated, &got).err());
-        let got = streamed(&machine, &generated);
+        let got = streamed(&machine, &generated, LayerOrder::Forward);
         failures.extend(check("streamed", &generated, &got).err());
+        if matches!(generated.problem.config().output, Output::Rows(_)) {
+            let got = streamed(&machine, &generated, LayerOrder::TopDown);
+            failures.extend(check("streamed from the top", &generated, &got).err());
+        }
         let got = in_chunks(&machine, &generated);
         failures.extend(check("in chunks", &generated, &got).err());
     }
@@ -116,7 +128,12 @@ fn vendored_queries_and_keys_give_the_rollout_of_their_maps() {
         } else {
             "score_fusion"
         };
-        let variant = format!("{stem}_{}_mean", problem.dtype());
+        let one = if by_rows && problem.start_rows() == 1 {
+            "_one"
+        } else {
+            ""
+        };
+        let variant = format!("{stem}_{}_mean{one}", problem.dtype());
         let largest = sample
             .want
             .iter()
@@ -182,7 +199,7 @@ fn runs_are_captured_and_replayed() {
         return;
     };
     for (output, variant) in [
-        (Output::default(), "score_rows_f16_mean"),
+        (Output::default(), "score_rows_f16_mean_one"),
         (Output::default(), "rollout_rows_f32_f32_m1_mean"),
         (Output::Matrix, "score_fusion_f16_mean"),
         (Output::Cumulative, "score_fusion_f16_mean"),

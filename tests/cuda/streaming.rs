@@ -1,10 +1,44 @@
 //! Layers that come one by one.
 
 use attention_rollout::Error;
-use attention_rollout::cuda::{Options, StreamingPlan};
+use attention_rollout::cuda::{LayerOrder, Options, StreamingPlan};
 
 use crate::machine::{download, machine, upload};
 use crate::problems::{assert_right, cases};
+
+#[test]
+fn rows_of_layers_that_are_pushed_from_the_last_are_those_of_all_layers() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    let options = Options {
+        layer_order: LayerOrder::TopDown,
+        ..Options::default()
+    };
+    let mut of_rows = 0;
+    for (what, case) in cases() {
+        let generated = case.generate();
+        let plan = StreamingPlan::on(&machine.runtime(), &generated.problem, &options);
+        if generated.problem.start_rows() == 0 {
+            assert!(matches!(plan, Err(Error::Conflict { .. })), "{what}");
+            continue;
+        }
+        of_rows += 1;
+        let mut plan = plan.unwrap();
+        let stream = machine.context.default_stream();
+        let len = generated.problem.output_len();
+        let mut out = stream.clone_htod(&vec![f32::NAN; len]).unwrap();
+        for _ in 0..2 {
+            let mut pass = plan.begin(&stream, &mut out).unwrap();
+            for maps in generated.layers().iter().rev() {
+                pass.push_layer(upload(&stream, maps).layer()).unwrap();
+            }
+            pass.finish().unwrap();
+            assert_right(what, &generated, &download(&stream, &out));
+        }
+    }
+    assert!(of_rows > 2, "{of_rows}");
+}
 
 #[test]
 fn pushed_layers_give_what_all_layers_give() {

@@ -7,7 +7,7 @@ use crate::cuda::kernel::{
     RingMatrix, RolloutRows, SplitProduct, Splits,
 };
 use crate::cuda::launch::Geometry;
-use crate::cuda::options::Precision;
+use crate::cuda::options::{LayerOrder, Precision};
 use crate::cuda::pipeline::{Pipeline, cuts_when_read};
 
 /// Blocks of a cluster that may share an item's rows. More than 8 need not be available.
@@ -131,7 +131,7 @@ impl Workload<'_> {
             && self.problem.layers().len() > 1
             && !self.matrix_fused_first
             && !config.normalize_rows
-            && !self.forward
+            && self.order.is_none()
             && self.growth_bound <= F16_RANGE;
         can.then_some(Pipeline::Tree(None))
     }
@@ -162,6 +162,11 @@ impl Workload<'_> {
 
     /// Whether the kernels of `pipeline` can be launched for the problem on the device at all.
     fn can_launch(&self, pipeline: Pipeline) -> bool {
+        // Others keep the fused maps of all layers.
+        let one_by_one = matches!(pipeline, Pipeline::Product { .. } | Pipeline::ScoreRows(_));
+        if self.order == Some(LayerOrder::TopDown) && !one_by_one {
+            return false;
+        }
         match pipeline {
             Pipeline::Rows { rows, splits } => {
                 let one_tile = self.rows_columns().tiles == 1;

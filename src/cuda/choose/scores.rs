@@ -2,8 +2,8 @@
 
 use super::Workload;
 use super::estimate::LAUNCH_US;
-use crate::config::HeadFusion;
 use crate::cuda::kernel::{MAX_SCORE_ROWS, ScoreRows, ScoreSplits};
+use crate::cuda::options::LayerOrder;
 use crate::cuda::pipeline::Pipeline;
 use crate::cuda::schedule::l2_budget;
 use crate::queries_keys::QueriesKeys;
@@ -11,16 +11,22 @@ use crate::queries_keys::QueriesKeys;
 // Predicted by the model of a multiprocessor for the shapes in the tests below, f16 and 64 elements of a query; for other
 // sizes assumed to grow with the bytes.
 
-/// A tile of 64 queries and 64 keys of one head, beside others on its multiprocessor.
-const TILE_US: f64 = 0.45;
+/// Queries, and keys, of a tile.
+const TILE: u32 = 32;
+/// A tile of one head whose entries are multiplied with one row, beside others on its multiprocessor.
+const TILE_US: f64 = 0.06;
 /// For each byte of a query or key.
-const TILE_BYTE_US: f64 = 0.002;
-/// How much longer it takes by itself.
-const ALONE: f64 = 2.7;
+const TILE_BYTE_US: f64 = 0.0003;
+/// A block that takes a tile of each of its warps so long, by itself.
+const TURN_US: f64 = 2.5;
+/// How much longer tiles take whose entries are fused ...
+const FUSED: f64 = 1.5;
+/// ... and how long a block does, by itself.
+const FUSED_TURN_US: f64 = 1.4;
+/// How much longer tiles take whose exponentials are summed by rows, after the largest score is known.
+const SUMMED: f64 = 1.25;
 /// What a layer of rows takes beside its tiles and launches.
-const LAYER_US: f64 = 3.0;
-/// The side of a tile.
-const TILE: u32 = 64;
+const LAYER_US: f64 = 4.0;
 /// Blocks of a multiprocessor.
 const RESIDENT: u32 = 3;
 
@@ -28,23 +34,35 @@ impl Workload<'_> {
     /// Rows of relevance without a map, where that can be.
     pub(super) fn score_rows(&self) -> Option<Pipeline> {
         let config = self.problem.config();
-        self.problem.queries_keys()?;
+        let source = self.problem.queries_keys()?;
         let rows = 1..=MAX_SCORE_ROWS;
         let can = rows.contains(&self.problem.start_rows())
-            && !self.forward
+            && self.order != Some(LayerOrder::Forward)
             && !config.normalize_rows
             && config.discard.is_none()
             && config.exclude_from_attention.is_empty()
             && ScoreRows::takes(self.common.window_len);
-        // What becomes of heads that are not summed is known when all of them are there.
-        let heads = match config.head_fusion {
-            HeadFusion::Mean | HeadFusion::Weighted(_) => self.problem.shape().heads as u32,
-            HeadFusion::Max | HeadFusion::Min => 1,
-        };
         let window_len = self.common.window_len;
-        let tiles = window_len.div_ceil(TILE).saturating_mul(self.batch as u32);
+        let heads = self.problem.shape().heads as u32;
         let blocks = RESIDENT * self.limits.multiprocessors;
-        let splits = ScoreSplits::filling(blocks, tiles, window_len, heads);
+        let filling = |splits: ScoreSplits, sharing: u32| {
+            let kernel = ScoreRows::of(self.problem, splits);
+            let tiles = kernel.key_blocks(source, window_len);
+            let tiles = tiles.saturating_mul(splits.heads);
+            let tiles = tiles.saturating_mul(self.batch as u32);
+            (
+                kernel,
+                ScoreSplits::filling(blocks, tiles, window_len, sharing),
+            )
+        };
+        // A block for each head, or blocks that take one after the other. What becomes of heads that are not summed is known
+        // when all of them are there.
+        let (kernel, of_heads) = filling(ScoreSplits { queries: 1, heads }, 1);
+        let sharing = if kernel.fusion.sums() { heads } else { 1 };
+        let splits = match kernel.one_row {
+            true => ScoreSplits { heads, ..of_heads },
+            false => filling(ScoreSplits::WHOLE, sharing).1,
+        };
         can.then_some(Pipeline::ScoreRows(splits))
     }
 
@@ -53,12 +71,18 @@ impl Workload<'_> {
         let Some(source) = self.problem.queries_keys() else {
             return 0.0;
         };
-        let side = f64::from(self.common.window_len.div_ceil(TILE));
         let heads = self.problem.shape().heads as f64;
-        let serial = (side / f64::from(splits.queries)).ceil() * heads / f64::from(splits.heads);
-        let layer_us = self.tiles_us(source, self.batch * side * side * heads, serial);
-        let sums_us = self.sums_us(source);
-        self.layers() * (layer_us + LAYER_US + 2.0 * LAUNCH_US) + sums_us
+        let side = self.tiles(TILE);
+        let count = self.batch * side * side * heads;
+        let turns = (side / f64::from(splits.queries)).ceil();
+        let tiles_us = match ScoreRows::of(self.problem, splits).one_row {
+            true => self.tiles_us(source, count, turns * TURN_US),
+            false => {
+                let turns = turns * heads / f64::from(splits.heads);
+                self.tiles_us(source, FUSED * count, turns * FUSED_TURN_US)
+            }
+        };
+        self.layers() * (tiles_us + LAYER_US + 2.0 * LAUNCH_US) + self.sums_us(source)
     }
 
     /// The time until fused maps of queries and keys are there; 0 of other sources.
@@ -67,8 +91,9 @@ impl Workload<'_> {
             return 0.0;
         };
         let len = f64::from(self.common.window_len);
-        let side = f64::from(self.common.window_len.div_ceil(TILE));
         let heads = self.problem.shape().heads as f64;
+        // Blocks take two tiles by two.
+        let side = 2.0 * self.tiles(2 * TILE);
         let count = self.layers() * self.batch * side * side * heads;
         // Written and read again, unless they stay in L2.
         let item_bytes = self.layers() * 4.0 * len * len;
@@ -77,7 +102,8 @@ impl Workload<'_> {
             false => 2.0 * self.batch * item_bytes,
         };
         let memory_us = self.moving_us(spilled);
-        self.tiles_us(source, count, heads) + self.sums_us(source) + memory_us + LAUNCH_US
+        let tiles_us = self.tiles_us(source, FUSED * count, heads * FUSED_TURN_US);
+        tiles_us + self.sums_us(source) + memory_us + LAUNCH_US
     }
 
     /// The time of a pass over all scores, where the LSE is not given.
@@ -85,14 +111,19 @@ impl Workload<'_> {
         if source.has_lse() {
             return 0.0;
         }
-        let side = f64::from(self.common.window_len.div_ceil(TILE));
+        let side = self.tiles(TILE);
         let heads = self.problem.shape().heads as f64;
         let count = self.layers() * self.batch * side * side * heads;
-        self.tiles_us(source, count, side) + LAUNCH_US
+        self.tiles_us(source, SUMMED * count, side * TURN_US) + LAUNCH_US
     }
 
-    /// The time of `count` tiles of one head, of which each block takes `serial` one after the other.
-    fn tiles_us(&self, source: &QueriesKeys, count: f64, serial: f64) -> f64 {
+    /// Tiles of so many tokens of the longest window.
+    fn tiles(&self, tokens: u32) -> f64 {
+        f64::from(self.common.window_len.div_ceil(tokens))
+    }
+
+    /// The time of `count` tiles of one head, where each block takes `alone_us` at least.
+    fn tiles_us(&self, source: &QueriesKeys, count: f64, alone_us: f64) -> f64 {
         let bytes = source.head_dim * self.problem.dtype().size_bytes();
         let tile_us = TILE_US + TILE_BYTE_US * bytes as f64;
         let half = if self.problem.config().causal {
@@ -101,7 +132,7 @@ impl Workload<'_> {
             1.0
         };
         let all_us = half * count * tile_us / f64::from(self.limits.multiprocessors);
-        all_us.max(serial * tile_us * ALONE)
+        all_us.max(alone_us)
     }
 }
 
@@ -119,11 +150,13 @@ mod tests {
     /// What the model of a multiprocessor predicts for one row of f16 queries and keys of 64 elements with their LSE on an
     /// H200, in microseconds in a CUDA graph: `[layers, batch, heads, tokens]`, without maps, and by fused maps where that
     /// was predicted. Predictions, not measurements.
-    const PREDICTED: [([usize; 4], f64, Option<f64>); 4] = [
-        ([12, 1, 12, 197], 116.8, Some(45.7)),
-        ([12, 8, 12, 197], 174.4, Some(126.9)),
-        ([12, 64, 12, 197], 785.8, None),
-        ([4, 1, 32, 2048], 827.7, None),
+    const PREDICTED: [([usize; 4], f64, Option<f64>); 6] = [
+        ([12, 1, 12, 197], 102.5, Some(41.6)),
+        ([12, 8, 12, 197], 138.3, Some(110.1)),
+        ([12, 64, 12, 197], 393.4, None),
+        ([12, 2, 12, 512], 186.0, Some(114.6)),
+        ([6, 4, 12, 64], 43.0, Some(26.5)),
+        ([4, 1, 32, 2048], 340.0, None),
     ];
 
     #[test]

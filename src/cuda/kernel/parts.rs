@@ -34,6 +34,11 @@ impl Fusion {
         }
     }
 
+    /// Whether entries of heads are summed, so that heads can be taken one by one.
+    pub const fn sums(self) -> bool {
+        matches!(self, Fusion::Mean | Fusion::Weighted)
+    }
+
     /// The macro that chooses it.
     pub(super) fn define(self) -> (&'static str, String) {
         ("FUSION", format!("FUSION_{}", self.name()))

@@ -1,6 +1,7 @@
 //! `score_fusion`: fused f32 maps of queries and keys.
 
-use super::scores::{SCORE_THREADS, ScoreOperands, Scores, TILE, example, tile_variant};
+use super::parts::WARP;
+use super::scores::{ROOM_OF_HEADS, ScoreOperands, Scores, TILE, example, passing_bytes, score_variant};
 use super::{Fused, Fusion, Kernel};
 use crate::config::Output;
 use crate::cuda::address::Address;
@@ -22,6 +23,15 @@ params! {
         scores: Scores,
     }
 }
+
+/// Warps of a block along the queries, and along the keys.
+const SIDE_WARPS: u32 = 2;
+/// Queries, and keys, of a block.
+const SIDE: u32 = SIDE_WARPS * TILE;
+/// Threads of a block.
+const THREADS: u32 = SIDE_WARPS * SIDE_WARPS * WARP;
+/// Dynamic shared memory: queries and keys come with every tile.
+const SHARED_BYTES: u32 = passing_bytes(2 * SIDE_WARPS);
 
 /// The kernel.
 #[derive(Clone, Copy, Debug)]
@@ -59,10 +69,13 @@ impl FuseScores {
             stride_row: fused.maps.stride_row,
             scores: Scores::new(operands),
         };
-        let tiles = window_len.div_ceil(TILE);
+        let tiles = window_len.div_ceil(SIDE);
         let grid = [items.len() as u32, tiles, layers.len() as u32 * tiles];
         let unused = params.scores.unused_bytes();
-        let geometry = Geometry::new(grid, SCORE_THREADS);
+        let geometry = Geometry {
+            shared_bytes: SHARED_BYTES,
+            ..Geometry::new(grid, THREADS)
+        };
         Launch::new(kernel.variant(), geometry, &params, unused)
             .passing(2 * items.len() * layers.len() * fused.maps.bytes())
     }
@@ -70,7 +83,12 @@ impl FuseScores {
 
 impl Kernel for FuseScores {
     fn variant(&self) -> Variant {
-        tile_variant("score_fusion", self.dtype, Some(self.fusion), 0)
+        Variant {
+            // What is known of rows.
+            static_shared_bytes: ROOM_OF_HEADS * SIDE * 8,
+            shared_bytes: SHARED_BYTES,
+            ..score_variant("score_fusion", self.dtype, Some(self.fusion), THREADS, 3)
+        }
     }
 
     fn example(&self, layers: usize, tokens: usize) -> Result<Problem> {

@@ -1,21 +1,29 @@
 //! `score_rows`: rows of relevance times the fused map of one layer of queries and keys.
 
-use super::scores::{SCORE_THREADS, ScoreOperands, Scores, TILE, example, tile_variant};
+use super::parts::WARP;
+use super::scores::{
+    ROOM, ROOM_OF_HEADS, STAYING_THREADS, ScoreOperands, Scores, TILE, example, passing_bytes,
+    score_variant, staying_block,
+};
 use super::{Fusion, Kernel, Matrices};
 use crate::config::{Output, StartRows};
 use crate::cuda::address::Address;
 use crate::cuda::launch::{Geometry, Launch};
 use crate::cuda::parameters::params;
-use crate::cuda::variant::Variant;
+use crate::cuda::variant::{Variant, flag};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::problem::Problem;
-use crate::queries_keys::Lse;
+use crate::queries_keys::{Lse, QueriesKeys};
 
 /// Rows that the kernel takes at a time.
 pub const MAX_SCORE_ROWS: usize = 8;
 /// Tiles of queries that an item may have.
-const MAX_QUERY_TILES: u32 = 1024;
+const MAX_QUERY_TILES: u32 = 2048;
+/// Most panels of keys that stay with a block: any device has room for them beside the queries and what is static.
+const PANELS: u32 = 14;
+/// Most warps of a block that takes one head after the other.
+const FUSING_WARPS: u32 = 4;
 
 params! {
     /// Parameters of `score_rows`.
@@ -37,6 +45,8 @@ pub struct ScoreRows {
     pub dtype: DType,
     /// How heads become one map.
     pub fusion: Fusion,
+    /// A block takes one head, for one row: heads are summed.
+    pub one_row: bool,
 }
 
 /// Blocks that share a tile of keys.
@@ -49,16 +59,24 @@ pub struct ScoreSplits {
 }
 
 impl ScoreSplits {
+    /// A block takes all.
+    pub const WHOLE: ScoreSplits = ScoreSplits {
+        queries: 1,
+        heads: 1,
+    };
+
     /// Blocks.
     pub fn parts(self) -> u32 {
         self.queries * self.heads
     }
 
-    /// As many as fill a device with `blocks` blocks where `tiles` tiles of keys are computed at the same time, of windows of
-    /// `window_len` tokens and `heads` heads of which each block may take some.
+    /// As many as fill a device with `blocks` blocks of which so many times as there are `tiles` of keys work at the same time,
+    /// on windows of `window_len` tokens, where blocks share `heads` heads.
     pub fn filling(blocks: u32, tiles: u32, window_len: u32, heads: u32) -> Self {
         let wanted = blocks.div_ceil(tiles.max(1));
-        let queries = wanted.clamp(1, window_len.div_ceil(TILE).max(1));
+        // All take as many tiles of queries as the one that takes most.
+        let query_tiles = window_len.div_ceil(TILE).max(1);
+        let queries = query_tiles.div_ceil(query_tiles.div_ceil(wanted));
         ScoreSplits {
             queries,
             heads: wanted.div_ceil(queries).clamp(1, heads),
@@ -68,11 +86,47 @@ impl ScoreSplits {
 
 /// All there are.
 pub(super) fn all() -> impl IntoIterator<Item = ScoreRows> {
-    let fusions = |dtype| Fusion::ALL.map(|fusion| ScoreRows { dtype, fusion });
-    DType::ALL.into_iter().flat_map(fusions)
+    let kernels = |dtype| {
+        let fusions = Fusion::ALL.into_iter().flat_map(move |fusion| {
+            let kernel = move |one_row| ScoreRows {
+                dtype,
+                fusion,
+                one_row,
+            };
+            [false, true].map(kernel)
+        });
+        fusions.filter(|kernel| !kernel.one_row || kernel.fusion.sums())
+    };
+    DType::ALL.into_iter().flat_map(kernels)
 }
 
 impl ScoreRows {
+    /// The kernel for rows of `problem`, of which blocks share keys like that.
+    pub fn of(problem: &Problem, splits: ScoreSplits) -> Self {
+        let fusion = Fusion::from(&problem.config().head_fusion);
+        let one_head = splits.heads as usize == problem.shape().heads
+            && splits.parts() <= Geometry::MAX_SIDE;
+        ScoreRows {
+            dtype: problem.dtype(),
+            fusion,
+            one_row: problem.start_rows() == 1 && fusion.sums() && one_head,
+        }
+    }
+
+    /// Warps of a block, each of which has 32 keys, and its dynamic shared memory.
+    fn block(&self, source: &QueriesKeys, window_len: u32) -> (u32, u32) {
+        if self.one_row {
+            return staying_block(source, self.dtype, window_len, PANELS);
+        }
+        let warps = window_len.div_ceil(TILE).clamp(1, FUSING_WARPS);
+        (warps, passing_bytes(1 + warps))
+    }
+
+    /// Blocks that cover the keys of a window.
+    pub fn key_blocks(&self, source: &QueriesKeys, window_len: u32) -> u32 {
+        window_len.div_ceil(TILE * self.block(source, window_len).0)
+    }
+
     /// Whether it takes windows of so many tokens.
     pub fn takes(window_len: u32) -> bool {
         window_len.div_ceil(TILE) <= MAX_QUERY_TILES
@@ -95,37 +149,57 @@ impl ScoreRows {
             query_splits: splits.queries,
             scores: Scores::new(operands),
         };
+        let (source, window_len) = (operands.source, operands.window_len);
+        let (warps, shared_bytes) = self.block(source, window_len);
         let grid = [
             operands.items.len() as u32,
             splits.parts(),
-            operands.window_len.div_ceil(TILE),
+            self.key_blocks(source, window_len),
         ];
         let unused = params.scores.unused_bytes();
-        Launch::new(
-            self.variant(),
-            Geometry::new(grid, SCORE_THREADS),
-            &params,
-            unused,
-        )
+        let geometry = Geometry {
+            shared_bytes,
+            ..Geometry::new(grid, warps * WARP)
+        };
+        Launch::new(self.variant(), geometry, &params, unused)
     }
 }
 
 impl Kernel for ScoreRows {
     fn variant(&self) -> Variant {
-        // The tiles, and the sums of two warps.
-        let shared_bytes = (4 + 2 * MAX_QUERY_TILES) + 2 * 4 * MAX_SCORE_ROWS as u32 * TILE;
-        tile_variant("score_rows", self.dtype, Some(self.fusion), shared_bytes)
+        let (threads, blocks) = match (self.one_row, self.dtype) {
+            // What f32 is split into takes registers.
+            (true, DType::F32) => (STAYING_THREADS, 2),
+            (true, _) => (STAYING_THREADS, 3),
+            (false, _) => (FUSING_WARPS * WARP, 3),
+        };
+        let fusion = Some(self.fusion);
+        let mut variant = score_variant("score_rows", self.dtype, fusion, threads, blocks);
+        if self.one_row {
+            variant.symbol += "_one";
+        }
+        variant.defines.push(("ONE_ROW", flag(self.one_row)));
+        // The tiles; and what is known of rows and what they weigh, or the sums of columns.
+        let beside = match self.one_row {
+            true => ROOM * TILE * (8 + 4),
+            false => ROOM_OF_HEADS * TILE * 8 + 4 * threads * MAX_SCORE_ROWS as u32,
+        };
+        variant.static_shared_bytes = (16 + 2 * MAX_QUERY_TILES) + beside;
+        variant
     }
 
     fn example(&self, layers: usize, tokens: usize) -> Result<Problem> {
-        let rows = Output::Rows(StartRows::Rows(vec![0, tokens - 1]));
+        let rows = match self.one_row {
+            true => StartRows::Last,
+            false => StartRows::Rows(vec![0, tokens - 1]),
+        };
         example(
             layers,
             tokens,
             self.dtype,
             self.fusion,
             Lse::Recomputed,
-            rows,
+            Output::Rows(rows),
         )
     }
 }

@@ -1,6 +1,10 @@
 //! `score_sums`: the sums by which rows of scores are normalised, where the LSE is not given.
 
-use super::scores::{SCORE_THREADS, ScoreOperands, Scores, TILE, example, tile_variant};
+use super::parts::WARP;
+use super::scores::{
+    PROBED_ROWS, STAYING_THREADS, ScoreOperands, Scores, TILE, example, score_variant,
+    staying_block,
+};
 use super::{Fusion, Kernel};
 use crate::config::Output;
 use crate::cuda::address::Address;
@@ -20,6 +24,10 @@ params! {
         scores: Scores,
     }
 }
+
+/// Most panels of queries that stay with a block: any device has room for them beside the keys. Heads of any size leave room
+/// for two warps, which have all rows that are probed.
+const PANELS: u32 = 16;
 
 /// The kernel.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +49,7 @@ impl SumScores {
             probes_layer: 0,
             scores: Scores::new(operands),
         };
-        self.launch_with(operands.window_len.div_ceil(TILE), &params)
+        self.launch_with(operands, operands.window_len, &params)
     }
 
     /// The LSE of some rows of each head, beside what is given, into `probes`; those of the next layer are `stride_layer`
@@ -56,21 +64,31 @@ impl SumScores {
             probes_layer: stride_layer as i64,
             scores: Scores::new(operands),
         };
-        self.launch_with(1, &params)
+        self.launch_with(operands, PROBED_ROWS as u32, &params)
     }
 
-    fn launch_with(&self, tiles: u32, params: &ScoreSumsParams) -> Launch {
+    /// A launch over so many queries of each item.
+    fn launch_with(
+        &self,
+        operands: &ScoreOperands<'_>,
+        queries: u32,
+        params: &ScoreSumsParams,
+    ) -> Launch {
         let scores = &params.scores;
-        let grid = [scores.batch, tiles, scores.heads * scores.layers];
-        let geometry = Geometry::new(grid, SCORE_THREADS);
+        let (warps, shared_bytes) = staying_block(operands.source, self.dtype, queries, PANELS);
+        let blocks = queries.div_ceil(warps * TILE);
+        let grid = [scores.batch, blocks, scores.heads * scores.layers];
+        let geometry = Geometry {
+            shared_bytes,
+            ..Geometry::new(grid, warps * WARP)
+        };
         Launch::new(self.variant(), geometry, params, scores.unused_bytes())
     }
 }
 
 impl Kernel for SumScores {
     fn variant(&self) -> Variant {
-        // The sums of two warps.
-        tile_variant("score_sums", self.dtype, None, 2 * TILE * 8)
+        score_variant("score_sums", self.dtype, None, STAYING_THREADS, 2)
     }
 
     fn example(&self, layers: usize, tokens: usize) -> Result<Problem> {

@@ -1,5 +1,6 @@
 //! The queries and keys of several layers as kernels read them: the twin of `kernels/scores.cuh`.
 
+use std::f64::consts::LOG2_E;
 use std::ops::Range;
 
 use bytemuck::Zeroable;
@@ -14,48 +15,76 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::layout::Shape;
 use crate::problem::Problem;
-use crate::queries_keys::{LogBase, Lse, QueriesKeys};
+use crate::queries_keys::{Lse, QueriesKeys};
 
 /// Layers of queries and keys one launch can take.
 pub const MAX_SCORE_LAYERS: usize = 32;
 
-/// Queries, and keys, of a tile.
-pub(super) const TILE: u32 = 64;
-/// Threads of a block.
-pub(super) const SCORE_THREADS: u32 = 4 * WARP;
+/// Queries, and keys, of a warp.
+pub(super) const TILE: u32 = 32;
+/// Chunks of the tokens that pass by a block for which there is room: where those of one head stay, and where heads follow
+/// one another.
+pub(super) const ROOM: u32 = 4;
+pub(super) const ROOM_OF_HEADS: u32 = 3;
+/// Bytes of a query or key that are in shared memory at a time.
+const CHUNK_BYTES: usize = 128;
+/// Shared memory of such bytes of the tokens of a tile.
+const PANEL_BYTES: u32 = TILE * (CHUNK_BYTES as u32 + 16);
+/// Most warps of a block of which the tokens of one head stay.
+const STAYING_WARPS: u32 = 7;
+/// Threads of such a block.
+pub(super) const STAYING_THREADS: u32 = STAYING_WARPS * WARP;
 
-/// The variant of a kernel that takes tiles of scores of queries and keys of type `dtype`, and folds heads by `fusion` where it
-/// folds them, in `shared_bytes` beside the stages.
-pub(super) fn tile_variant(
+/// The variant of a kernel that `score_ring.cuh` brings queries and keys of type `dtype` to, which folds heads by `fusion`
+/// where it folds them: with blocks of `threads` threads, of which so many share a multiprocessor.
+pub(super) fn score_variant(
     stem: &'static str,
     dtype: DType,
     fusion: Option<Fusion>,
-    shared_bytes: u32,
+    threads: u32,
+    blocks: u32,
 ) -> Variant {
-    // What f32 is split into takes registers.
-    let blocks = match dtype {
-        DType::F32 => 2,
-        DType::F16 | DType::Bf16 => 3,
-    };
     let mut names = vec![dtype.name()];
     let mut defines = vec![("ELEMENT", dtype.name().to_owned())];
     if let Some(fusion) = fusion {
         names.push(fusion.name());
         defines.push(fusion.define());
     }
+    defines.push(("THREADS", threads.to_string()));
     defines.push(("BLOCKS", blocks.to_string()));
     Variant {
         defines,
         arch: SCORES_ARCH,
-        static_shared_bytes: STAGES_BYTES + shared_bytes,
-        ..Variant::new(stem, symbol(stem, &names, &[]), SCORE_THREADS, blocks)
+        // Parameters that are in shared memory take registers.
+        grouped_blocks_per_multiprocessor: blocks - 1,
+        ..Variant::new(stem, symbol(stem, &names, &[]), threads, blocks)
     }
 }
 
-/// What queries and keys are staged in.
-const STAGES_BYTES: u32 = 2 * 2 * TILE * (128 + 16);
+/// Dynamic shared memory of a block through which tokens of `panels` panels pass with every tile.
+pub(super) const fn passing_bytes(panels: u32) -> u32 {
+    ROOM_OF_HEADS * panels * PANEL_BYTES
+}
+
+/// Warps of a block on windows of `window_len` tokens, and its dynamic shared memory, where of one head of `source`, of
+/// elements of type `dtype`, 32 tokens stay with each warp: as many as at most `panels` panels take, and not many more than
+/// needed.
+pub(super) fn staying_block(
+    source: &QueriesKeys,
+    dtype: DType,
+    window_len: u32,
+    panels: u32,
+) -> (u32, u32) {
+    let chunks = source.head_dim * dtype.size_bytes();
+    let chunks = chunks.div_ceil(CHUNK_BYTES) as u32;
+    let most = (panels / chunks).clamp(1, STAYING_WARPS);
+    let tiles = window_len.div_ceil(TILE).max(1);
+    let warps = tiles.div_ceil(tiles.div_ceil(most));
+    (warps, (ROOM + warps * chunks) * PANEL_BYTES)
+}
+
 /// Rows of each head whose LSE is probed.
-pub(in crate::cuda) const PROBED_ROWS: usize = TILE as usize;
+pub(in crate::cuda) const PROBED_ROWS: usize = 64;
 /// The oldest architecture with the products.
 pub(in crate::cuda) const SCORES_ARCH: u32 = 80;
 
@@ -129,8 +158,10 @@ params! {
         sums_len: u32,
         causal: u32,
         scale: f32,
-        lse_unit: f32,
+        log2_scale: f32,
+        log2_unit: f32,
         head_scale: f32,
+        reserved: u32,
         layer: [LayerScores; MAX_SCORE_LAYERS],
     }
 }
@@ -207,11 +238,13 @@ impl Scores {
             sums_len: window_len,
             causal: problem.config().causal.into(),
             scale: source.scale(),
-            lse_unit: match source.lse {
-                Lse::Given(base) => base.ln() as f32,
-                Lse::Recomputed => LogBase::E.ln() as f32,
+            log2_scale: (f64::from(source.scale()) * LOG2_E) as f32,
+            log2_unit: match source.lse {
+                Lse::Given(base) => (base.ln() * LOG2_E) as f32,
+                Lse::Recomputed => LOG2_E as f32,
             },
             head_scale: 1.0 / heads as f32,
+            reserved: 0,
             layer: [LayerScores::zeroed(); MAX_SCORE_LAYERS],
         };
         for (layer, slot) in layers.clone().zip(&mut scores.layer) {

@@ -15,6 +15,7 @@ use crate::cuda::kernel::{
 };
 use crate::cuda::launch::Launch;
 use crate::cuda::limits::DeviceLimits;
+use crate::cuda::options::LayerOrder;
 use crate::cuda::schedule::{Lane, Schedule, Step, Table, bytes_of_parts, l2_budget};
 use crate::cuda::variant::Variant;
 use crate::layout::Shape;
@@ -33,7 +34,9 @@ pub(super) struct Builder<'a> {
     /// Kernels that read fused maps discard entries by their cuts.
     pub discard: bool,
     pub steps: Vec<Step>,
-    /// One past the last step of each pushed layer.
+    /// How layers are pushed, where they are pushed one by one.
+    pub order: Option<LayerOrder>,
+    /// One past the last step of each, as they are pushed.
     pub pushes: Vec<usize>,
     /// From one start row to the next, in elements.
     start_stride: usize,
@@ -65,6 +68,7 @@ impl<'a> Builder<'a> {
             normalize: problem.config().normalize_rows,
             discard: cuts_when_read(problem),
             steps: Vec::new(),
+            order: None,
             pushes: Vec::new(),
             start_stride,
             sums: None,
@@ -108,6 +112,7 @@ impl<'a> Builder<'a> {
             map_bytes: (problem.map_bytes() as f64 * share) as usize,
             spilled_bytes,
             events: self.events,
+            order: self.order,
             pushes: self.pushes,
             inputs: (problem.has_run_inputs() && problem.shape().batch > 0)
                 .then(|| TakeInputs.launch(problem, self.start_stride)),

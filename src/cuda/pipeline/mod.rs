@@ -25,6 +25,7 @@ mod tree;
 
 use super::kernel::padded;
 use super::limits::DeviceLimits;
+use super::options::LayerOrder;
 use super::schedule::Schedule;
 use crate::problem::Problem;
 
@@ -72,15 +73,17 @@ impl Pipeline {
         builder.finish()
     }
 
-    /// As [`schedule_of`](Pipeline::schedule_of), for layers that are pushed one by one, in forward order.
+    /// As [`schedule_of`](Pipeline::schedule_of), for layers that are pushed one by one.
     pub(super) fn streaming(
         self,
         problem: &Problem,
         batch: usize,
         room: usize,
         limits: &DeviceLimits,
+        order: LayerOrder,
     ) -> Schedule {
         let mut builder = self.builder(problem, batch, room, limits);
+        builder.order = Some(order);
         builder.streaming();
         builder.finish()
     }
@@ -116,9 +119,9 @@ impl Schedule {
         limits: &DeviceLimits,
     ) -> Schedule {
         let (pipeline, room) = (self.pipeline, self.batch);
-        match self.pushes.is_empty() {
-            true => pipeline.schedule_of(problem, batch, room, limits),
-            false => pipeline.streaming(problem, batch, room, limits),
+        match self.order {
+            None => pipeline.schedule_of(problem, batch, room, limits),
+            Some(order) => pipeline.streaming(problem, batch, room, limits, order),
         }
     }
 }

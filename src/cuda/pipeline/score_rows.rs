@@ -3,9 +3,10 @@
 use super::builder::{Builder, output, split};
 use crate::cuda::evidence::Evidence;
 use crate::cuda::kernel::{
-    AddResidual, Fusion, MAX_SCORE_LAYERS, Matrices, ResidualOperands, RowSum, ScoreOperands,
-    ScoreRows, ScoreSplits, SumScores, sum_floats,
+    AddResidual, MAX_SCORE_LAYERS, Matrices, ResidualOperands, RowSum, ScoreOperands, ScoreRows,
+    ScoreSplits, SumScores, sum_floats,
 };
+use crate::cuda::options::LayerOrder;
 use crate::cuda::schedule::l2_budget;
 use crate::queries_keys::QueriesKeys;
 
@@ -28,9 +29,10 @@ impl Builder<'_> {
         let layer_floats = sum_floats(problem, 1, self.room, window_len);
         let layer_bytes = layer_floats.map_or(1, |floats| (size_of::<f32>() * floats).max(1));
         let layers = (l2_budget(self.limits) / layer_bytes).clamp(1, MAX_SCORE_LAYERS);
-        let layers = layers.min(range.len());
+        let top_down = self.order == Some(LayerOrder::TopDown);
+        let layers = if top_down { 1 } else { layers.min(range.len()) };
         let sums = layer_floats.map(|floats| self.buffer(layers * floats));
-        let (dtype, fusion) = (problem.dtype(), Fusion::from(&problem.config().head_fusion));
+        let (dtype, kernel) = (problem.dtype(), ScoreRows::of(problem, splits));
         let Evidence { masses, probes, .. } =
             Evidence::new(problem, self.pipeline, self.room, window_len);
         let mut relevance = self.start(0);
@@ -57,7 +59,6 @@ impl Builder<'_> {
                     sums: sums.map(|sums| sums + size_of::<RowSum>() * skipped),
                     ..operands
                 };
-                let kernel = ScoreRows { dtype, fusion };
                 self.push(kernel.launch(&operands, splits, relevance, partials));
                 let last = layer == range.start;
                 let out = match last {
@@ -73,6 +74,9 @@ impl Builder<'_> {
                 };
                 self.push(AddResidual.launch(&operands, &residual));
                 relevance = Matrices::new(out, rows * len, len);
+                if top_down {
+                    self.pushes.push(self.steps.len());
+                }
             }
         }
     }

@@ -1,10 +1,11 @@
-//! Schedules that take one layer at a time, in forward order.
+//! Schedules that take one layer at a time.
 
 use super::builder::{Builder, chunks};
 use super::choice::Pipeline;
-use super::product::Steps;
+use super::product::{Stage, Steps};
 use crate::config::Output;
 use crate::cuda::kernel::{Arithmetic, Form, MapSource, Matrices, MatrixStream, RingMatrix};
+use crate::cuda::options::LayerOrder;
 
 impl Builder<'_> {
     /// Any output, as far as the pipeline says how.
@@ -14,6 +15,10 @@ impl Builder<'_> {
         if self.batch == 0 || self.common.window_len == 0 {
             self.zero_output();
             self.pushes = vec![self.steps.len(); layers.len()];
+            return;
+        }
+        if self.order == Some(LayerOrder::TopDown) {
+            self.rows_top_down();
             return;
         }
         match (&self.problem.config().output, pipeline) {
@@ -64,17 +69,43 @@ impl Builder<'_> {
                 kernel: MatrixStream { arithmetic, .. },
                 ..
             }) => {
-                let form = Form::Rows;
-                self.zero_outside_windows();
-                let states = self.state_buffers(form, room);
-                let mut rooms = states.iter().cycle();
-                let mut state = self.first_state(&items);
-                let steps = Steps { arithmetic, form };
-                for layer in layers.clone().rev() {
-                    let factor = self.factor(&stage, &items, layer, layer - layers.start);
-                    let room = rooms.next().copied();
-                    state = Some(self.multiply(&steps, &items, layer, factor, state, room));
-                }
+                self.rows_of_stage(arithmetic, &stage);
+            }
+        }
+    }
+
+    /// Rows times each layer when it is pushed, the last one first.
+    fn rows_top_down(&mut self) {
+        match (self.pipeline, self.problem.queries_keys()) {
+            (Pipeline::ScoreRows(splits), Some(source)) => self.score_rows_of_batch(source, splits),
+            (Pipeline::Product { arithmetic, .. }, _) => {
+                let stage = self.stage(1, self.room);
+                self.rows_of_stage(arithmetic, &stage);
+            }
+            // They keep the fused maps of all layers: no candidates here.
+            _ => {}
+        }
+    }
+
+    /// Rows times all layers, whose fused maps `stage` has; or of each when it is pushed, the last one first.
+    fn rows_of_stage(&mut self, arithmetic: Arithmetic, stage: &Stage) {
+        let (form, items) = (Form::Rows, 0..self.batch);
+        let (steps, layers) = (Steps { arithmetic, form }, self.problem.layers());
+        self.zero_outside_windows();
+        let states = self.state_buffers(form, self.room);
+        let mut rooms = states.iter().cycle();
+        let mut state = self.first_state(&items);
+        for layer in layers.clone().rev() {
+            let top_down = self.order == Some(LayerOrder::TopDown);
+            let index = if top_down { 0 } else { layer - layers.start };
+            if top_down {
+                self.fill(stage, &items, &(layer..layer + 1), index);
+            }
+            let factor = self.factor(stage, &items, layer, index);
+            let room = rooms.next().copied();
+            state = Some(self.multiply(&steps, &items, layer, factor, state, room));
+            if top_down {
+                self.pushes.push(self.steps.len());
             }
         }
     }

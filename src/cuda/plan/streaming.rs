@@ -1,4 +1,4 @@
-//! A rollout that takes its layers one by one, in forward order, as a model produces them.
+//! A rollout that takes its layers one by one, as a model produces them, or from the last to the first.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::inputs::RunInputs;
 use crate::cuda::choose::choose_streaming;
 use crate::cuda::driver::{bind, is_capturing};
 use crate::cuda::limits::DeviceLimits;
-use crate::cuda::options::{Compiler, Options};
+use crate::cuda::options::{Compiler, LayerOrder, Options};
 use crate::cuda::pipeline::operands;
 use crate::cuda::runtime::Runtime;
 use crate::cuda::schedule::Schedule;
@@ -26,7 +26,9 @@ use crate::problem::Problem;
 ///
 /// Heads are fused when a layer is pushed, so its maps may go as soon as the stream has passed. What stays, per item:
 /// the rollout so far, `O(tokens^2)`, where the output is a matrix; the fused maps, `O(layers * tokens^2)`, where it is
-/// rows, because rows are computed from the last layer to the first.
+/// rows, because rows are computed from the last layer to the first. Pushed in that order
+/// ([`LayerOrder::TopDown`](crate::cuda::LayerOrder::TopDown)), they take one fused map at a time, and of queries and keys
+/// none.
 pub struct StreamingPlan {
     engine: Engine,
     handover: Handover,
@@ -38,7 +40,8 @@ impl StreamingPlan {
     /// Makes `problem` ready on the device of `context`.
     ///
     /// # Errors
-    /// As [`Plan::new`](crate::cuda::Plan::new).
+    /// As [`Plan::new`](crate::cuda::Plan::new); [`Error::Conflict`] where the last layer comes first and the output is not
+    /// relevance rows.
     pub fn new(context: &Arc<CudaContext>, problem: &Problem, options: &Options) -> Result<Self> {
         StreamingPlan::on(
             &Runtime::new(context, &Compiler::default())?,
@@ -228,7 +231,7 @@ pub struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Takes the next layer of the problem's layer range. The maps may be overwritten or freed as soon as the stream
+    /// Takes the next layer of the problem's layer range, in the order of the plan's options. The maps may be overwritten or freed as soon as the stream
     /// has come past this call.
     ///
     /// # Errors
@@ -242,7 +245,10 @@ impl Pass<'_> {
                 got: self.pushed + 1,
             });
         }
-        let layer = layers.start + self.pushed;
+        let layer = match self.schedule().order {
+            Some(LayerOrder::TopDown) => layers.end - 1 - self.pushed,
+            _ => layers.start + self.pushed,
+        };
         let engine = &self.plan.engine;
         check_layer(
             engine.problem_of(self.items.len()),

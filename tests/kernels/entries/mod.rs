@@ -42,6 +42,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         gradients::ENTRIES,
         group::ENTRIES,
         scores::ENTRIES,
+        scores::rows::ENTRIES,
         range::ENTRIES,
         inputs::ENTRIES,
         values::ENTRIES,

@@ -1,14 +1,15 @@
 //! Queries and keys: what attention follows from them, and whatever then reads the fused maps.
 
 mod evidence;
+pub mod rows;
 
-use attention_rollout::cuda::kernel::{Arithmetic, Form, MAX_SCORE_LAYERS, ScoreSplits};
+use attention_rollout::cuda::kernel::{Arithmetic, Form, MAX_SCORE_LAYERS};
 use attention_rollout::{
-    DType, DiscardScope, HeadFusion, HostLayer, LogBase, Lse, Output, QueriesKeys, Residual,
-    ResidualWeights, Shape, StartRows, Window, reference,
+    DType, DiscardScope, HeadFusion, LogBase, Lse, Output, QueriesKeys, Residual, ResidualWeights,
+    Shape, StartRows, Window, reference,
 };
 
-use super::{Entry, discard, fusions, per_layer, three_windows, weights};
+use super::{Entry, discard, fusions, per_layer, three_windows};
 use crate::cases::{Path, StreamWay, Tolerance, bits, compare, ring_matrix};
 use crate::common::generate::Case;
 use crate::common::queries_keys::{ScoresCase, tokens_first_with_gaps};
@@ -97,6 +98,17 @@ pub const ENTRIES: &[Entry] = &[
         },
     },
     Entry {
+        // Queries of more blocks than one, whose windows end before the last key and begin after the first.
+        name: "scores_blocks",
+        kernels: &["scores", "score_sums"],
+        short: false,
+        run: |lab| {
+            let mut case = fused([1, 1, 1, 260], 8, DType::F16, LSE[0]);
+            case.source.sliding_windows = vec![40];
+            check(lab, case, FUSED, 0)
+        },
+    },
+    Entry {
         name: "scores_fusions",
         kernels: &["scores", "score_sums", "score_fusion"],
         short: false,
@@ -107,6 +119,11 @@ pub const ENTRIES: &[Entry] = &[
                     case.case.config.head_fusion = fusion.clone();
                     check(lab, case, FUSED, 0)?;
                 }
+                // A warp has nothing but masked entries, and others of its block have more.
+                let mut case = fused([1, 1, 3, 70], 8, DType::F16, LSE[1]);
+                case.case.config.head_fusion = fusion;
+                case.source.sliding_windows = vec![9];
+                check(lab, case, FUSED, 0)?;
             }
             Ok(())
         },
@@ -114,7 +131,7 @@ pub const ENTRIES: &[Entry] = &[
     Entry {
         // Large scores, whose sum no f32 holds.
         name: "scores_large",
-        kernels: &["scores", "score_sums"],
+        kernels: &["scores", "score_sums", "score_fusion"],
         short: false,
         run: |lab| {
             let mut case = fused([1, 1, 1, 70], 64, DType::F16, LSE[0]);
@@ -173,117 +190,6 @@ pub const ENTRIES: &[Entry] = &[
             check(lab, case.clone(), Path::Rows(1), 0)?;
             case.case.config.layers = Some(1..layers);
             check(lab, case, Path::Rows(2), 0)
-        },
-    },
-    Entry {
-        // Relevance without a map, by one block or several to a tile of keys.
-        name: "score_rows",
-        kernels: &["scores", "score_rows", "score_residual"],
-        short: true,
-        run: |lab| {
-            let split = |queries, heads| Path::ScoreRows(ScoreSplits { queries, heads });
-            for (turn, dtype) in DType::ALL.into_iter().enumerate() {
-                let mut case = rows([3, 2, 3, 150], 16, LSE[turn]);
-                case.case.dtype = dtype;
-                case.case.config.residual = per_layer(3);
-                let path = [split(1, 1), split(2, 3), split(3, 2)][turn];
-                check(lab, case, path, 0)?;
-            }
-            // Rows that weigh a few queries alone, several of them, and every mask.
-            let mut case = rows([2, 3, 2, 140], 8, LSE[1]);
-            case.case.windows = windows(140);
-            case.case.config.output = Output::Rows(weights(8, 140));
-            case.case.config.causal = true;
-            check(lab, case.clone(), split(2, 1), 0)?;
-            case.case.config.causal = false;
-            case.case.config.layers = Some(1..2);
-            case.source.sliding_windows = vec![0, 20];
-            check(lab, case, split(1, 2), 2)?;
-            let mut case = rows([1, 1, 2, 140], 8, LSE[0]);
-            case.case.config.output = Output::Rows(StartRows::Rows(vec![3, 130]));
-            check(lab, case, split(1, 1), 0)?;
-            let mut case = rows([3, 3, 2, 70], 8, LSE[0]);
-            case.case.windows = windows(70);
-            case.case.config.output = Output::Rows(StartRows::Last);
-            case.source.alibi_slopes = vec![0.1, 0.0, 0.2, 0.3, 0.0, 0.1];
-            check(lab, case, split(2, 1), 0)
-        },
-    },
-    Entry {
-        name: "score_rows_fusions",
-        kernels: &["score_rows"],
-        short: false,
-        run: |lab| {
-            for fusion in fusions(3) {
-                let is_summed = matches!(fusion, HeadFusion::Mean | HeadFusion::Weighted(_));
-                let mut case = rows([3, 2, 3, 70], 16, LSE[0]);
-                case.case.config.head_fusion = fusion;
-                let heads = if is_summed { 3 } else { 1 };
-                let splits = ScoreSplits { queries: 2, heads };
-                check(lab, case, Path::ScoreRows(splits), 0)?;
-            }
-            let layers = MAX_SCORE_LAYERS + 2;
-            let splits = ScoreSplits {
-                queries: 1,
-                heads: 1,
-            };
-            let case = rows([layers, 2, 1, 5], 8, LSE[0]);
-            check(lab, case, Path::ScoreRows(splits), 0)
-        },
-    },
-    Entry {
-        // What a query says that weighs nothing does not matter.
-        name: "score_rows_not_finite",
-        kernels: &["score_rows"],
-        short: false,
-        run: |lab| {
-            let mut case = rows([1, 1, 2, 20], 8, LSE[1]);
-            case.case.dtype = DType::F32;
-            case.case.config.output = Output::Rows(StartRows::Rows(vec![3, 17]));
-            let generated = case.generate();
-            let (problem, mut layers) = (&generated.problem, generated.layers());
-            let want = reference::rollout(problem, &layers).map_err(|error| error.to_string())?;
-            let HostLayer::QueriesKeys { queries, .. } = &mut layers[0] else {
-                return Err("without queries".to_owned());
-            };
-            let mut values: Vec<f32> = queries.as_slice().unwrap().to_vec();
-            for (at, value) in values.iter_mut().enumerate() {
-                if ![3, 17].contains(&(at / 8 % 20)) {
-                    *value = f32::NAN;
-                }
-            }
-            *queries = values[..].into();
-            let splits = ScoreSplits {
-                queries: 1,
-                heads: 2,
-            };
-            let device = Device::new(lab, problem, &layers, 0);
-            let got = device.run(Path::ScoreRows(splits))?;
-            compare(&got, &want, relative(5e-6, &want))
-        },
-    },
-    Entry {
-        name: "score_rows_masses",
-        kernels: &["scores", "score_residual"],
-        short: false,
-        run: |lab| {
-            for weighted in [false, true] {
-                let mut case = rows([3, 3, 2, 300], 8, LSE[1 + usize::from(weighted)]);
-                case.case.windows = windows(300);
-                // Of either sign.
-                let weights = (0..2 * 300).map(|i| ((i % 7) as f32 - 2.0) / 300.0);
-                case.case.config.output = Output::Rows(StartRows::Weights {
-                    rows: 2,
-                    weights: weights.collect(),
-                });
-                case.case.config.layers = Some(1..3);
-                case.case.config.residual = per_layer(3);
-                if weighted {
-                    case.case.config.head_fusion = HeadFusion::Weighted(vec![0.8, -0.3]);
-                }
-                evidence::of_relevance(lab, &case)?;
-            }
-            Ok(())
         },
     },
     Entry {
