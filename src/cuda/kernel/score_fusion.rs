@@ -1,7 +1,9 @@
 //! `score_fusion`: fused f32 maps of queries and keys.
 
 use super::parts::WARP;
-use super::scores::{ROOM_OF_HEADS, ScoreOperands, Scores, TILE, example, passing_bytes, score_variant};
+use super::scores::{
+    ROOM_OF_HEADS, ScoreOperands, Scores, TILE, example, passing_bytes, score_variant,
+};
 use super::{Fused, Fusion, Kernel};
 use crate::config::Output;
 use crate::cuda::address::Address;

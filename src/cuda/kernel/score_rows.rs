@@ -104,8 +104,8 @@ impl ScoreRows {
     /// The kernel for rows of `problem`, of which blocks share keys like that.
     pub fn of(problem: &Problem, splits: ScoreSplits) -> Self {
         let fusion = Fusion::from(&problem.config().head_fusion);
-        let one_head = splits.heads as usize == problem.shape().heads
-            && splits.parts() <= Geometry::MAX_SIDE;
+        let one_head =
+            splits.heads as usize == problem.shape().heads && splits.parts() <= Geometry::MAX_SIDE;
         ScoreRows {
             dtype: problem.dtype(),
             fusion,
