@@ -162,6 +162,32 @@ proptest! {
 }
 
 #[test]
+fn all_is_looked_at_before_anything_is_computed() {
+    let generated = Case::new(Shape { batch: 3, ..SHAPE }, 4).generate();
+    let (problem, layers) = (&generated.problem, generated.layers());
+    let mut any = Device::cpu(&two())
+        .plan_chunked(problem, NonZeroUsize::new(1))
+        .unwrap();
+    let HostLayer::Maps(last) = layers[layers.len() - 1] else {
+        panic!("{:?}", layers[0]);
+    };
+    // Of the last item one entry is missing.
+    let entries = last.as_slice::<f32>().unwrap();
+    let mut short = layers.clone();
+    short[layers.len() - 1] = HostLayer::from(&entries[..entries.len() - 1]);
+    let len = problem.output_len();
+    for (layers, len) in [
+        (&short[..], len),
+        (&layers[1..], len),
+        (&layers[..], len + 1),
+    ] {
+        let mut out = vec![7.0; len];
+        any.run(layers, &mut out, &mut |_| {}).unwrap_err();
+        assert!(out.iter().all(|&value| value == 7.0), "{out:?}");
+    }
+}
+
+#[test]
 fn plans_of_any_device_take_windows_and_rows_of_each_run() {
     let rows = Output::Rows(StartRows::PerItem(vec![0, 1, 2, 3, 3, 0]));
     let shape = Shape { batch: 3, ..SHAPE };
