@@ -47,12 +47,6 @@ DEVICE void produce(const MatrixStreamParams &params, u32 item, Ring &ring) {
 // The number of this warp among those that multiply.
 DEVICE u32 multiplier() { return threadIdx.x / WARP - FIRST_MULTIPLIER; }
 
-// `index`, as the compiler does not know: what it reads there is read again instead of being kept in a register.
-DEVICE u32 reread(u32 index) {
-  asm volatile("" : "+r"(index));
-  return index;
-}
-
 constexpr u32 MULTIPLY = 0, FUSE = 1, PRODUCE = 2;
 DEVICE u32 kind_of(u32 warp) { return warp < FUSERS ? FUSE : warp < FIRST_MULTIPLIER ? PRODUCE : MULTIPLY; }
 
@@ -123,7 +117,7 @@ DEVICE void multiply_slabs(const MatrixItems &items, Slabs &slabs) {
           return shared_address(dynamic) + SCALES_AT + (slabs.slab * SLAB_ROWS + row) * 4;
         };
         if (params.normalize && k % COLUMN_PARTS == part) {
-          const u32 facing = reread(k * SLAB_ROWS);  // else sums would be indexed by k, in memory
+          const u32 facing = unknown(k * SLAB_ROWS);  // else sums would be indexed by k, in memory
 #pragma unroll
           for (u32 pair = 0; pair < PAIRS; ++pair) {
             if (pair_column(pair, part) != facing) continue;
@@ -131,7 +125,7 @@ DEVICE void multiply_slabs(const MatrixItems &items, Slabs &slabs) {
             for (u32 i = 0; i < 4; ++i) {
               const float2 d = left.get(i);
               const u32 row = i / 2 * 8 + tile_column(0);
-              const float weight = maps.layer[reread(layer)].identity * (1.0f / Operands::FINISH);
+              const float weight = maps.layer[unknown(layer)].identity * (1.0f / Operands::FINISH);
               sum[pair][i / 2][i % 2 * 2] += weight * load_shared(scale_of_row(row)) * d.x;
               sum[pair][i / 2][i % 2 * 2 + 1] += weight * load_shared(scale_of_row(row + 1)) * d.y;
             }
@@ -149,14 +143,14 @@ DEVICE void multiply_slabs(const MatrixItems &items, Slabs &slabs) {
           }
 #pragma unroll
           for (u32 r = 0; r < 16; r += 8) {
-            float c = load_shared(diagonal(r)) * maps.layer[reread(layer)].identity;
+            float c = load_shared(diagonal(r)) * maps.layer[unknown(layer)].identity;
             if (params.normalize) c *= load_shared(scale_of_row(tile_row(0) + r));
             __syncwarp();  // all lanes have read it
             if (tile_column(0) == 0) store_shared(diagonal(r), c);
           }
         }
         const u32 slab = state + SLABS_AT + slabs.slab * Operands::SLAB_BYTES;
-        Operands::multiply(sum, left, Operands::right_lane(slab, reread(part)), part);
+        Operands::multiply(sum, left, Operands::right_lane(slab, unknown(part)), part);
       }
       slabs.arrive(slabs.barriers.empty);
     }

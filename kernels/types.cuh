@@ -15,7 +15,8 @@ constexpr u32 FULL_WARP = 0xffffffff;
 DEVICE u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }
 DEVICE u32 max_u32(u32 a, u32 b) { return a > b ? a : b; }
 
-// The value, of which the compiler knows nothing: what follows from it is computed where it is needed.
+// The value, of which the compiler knows nothing: what follows from it, or is read there, is computed or read where it is
+// needed, and not kept in registers until then.
 DEVICE u32 unknown(u32 value) {
   asm volatile("" : "+r"(value));
   return value;

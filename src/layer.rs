@@ -42,7 +42,7 @@ pub type HostLayer<'a> = Layer<HostTensor<'a>>;
 
 impl<T> Layer<T> {
     /// What the tensors are, in words.
-    fn source(&self) -> &'static str {
+    pub fn source(&self) -> &'static str {
         match self {
             Layer::Maps(_) => "maps",
             Layer::Gradients { .. } => "maps and gradients",

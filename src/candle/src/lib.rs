@@ -119,12 +119,19 @@ impl Rollout {
 
     /// What there is to compute, and the first tensor of all, which are on one device.
     fn problem<'a>(&self, layers: &'a [Layer<Tensor>]) -> Result<(Problem, &'a Tensor)> {
-        let first = layers
-            .first()
-            .ok_or_else(|| Error::wrap(attention_rollout::Error::ZeroExtent { what: "layers" }))?;
-        let tensor = leading(first)?;
-        for layer in layers {
-            one_kind(tensor, layer)?;
+        let nothing = || Error::wrap(attention_rollout::Error::ZeroExtent { what: "layers" });
+        let first = layers.first().ok_or_else(nothing)?;
+        // Its maps, or its queries.
+        let tensor = first.operands().next().ok_or_else(nothing)?;
+        for (number, layer) in layers.iter().enumerate() {
+            if layer.source() != first.source() {
+                return Err(Error::wrap(attention_rollout::Error::LayerSource {
+                    layer: number,
+                    expected: first.source(),
+                    got: layer.source(),
+                }));
+            }
+            one_place_and_type(tensor, layer)?;
         }
         let dtype = match tensor.dtype() {
             candle_core::DType::F32 => DType::F32,
@@ -141,8 +148,8 @@ impl Rollout {
         };
         let mut builder = Problem::builder(shape, dtype).config(self.config.clone());
         builder = match first {
-            Layer::QueriesKeys { keys, lse, .. } => {
-                builder.queries_keys(self.source(&shape, layers, (tensor, keys, lse.is_some()))?)
+            Layer::QueriesKeys { queries, keys, .. } => {
+                builder.queries_keys(self.source(&shape, layers, queries, keys)?)
             }
             _ => builder.layer_strides(strides(tensor, layers)?),
         };
@@ -152,34 +159,30 @@ impl Rollout {
         Ok((builder.build().map_err(Error::wrap)?, tensor))
     }
 
-    /// The queries and keys of layers that are all shaped as the first.
+    /// The source of layers that are all shaped as these queries and keys.
     fn source(
         &self,
         shape: &Shape,
         layers: &[Layer<Tensor>],
-        (queries, keys, has_lse): (&Tensor, &Tensor, bool),
+        queries: &Tensor,
+        keys: &Tensor,
     ) -> Result<QueriesKeys> {
-        let (batch, tokens) = (shape.batch, shape.tokens);
+        let (batch, heads, tokens) = (shape.batch, shape.heads, shape.tokens);
         let head_dim = queries.dims()[queries.rank() - 1];
         let key_heads = keys.dims().get(1).copied().unwrap_or(0);
-        let mut all = Vec::with_capacity(layers.len());
+        let (mut strides, mut has_lse) = (Vec::with_capacity(layers.len()), false);
         for layer in layers {
             let Layer::QueriesKeys { queries, keys, lse } = layer else {
-                return Err(mixed());
+                continue;
             };
-            let lse_strides = match (lse, has_lse) {
-                (Some(lse), true) => token_strides("LSE", lse, &[batch, shape.heads, tokens])?,
-                (None, false) => TokenStrides::heads_first(shape.heads, tokens, 1),
-                _ => return Err(mixed()),
-            };
-            all.push(QueriesKeysStrides {
-                queries: token_strides(
-                    "queries",
-                    queries,
-                    &[batch, shape.heads, tokens, head_dim],
-                )?,
+            has_lse = lse.is_some();
+            let of_lse = lse
+                .as_ref()
+                .map(|lse| token_strides("LSE", lse, &[batch, heads, tokens]));
+            strides.push(QueriesKeysStrides {
+                queries: token_strides("queries", queries, &[batch, heads, tokens, head_dim])?,
                 keys: token_strides("keys", keys, &[batch, key_heads, tokens, head_dim])?,
-                lse: lse_strides,
+                lse: of_lse.unwrap_or(Ok(TokenStrides::heads_first(heads, tokens, 1)))?,
             });
         }
         let said = self.scores.clone();
@@ -193,19 +196,14 @@ impl Rollout {
             head_dim,
             key_heads,
             lse,
-            strides: all,
+            strides,
             ..source
         })
     }
 }
 
-/// What says how a layer is shaped, and of which type it is: its maps, or its queries.
-fn leading(layer: &Layer<Tensor>) -> Result<&Tensor> {
-    layer.operands().next().ok_or_else(mixed)
-}
-
 /// Checks that the tensors of `layer` are where `first` is, and of its type but for the LSE, which is f32.
-fn one_kind(first: &Tensor, layer: &Layer<Tensor>) -> Result<()> {
+fn one_place_and_type(first: &Tensor, layer: &Layer<Tensor>) -> Result<()> {
     for (at, tensor) in layer.operands().enumerate() {
         if !tensor.device().same_device(first.device()) {
             return Err(Error::DeviceMismatchBinaryOp {
@@ -235,10 +233,9 @@ fn one_kind(first: &Tensor, layer: &Layer<Tensor>) -> Result<()> {
 fn strides(first: &Tensor, layers: &[Layer<Tensor>]) -> Result<Vec<Strides>> {
     let mut all = Vec::with_capacity(layers.len());
     for layer in layers {
-        if let Layer::QueriesKeys { .. } = layer {
-            return Err(mixed());
-        }
-        let maps = leading(layer)?;
+        let Some(maps) = layer.operands().next() else {
+            continue;
+        };
         for tensor in layer.operands() {
             if tensor.dims() != first.dims() {
                 return Err(refused(
@@ -263,7 +260,9 @@ fn token_strides(what: &'static str, tensor: &Tensor, expected: &[usize]) -> Res
         return Err(refused(what, format!("{expected:?}"), tensor.dims()));
     }
     let strides = tensor.stride();
-    if strides[3..].iter().any(|&stride| stride != 1) && expected[3] > 1 {
+    // That of one element does not matter.
+    let is_apart = |(&stride, &len): (&usize, &usize)| len > 1 && stride != 1;
+    if strides.iter().zip(expected).skip(3).any(is_apart) {
         return Err(refused(
             what,
             "a last axis whose stride is 1".to_owned(),
@@ -295,11 +294,4 @@ fn refused(what: &'static str, expected: String, got: &[usize]) -> Error {
         expected,
         got: got.to_vec(),
     })
-}
-
-/// Layers of several kinds.
-fn mixed() -> Error {
-    let expected =
-        "layers of one kind: maps, maps and gradients, or queries and keys with or without LSE";
-    refused("layers", expected.to_owned(), &[])
 }

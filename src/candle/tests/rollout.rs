@@ -193,13 +193,54 @@ fn queries_and_keys_give_what_their_maps_give() -> Result<()> {
     let mut rollout = Rollout::new(RolloutConfig::default());
     let said = rollout.run_layers(&layers(true)).unwrap_err().to_string();
     assert!(said.contains("layer 0, item 0, head 0"), "{said}");
-    let mut mixed = layers(false);
-    mixed[1] = Layer::Maps(maps[1].clone());
-    let said = rollout.run_layers(&mixed).unwrap_err().to_string();
-    assert!(said.contains("layers of one kind"), "{said}");
-    mixed[1] = layers(true).remove(1);
-    let said = rollout.run_layers(&mixed).unwrap_err().to_string();
-    assert!(said.contains("layers of one kind"), "{said}");
+    for (other, kind) in [
+        (Layer::Maps(maps[1].clone()), "got maps"),
+        (layers(true).remove(1), "got queries, keys and LSE"),
+    ] {
+        let mut mixed = layers(false);
+        mixed[1] = other;
+        let said = rollout.run_layers(&mixed).unwrap_err().to_string();
+        assert!(said.contains("layer 1") && said.contains(kind), "{said}");
+    }
+    // Elements of a query that do not lie side by side, an LSE of other heads, and keys of other tokens.
+    let of_first = |change: &dyn Fn(&mut Tensor, &mut Tensor, &mut Tensor) -> Result<()>| {
+        let mut all = layers(true);
+        if let Layer::QueriesKeys {
+            queries,
+            keys,
+            lse: Some(lse),
+        } = &mut all[0]
+        {
+            change(queries, keys, lse)?;
+        }
+        Ok::<String, candle_core::Error>(
+            Rollout::new(RolloutConfig::default())
+                .run_layers(&all)
+                .unwrap_err()
+                .to_string(),
+        )
+    };
+    let said = of_first(&|queries, _, _| {
+        *queries = queries.transpose(2, 3)?.contiguous()?.transpose(2, 3)?;
+        Ok(())
+    })?;
+    assert!(said.contains("queries: expected a last axis"), "{said}");
+    let said = of_first(&|_, _, lse| {
+        *lse = lse.i((.., ..2))?;
+        Ok(())
+    })?;
+    assert!(
+        said.contains("LSE: expected [2, 4, 5], got [2, 2, 5]"),
+        "{said}"
+    );
+    let said = of_first(&|_, keys, _| {
+        *keys = keys.i((.., .., ..4))?;
+        Ok(())
+    })?;
+    assert!(
+        said.contains("keys: expected [2, 2, 5, 8], got [2, 2, 4, 8]"),
+        "{said}"
+    );
     Ok(())
 }
 

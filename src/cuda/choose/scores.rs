@@ -26,7 +26,7 @@ const FUSED_TURN_US: f64 = 1.4;
 /// How much longer tiles take whose exponentials are summed by rows, after the largest score is known.
 const SUMMED: f64 = 1.25;
 /// What a layer of rows takes beside its tiles and launches.
-const LAYER_US: f64 = 4.0;
+const LAYER_US: f64 = 2.5;
 /// Blocks of a multiprocessor.
 const RESIDENT: u32 = 3;
 
@@ -154,8 +154,8 @@ mod tests {
         ([12, 1, 12, 197], 102.5, Some(41.6)),
         ([12, 8, 12, 197], 138.3, Some(110.1)),
         ([12, 64, 12, 197], 393.4, None),
-        ([12, 2, 12, 512], 186.0, Some(114.6)),
-        ([6, 4, 12, 64], 43.0, Some(26.5)),
+        ([12, 2, 12, 512], 179.1, Some(114.6)),
+        ([6, 4, 12, 64], 40.9, Some(26.5)),
         ([4, 1, 32, 2048], 340.0, None),
     ];
 

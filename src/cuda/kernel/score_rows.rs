@@ -70,8 +70,8 @@ impl ScoreSplits {
         self.queries * self.heads
     }
 
-    /// As many as fill a device with `blocks` blocks of which so many times as there are `tiles` of keys work at the same time,
-    /// on windows of `window_len` tokens, where blocks share `heads` heads.
+    /// As many as make `tiles` tiles of keys about `blocks` blocks, on windows of `window_len` tokens and of `heads` heads that
+    /// blocks may share.
     pub fn filling(blocks: u32, tiles: u32, window_len: u32, heads: u32) -> Self {
         let wanted = blocks.div_ceil(tiles.max(1));
         // All take as many tiles of queries as the one that takes most.

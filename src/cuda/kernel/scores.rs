@@ -22,8 +22,8 @@ pub const MAX_SCORE_LAYERS: usize = 32;
 
 /// Queries, and keys, of a warp.
 pub(super) const TILE: u32 = 32;
-/// Chunks of the tokens that pass by a block for which there is room: where those of one head stay, and where heads follow
-/// one another.
+/// Chunks of the tokens that pass by a block for which there is room, as `ScoreSteps` has it: where those of one head stay, and
+/// where heads follow one another.
 pub(super) const ROOM: u32 = 4;
 pub(super) const ROOM_OF_HEADS: u32 = 3;
 /// Bytes of a query or key that are in shared memory at a time.
