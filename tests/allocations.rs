@@ -41,8 +41,15 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Allocations in `work`, and the size of the largest in bytes.
+/// Allocations in `work`, and the size of the largest in bytes. Threads of plans that are gone may still be ending, and
+/// allocate; they are waited for.
 fn allocations(work: impl FnOnce()) -> (usize, usize) {
+    let quiet = || {
+        let before = COUNT.load(Ordering::Relaxed);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        COUNT.load(Ordering::Relaxed) == before
+    };
+    while !quiet() {}
     COUNT.store(0, Ordering::Relaxed);
     LARGEST.store(0, Ordering::Relaxed);
     work();

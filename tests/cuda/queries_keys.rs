@@ -51,12 +51,16 @@ fn scores(
 }
 
 fn streamed(machine: &Machine, generated: &ScoresGenerated, layer_order: LayerOrder) -> Vec<f32> {
-    let problem = &generated.problem;
     let options = Options {
         layer_order,
         ..Options::default()
     };
-    let mut plan = StreamingPlan::on(&machine.runtime(), problem, &options).unwrap();
+    streamed_with(machine, generated, &options)
+}
+
+fn streamed_with(machine: &Machine, generated: &ScoresGenerated, options: &Options) -> Vec<f32> {
+    let (problem, layer_order) = (&generated.problem, options.layer_order);
+    let mut plan = StreamingPlan::on(&machine.runtime(), problem, options).unwrap();
     let stream = machine.context.default_stream();
     let len = problem.output_len();
     let mut out = stream.clone_htod(&vec![f32::NAN; len.max(1)]).unwrap();
@@ -112,6 +116,25 @@ fn random_problems_agree_with_the_reference() {
         failures.extend(check("in chunks", &generated, &got).err());
     }
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+}
+
+#[test]
+fn layers_from_the_last_one_need_no_maps() {
+    let Some(machine) = machine("sm_90") else {
+        return;
+    };
+    for lse in [Lse::Given(LogBase::E), Lse::Recomputed] {
+        let mut case = scores([3, 2, 2, 21], 16, Output::default());
+        case.source.lse = lse;
+        let generated = case.generate();
+        let options = Options {
+            layer_order: LayerOrder::TopDown,
+            variant: Some("score_rows_f16_mean_one".to_owned()),
+            ..Options::default()
+        };
+        let got = streamed_with(&machine, &generated, &options);
+        check("from the last one", &generated, &got).unwrap();
+    }
 }
 
 #[test]
