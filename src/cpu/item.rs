@@ -35,6 +35,14 @@ impl<'a> From<MapRows<'a>> for ItemRows<'a> {
 }
 
 impl ItemRows<'_> {
+    /// These, after which `next` are read, the beginning of which is prefetched then.
+    pub fn before(self, next: &ItemRows<'_>) -> Self {
+        match (self, next) {
+            (ItemRows::Maps(rows), ItemRows::Maps(next)) => rows.before(next).into(),
+            _ => self,
+        }
+    }
+
     /// Writes the fused rows, times `weight`, into `fused`, `[rows, len]`.
     pub fn fuse(self, simd: Simd, weight: f32, fused: &mut [f32]) {
         match self {
@@ -135,13 +143,6 @@ impl<'a> ItemMaps<'a> {
         };
         let of = (self.layer, self.item);
         MapRows::new(self.problem, of, maps, gradients, rows).into()
-    }
-
-    /// Asks for what is read first of the rows `rows` to be prefetched.
-    pub fn prefetch(&self, simd: Simd, rows: Range<usize>) {
-        if let ItemRows::Maps(rows) = self.rows(rows) {
-            rows.prefetch(simd);
-        }
     }
 
     /// The fused map, where it lies among the maps.

@@ -56,6 +56,16 @@ impl<'a> Run<'a> {
             .map_or(self.problem.layers(), |stage| stage.layers.clone())
     }
 
+    /// What row form reads after the map of `item` in `layer`: that of the layer before, or the last one of the next item.
+    pub fn next_maps(&self, layer: usize, item: usize) -> Option<ItemMaps<'a>> {
+        let steps = self.steps();
+        match layer.checked_sub(1) {
+            Some(before) if steps.contains(&before) => Some(self.maps(before, item)),
+            _ if item + 1 < self.problem.shape().batch => Some(self.maps(steps.end - 1, item + 1)),
+            _ => None,
+        }
+    }
+
     /// The maps of `item` in `layer`.
     pub fn maps(&self, layer: usize, item: usize) -> ItemMaps<'a> {
         ItemMaps {
@@ -72,6 +82,9 @@ impl<'a> Run<'a> {
 pub(crate) struct FusedMap<'a> {
     pub simd: Simd,
     pub maps: ItemMaps<'a>,
+    /// The rows that the member reads, in order, and the map that it reads after them.
+    own: Range<usize>,
+    next: Option<ItemMaps<'a>>,
     /// The whole map and what to zero in it, where something is discarded.
     discard: Option<(FusedEntries<'a>, Option<Cutoff>)>,
 }
@@ -92,8 +105,15 @@ impl<'a> FusedMap<'a> {
         FusedMap {
             simd,
             maps,
+            own: 0..maps.len(),
+            next: None,
             discard: whole.map(select),
         }
+    }
+
+    /// The same for a member that reads the rows `own`, and after them those of `next`.
+    pub fn followed_by(self, own: Range<usize>, next: Option<ItemMaps<'a>>) -> Self {
+        FusedMap { own, next, ..self }
     }
 
     /// Whether rows must be seen whole before they can be used: something is excluded from them.
@@ -126,7 +146,7 @@ impl<'a> FusedMap<'a> {
     /// As [`rows`](FusedMap::rows), with the columns that are excluded.
     fn kept_rows(&self, rows: Range<usize>, weight: f32, weighted: &mut [f32]) {
         let Some((whole, cutoff)) = &self.discard else {
-            self.maps.rows(rows).fuse(self.simd, weight, weighted);
+            self.read(rows).fuse(self.simd, weight, weighted);
             return;
         };
         let Some(cutoff) = cutoff else {
@@ -140,19 +160,38 @@ impl<'a> FusedMap<'a> {
         }
     }
 
-    /// Whether the maps are read head by head for `start_rows` start rows, and not a row of all heads at a time: the more
-    /// rows at once, the longer what is read in one go.
-    pub fn is_read_head_by_head(&self, start_rows: usize) -> bool {
-        let config = self.maps.problem.config();
-        let known_late = self.discard.is_some() || self.is_excluding() || config.normalize_rows;
-        let maps = |rows: ItemRows<'_>| matches!(rows, ItemRows::Maps(_));
-        let rows = self.maps.rows(0..0);
-        !known_late && maps(rows) && rows.need_no_fusing(start_rows)
+    /// Whether the rows of several blocks may be [accumulated](FusedMap::accumulate) or made at once, for one start row: the
+    /// more, the longer what is read of each head in one go.
+    pub fn is_read_from_maps(&self) -> bool {
+        self.discard.is_none() && matches!(self.maps.rows(0..0), ItemRows::Maps(_))
     }
 
-    /// Adds the rows `rows` times `weights`, `[start rows, rows]`, to `parts`, `[blocks, start rows, len]`, where nothing is
-    /// excluded: of as many blocks of `block_rows` rows as there are, but one only where maps are not
-    /// [read head by head](FusedMap::is_read_head_by_head). `fused` has room for a chunk of rows.
+    /// Whether rows must be made before they are accumulated for so many start rows.
+    pub fn must_be_made(&self, start_rows: usize) -> bool {
+        let needs_fusing = || !self.maps.rows(0..0).need_no_fusing(start_rows);
+        let normalize = self.maps.problem.config().normalize_rows;
+        normalize || self.is_excluding() || self.discard.is_none() && needs_fusing()
+    }
+
+    /// Rows of the maps, with all that is discarded and excluded, and after them what is read next.
+    pub fn read(&self, rows: Range<usize>) -> ItemRows<'a> {
+        let next = match rows.end < self.own.end {
+            true => Some(self.maps.rows(rows.end..self.own.end)),
+            false => self.next.map(|next| {
+                let first = self.own.start.min(next.len());
+                next.rows(first..next.len())
+            }),
+        };
+        let rows = self.maps.rows(rows);
+        match next {
+            Some(next) => rows.before(&next),
+            None => rows,
+        }
+    }
+
+    /// Adds the rows `rows` times `weights`, `[start rows, rows]`, to `parts`, `[blocks, start rows, len]`, where they need
+    /// [not be made](FusedMap::must_be_made): of as many blocks of `block_rows` rows as there are, but one only where they are
+    /// not [read from maps](FusedMap::is_read_from_maps). `fused` has room for a row.
     pub fn accumulate(
         &self,
         rows: Range<usize>,
@@ -176,22 +215,7 @@ impl<'a> FusedMap<'a> {
             entries.accumulate(self.simd, to);
         };
         let (whole, cutoff) = match &self.discard {
-            None => {
-                let entries = self.maps.rows(rows.clone());
-                if entries.need_no_fusing(start_rows) {
-                    return add(entries, rows.start, 0);
-                }
-                let chunk_rows = fused.len() / len;
-                for first in rows.clone().step_by(chunk_rows) {
-                    let chunk = first..rows.end.min(first + chunk_rows);
-                    let count = chunk.len();
-                    let fused = &mut fused[..count * len];
-                    self.maps.rows(chunk).fuse(self.simd, 1.0, fused);
-                    let fused = FusedEntries::new(fused, len);
-                    add(fused.part(0..count, 0..len).into(), first, 0);
-                }
-                return;
-            }
+            None => return add(self.read(rows.clone()), rows.start, 0),
             Some((whole, None)) => {
                 return add(whole.part(rows.clone(), 0..len).into(), rows.start, 0);
             }

@@ -49,9 +49,17 @@ impl Simd {
 
     /// This instruction set, or a narrower one where rows of `len` elements do not fill its vectors.
     pub(crate) fn for_rows(self, len: usize) -> Self {
+        match len < MOST_LANES {
+            true => self.narrow(),
+            false => self,
+        }
+    }
+
+    /// This instruction set, or one whose vectors are 32 bytes where these are wider.
+    pub(crate) fn narrow(self) -> Self {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Simd::Avx512(wide) if len < Avx512::LANES => Simd::Avx2(wide.narrow()),
+            Simd::Avx512(wide) => Simd::Avx2(wide.narrow()),
             simd => simd,
         }
     }

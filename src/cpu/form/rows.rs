@@ -5,7 +5,7 @@
 //!
 //! One start row is multiplied with the entries of each head as these come out of the maps, where fused entries are sums of
 //! them. For several, and where more must be known first (the sums of rows, or what is discarded or excluded), rows are
-//! fused a chunk at a time.
+//! fused a chunk at a time: of one start row several blocks.
 
 mod scratch;
 
@@ -62,26 +62,19 @@ fn item_alone(
     start(run, item, scratch);
     for layer in run.steps().rev() {
         let maps = run.maps(layer, item);
+        let next_maps = run.next_maps(layer, item);
         let whole = problem.config().discard.map(|_| {
             maps.fused().unwrap_or_else(|| {
                 let map = &mut scratch.map[..len * len];
-                maps.rows(0..len).fuse(simd, 1.0, map);
+                FusedMap::new(simd, maps, None, &mut [])
+                    .followed_by(0..len, next_maps)
+                    .read(0..len)
+                    .fuse(simd, 1.0, map);
                 FusedEntries::new(map, len)
             })
         });
         let fused_map = FusedMap::new(simd, maps, whole, scratch.candidates);
-        // What is read next: all of the layer before, or the first row wanted of the next item.
-        match layer.checked_sub(1) {
-            Some(before) if run.steps().contains(&before) => {
-                let first_block = blocks(problem, len).next().unwrap_or_default();
-                run.maps(before, item).prefetch(simd, first_block);
-            }
-            _ if item + 1 < problem.shape().batch => {
-                let last = run.steps().end - 1;
-                run.maps(last, item + 1).prefetch(simd, 0..1);
-            }
-            _ => {}
-        }
+        let fused_map = fused_map.followed_by(0..len, next_maps);
         maps.expect_masses(&scratch.relevance[..rows * len]);
         let next = &mut scratch.next[..rows * len];
         next.fill(0.0);
@@ -134,10 +127,14 @@ fn item_by_team(
         let maps = run.maps(layer, item);
         // SAFETY: all have passed the last layer's barrier, and there is one at the end of this layer.
         let whole = unsafe { whole_by_team(simd, member, maps, map) };
-        let fused_map = FusedMap::new(simd, maps, whole, scratch.candidates);
+        let own = member.part(blocks_len);
+        let block_rows = block_rows(problem, len);
+        let own_rows = own.start * block_rows..len.min(own.end * block_rows);
+        let fused_map = FusedMap::new(simd, maps, whole, scratch.candidates)
+            .followed_by(own_rows, run.next_maps(layer, item));
         // Two sets of parts: members may be one layer apart.
         let set = step % 2 * blocks_len * rows * len;
-        for blocks in at_once(member.part(blocks_len), rows) {
+        for blocks in at_once(own, rows) {
             let at = |block: usize| set + block * rows * len;
             // SAFETY: these are this member's alone; they were read last two layers ago, a barrier lies between.
             let parts = unsafe { parts.get_mut(at(blocks.start)..at(blocks.end)) };
@@ -244,7 +241,7 @@ impl FusedMap<'_> {
         let block_rows = block_rows(self.maps.problem, len);
         let rows = blocks.start * block_rows..len.min(blocks.end * block_rows);
         parts.fill(0.0);
-        if self.is_read_head_by_head(start_rows) && all_carry(relevance, len, rows.clone()) {
+        if self.is_read_from_maps() && all_carry(relevance, len, rows.clone()) {
             self.run(rows, block_rows, relevance, fused, weights, parts);
             return true;
         }
@@ -291,7 +288,7 @@ impl FusedMap<'_> {
     }
 
     /// Adds what adjoining rows that carry weight contribute to `parts`: those of one block, or of several of `block_rows`
-    /// rows where maps are read head by head.
+    /// rows where they are [read from maps](FusedMap::is_read_from_maps).
     fn run(
         &self,
         run: Range<usize>,
@@ -304,72 +301,85 @@ impl FusedMap<'_> {
         let problem = self.maps.problem;
         let len = self.maps.len();
         let start_rows = relevance.len() / len;
-        let normalize = problem.config().normalize_rows;
-        if start_rows <= GEMM_START_ROWS && !normalize && !self.is_excluding() {
+        if start_rows <= GEMM_START_ROWS && !self.must_be_made(start_rows) {
             let weights = &mut weights[..start_rows * run.len()];
-            let blocks = run.clone().step_by(block_rows);
-            let (block_weights, block_parts) = (
-                weights.chunks_mut(start_rows * block_rows),
-                parts.chunks_mut(start_rows * len),
-            );
-            for ((first, weights), part) in blocks.zip(block_weights).zip(block_parts) {
-                let rows = first..run.end.min(first + block_rows);
-                self.weigh(rows, relevance, None, weights, part);
-            }
+            self.weigh(run.clone(), block_rows, relevance, None, weights, parts);
             self.accumulate(run, block_rows, start_rows, weights, fused, parts);
             return;
         }
-        let part = parts;
+        // Whole blocks at once, or a part of one.
         let chunk_rows = chunk_rows(problem, start_rows, len);
-        for first in run.clone().step_by(chunk_rows) {
-            let chunk = first..run.end.min(first + chunk_rows);
-            let depth = chunk.len();
-            let fused = &mut fused[..depth * len];
-            self.rows(chunk.clone(), 1.0, fused);
-            let (sums, weights) = weights.split_at_mut(depth);
-            let weights = &mut weights[..start_rows * depth];
-            let sums = normalize.then(|| {
-                row_sums(self.simd, fused, len, sums);
-                &*sums
-            });
-            self.weigh(chunk.clone(), relevance, sums, weights, part);
-            if start_rows > GEMM_START_ROWS {
-                let columns = match problem.config().causal {
-                    true => chunk.end,
-                    false => len,
-                };
-                gemm::multiply(
-                    MatrixMut::new(part, len, start_rows, columns),
-                    true,
-                    MatrixRef::new(weights, depth, start_rows, depth),
-                    MatrixRef::new(fused, len, depth, columns),
-                );
-            } else {
-                let to = Accumulate {
-                    start_rows,
-                    weights,
-                    weights_stride: depth,
-                    block_rows: depth,
-                    part,
-                    part_stride: len,
-                };
-                let rows = FusedEntries::new(fused, len);
-                rows.part(0..depth, 0..len).accumulate(self.simd, to);
+        let chunk_rows = chunk_rows - chunk_rows % block_rows.min(chunk_rows);
+        for first in run.clone().step_by(chunk_rows.max(block_rows)) {
+            let blocks = first..run.end.min(first + chunk_rows.max(block_rows));
+            let parts = &mut parts[(first - run.start) / block_rows * start_rows * len..];
+            for first in blocks.clone().step_by(chunk_rows) {
+                let chunk = first..blocks.end.min(first + chunk_rows);
+                self.chunk(chunk, block_rows, relevance, fused, weights, parts);
             }
         }
     }
 
+    /// The same for as many rows as are made at once: whole blocks, or rows of one.
+    fn chunk(
+        &self,
+        rows: Range<usize>,
+        block_rows: usize,
+        relevance: &[f32],
+        fused: &mut [f32],
+        weights: &mut [f32],
+        parts: &mut [f32],
+    ) {
+        let problem = self.maps.problem;
+        let (len, depth) = (self.maps.len(), rows.len());
+        let start_rows = relevance.len() / len;
+        let fused = &mut fused[..depth * len];
+        self.rows(rows.clone(), 1.0, fused);
+        let (sums, weights) = weights.split_at_mut(depth);
+        let weights = &mut weights[..start_rows * depth];
+        let sums = problem.config().normalize_rows.then(|| {
+            row_sums(self.simd, fused, len, sums);
+            &*sums
+        });
+        self.weigh(rows.clone(), block_rows, relevance, sums, weights, parts);
+        if start_rows > GEMM_START_ROWS {
+            let columns = match problem.config().causal {
+                true => rows.end,
+                false => len,
+            };
+            gemm::multiply(
+                MatrixMut::new(parts, len, start_rows, columns),
+                true,
+                MatrixRef::new(weights, depth, start_rows, depth),
+                MatrixRef::new(fused, len, depth, columns),
+            );
+            return;
+        }
+        let to = Accumulate {
+            start_rows,
+            weights,
+            weights_stride: depth,
+            block_rows,
+            part: parts,
+            part_stride: len,
+        };
+        let fused = FusedEntries::new(fused, len);
+        fused.part(0..depth, 0..len).accumulate(self.simd, to);
+    }
+
     /// Writes what the fused rows `rows` are multiplied by into `weights`, `[start rows, rows]`, and adds their
-    /// residual to `part`. Where rows are normalised, `sums` holds the sums of the fused ones.
+    /// residual to `parts`, of their block each. Where rows are normalised, `sums` holds the sums of the fused ones.
     fn weigh(
         &self,
         rows: Range<usize>,
+        block_rows: usize,
         relevance: &[f32],
         sums: Option<&[f32]>,
         weights: &mut [f32],
-        part: &mut [f32],
+        parts: &mut [f32],
     ) {
         let len = self.maps.len();
+        let start_rows = relevance.len() / len;
         let residual = self.maps.problem.residual(self.maps.layer);
         for (m, weights) in weights.chunks_exact_mut(rows.len()).enumerate() {
             weights.copy_from_slice(&relevance[m * len..][rows.clone()]);
@@ -381,10 +391,14 @@ impl FusedMap<'_> {
                     *weight / divisor
                 };
             }
-            let part = &mut part[m * len..][rows.clone()];
-            for (weight, part) in weights.iter_mut().zip(part) {
-                *part += residual.identity * *weight;
-                *weight *= residual.attention;
+            let firsts = rows.clone().step_by(block_rows);
+            let weights = weights.chunks_mut(block_rows);
+            for (block, (first, weights)) in firsts.zip(weights).enumerate() {
+                let part = &mut parts[(block * start_rows + m) * len + first..];
+                for (weight, part) in weights.iter_mut().zip(part) {
+                    *part += residual.identity * *weight;
+                    *weight *= residual.attention;
+                }
             }
         }
     }

@@ -8,8 +8,9 @@ use std::ops::Range;
 
 use crate::config::HeadFusion;
 use crate::cpu::fuse::entries::HeadEntries;
-use crate::cpu::fuse::{EntriesLoop, LINE, MapRows};
-use crate::cpu::simd::{Lanes, Scalar};
+use crate::cpu::fuse::streams::{Part, SideBySide, Sink, Streams, heads_side_by_side};
+use crate::cpu::fuse::{EntriesLoop, MapRows};
+use crate::cpu::simd::Lanes;
 
 /// Sums to add weighted rows to.
 pub(crate) struct Accumulate<'a> {
@@ -39,87 +40,116 @@ impl EntriesLoop for AccumulateRows<'_, '_> {
         if from.rows == 0 {
             return;
         }
-        from.check(entries);
-        let mut streams = Streams {
-            lanes,
-            entries,
-            from,
-            to,
-        };
+        let streams = Streams::new(lanes, entries, from);
+        let mut pass = Pass { streams, from, to };
         let mut head = 0;
         while head < from.heads {
-            let (heads, rows) = side_by_side(E::OPERANDS, from.heads - head);
-            match (heads, rows) {
-                (1, 4) if streams.to.start_rows > 1 => streams.group::<1, 4, true>(head),
-                (1, 4) => streams.group::<1, 4, false>(head),
-                (1, _) => streams.group::<1, 2, false>(head),
-                (2, _) => streams.group::<2, 1, false>(head),
-                (3, _) => streams.group::<3, 1, false>(head),
-                (4, _) => streams.group::<4, 1, false>(head),
-                _ => streams.group::<5, 1, false>(head),
+            let heads = match pass.to.start_rows {
+                1 => heads_side_by_side(E::OPERANDS, from.heads - head),
+                _ => 1,
+            };
+            // Of one head, rows far apart are streams as well.
+            match heads {
+                1 if pass.to.start_rows > 1 => pass.group::<1, 4, true>(head),
+                1 if E::OPERANDS == 1 => pass.group::<1, 4, false>(head),
+                1 => pass.group::<1, 2, false>(head),
+                2 => pass.group::<2, 1, false>(head),
+                3 => pass.group::<3, 1, false>(head),
+                4 => pass.group::<4, 1, false>(head),
+                _ => pass.group::<5, 1, false>(head),
             }
             head += heads;
         }
     }
 }
 
-/// Heads, and rows far apart of each, that are read side by side where so many heads are left: two to five arrays.
-fn side_by_side(operands: usize, heads: usize) -> (usize, usize) {
-    match (operands, heads) {
-        (1, 1) => (1, 4),
-        (1, 2) => (2, 1),
-        (1, 3 | 6 | 9) => (3, 1),
-        (1, 5) => (5, 1),
-        (1, _) => (4, 1),
-        (_, 1) => (1, 2),
-        (_, 3) => (3, 1),
-        _ => (2, 1),
-    }
+/// Rows on their way to sums.
+struct Pass<'a, 'b, L, E> {
+    streams: Streams<'a, L, E>,
+    from: MapRows<'a>,
+    to: Accumulate<'b>,
 }
 
-/// Asks for the beginning of what is read first to be prefetched, as far as a pass over it would ask.
-pub(super) struct Prefetch<'a>(pub MapRows<'a>);
-
-impl EntriesLoop for Prefetch<'_> {
+impl<L: Lanes, E: HeadEntries> Pass<'_, '_, L, E> {
+    /// Adds the rows of `H` heads from `head` on, one block after the other, so that each head is read in one go.
     #[inline(always)]
-    fn run<L: Lanes, E: HeadEntries>(self, lanes: L, entries: E) {
-        let from = self.0;
-        let (heads, rows) = side_by_side(E::OPERANDS, from.heads);
-        let apart = from.rows_apart(from.rows, rows) * from.row_stride;
-        let bytes = from.rows * from.row_stride * E::BYTES;
-        let bytes = bytes.min(from.ahead_bytes::<E>(heads, rows));
-        for head in 0..heads {
-            for row in 0..rows {
-                for ahead in (0..bytes).step_by(LINE) {
-                    entries.prefetch(lanes, head * from.head_stride + row * apart, ahead);
-                }
+    fn group<const H: usize, const R: usize, const MANY: bool>(&mut self, head: usize) {
+        let (from, to, streams) = (self.from, &mut self.to, &self.streams);
+        let mut scales = [0.0; H];
+        for h in 0..H {
+            scales[h] = from.scale(head + h);
+        }
+        let sums_of_block = to.start_rows * to.part_stride;
+        for (block, first) in (0..from.rows).step_by(to.block_rows).enumerate() {
+            let rows = first..from.rows.min(first.saturating_add(to.block_rows));
+            let part = &mut to.part[block * sums_of_block..];
+            let apart = from.rows_apart(rows.len(), R);
+            if MANY {
+                let mut sums = ManyStartRows {
+                    scale: scales[0],
+                    start_rows: to.start_rows,
+                    weights: to.weights,
+                    weights_stride: to.weights_stride,
+                    row: 0,
+                    apart,
+                    part,
+                    part_stride: to.part_stride,
+                };
+                read_block::<_, _, _, H, R>(streams, from, head, rows, apart, &mut sums);
+            } else {
+                let mut sums = OneStartRow::<H> {
+                    scales,
+                    weights: to.weights,
+                    row: 0,
+                    apart,
+                    part,
+                };
+                read_block::<_, _, _, H, R>(streams, from, head, rows, apart, &mut sums);
             }
         }
     }
 }
 
-impl MapRows<'_> {
-    /// Where the first entry of a row of a head lies.
-    #[inline(always)]
-    fn entry(&self, head: usize, row: usize) -> usize {
-        head * self.head_stride + row * self.row_stride
-    }
-
-    /// How far ahead of its loads each stream is prefetched, in bytes, where so many rows of so many heads are read side by
-    /// side: together as much as hides the latency of memory, and small beside a first-level cache. Smaller elements take
-    /// more instructions a byte, so the processor sees fewer loads ahead by itself. What lies behind short streams is not
-    /// what is read next.
-    #[inline(always)]
-    fn ahead_bytes<E: HeadEntries>(&self, heads: usize, rows: usize) -> usize {
-        let all = match E::BYTES {
-            4.. => 8 << 10,
-            _ => 12 << 10,
+/// The rows `rows` of `H` heads from `head` on: `R` rows of each that are `apart` side by side, then those that are left.
+#[inline(always)]
+fn read_block<L, E, S, const H: usize, const R: usize>(
+    streams: &Streams<'_, L, E>,
+    from: MapRows<'_>,
+    head: usize,
+    rows: Range<usize>,
+    apart: usize,
+    sums: &mut S,
+) where
+    L: Lanes,
+    E: HeadEntries,
+    S: Sink<H, R> + Sink<H, 1>,
+{
+    let next_head = (head + H < from.heads).then_some((head + H, 0));
+    let mut left = rows.start;
+    if R > 1 {
+        left += R * apart;
+        let side_by_side = Part {
+            head,
+            rows: rows.start..rows.start + apart,
+            apart,
+            stream: rows.start..rows.start + apart,
+            then: (rows.end < from.rows)
+                .then_some((head, rows.end))
+                .or(next_head),
         };
-        let stream_bytes = self.rows / rows * self.row_stride * E::BYTES;
-        let ahead = all / (heads * rows * E::OPERANDS);
-        ahead.min(stream_bytes / 8).max(1 << 10)
+        streams.read::<_, H, R>(&side_by_side, sums);
     }
+    let left = Part {
+        head,
+        rows: left..rows.end,
+        apart: 0,
+        stream: 0..from.rows,
+        then: next_head,
+    };
+    streams.read::<_, H, 1>(&left, sums);
+}
 
+impl MapRows<'_> {
     /// What the entries of a head are multiplied by.
     #[inline(always)]
     fn scale(&self, head: usize) -> f32 {
@@ -131,6 +161,7 @@ impl MapRows<'_> {
 
     /// Rows from each of `side_by_side` of `rows` rows to the next: 0 where they are none, since rows of equal length lie
     /// side by side.
+    #[inline(always)]
     fn rows_apart(&self, rows: usize, side_by_side: usize) -> usize {
         match self.causal_from {
             Some(_) => 0,
@@ -139,163 +170,115 @@ impl MapRows<'_> {
     }
 }
 
-/// Rows at several places side by side.
-struct Streams<'a, 'b, L, E> {
-    lanes: L,
-    /// All rows of all heads can be read.
-    entries: E,
-    from: MapRows<'a>,
-    to: Accumulate<'b>,
+/// Sums of the rows of a block for one start row.
+struct OneStartRow<'a, const H: usize> {
+    /// What the entries of each head are multiplied by ...
+    scales: [f32; H],
+    /// ... and those of each row.
+    weights: &'a [f32],
+    /// The row that is read.
+    row: usize,
+    apart: usize,
+    part: &'a mut [f32],
 }
 
-impl<L: Lanes, E: HeadEntries> Streams<'_, '_, L, E> {
-    /// Adds the rows of `H` heads from `head` on, from the first block to the last, so that each is read in one go: `R` rows
-    /// far apart of each block side by side, then those that are left.
+impl<const G: usize, const R: usize> Sink<G, R> for OneStartRow<'_, G> {
     #[inline(always)]
-    fn group<const H: usize, const R: usize, const KEEP: bool>(&mut self, head: usize) {
-        let (rows, block_rows) = (self.from.rows, self.to.block_rows);
-        for (block, first) in (0..rows).step_by(block_rows).enumerate() {
-            let end = rows.min(first.saturating_add(block_rows));
-            let part = block * self.to.start_rows * self.to.part_stride;
-            let apart = match R {
-                1 => 0,
-                _ => self.from.rows_apart(end - first, R),
-            };
-            let side_by_side = first..first + apart;
-            let left = first + R * apart..end;
-            self.rows::<H, R, KEEP>(head, part, side_by_side, apart);
-            self.rows::<H, 1, KEEP>(head, part, left, 0);
-        }
+    fn begin(&mut self, row: usize) {
+        self.row = row;
     }
 
-    /// The rows `rows` and, `apart` rows on, `R - 1` times as many, added to the sums from `part` on.
     #[inline(always)]
-    fn rows<const H: usize, const R: usize, const KEEP: bool>(
-        &mut self,
-        head: usize,
-        part: usize,
-        rows: Range<usize>,
-        apart: usize,
-    ) {
-        let lanes = self.lanes;
-        let mut group = Group {
-            head,
-            scales: [0.0; H],
-            part,
-            row: 0,
-            apart,
-            ahead: self.from.ahead_bytes::<E>(H, R),
-        };
-        for h in 0..H {
-            group.scales[h] = self.from.scale(head + h);
-        }
-        // A cache line of each stream at a time.
-        let vector_bytes = L::LANES * E::BYTES;
-        for row in rows {
-            group.row = row;
-            let len = self.from.present(row);
-            let mut column = 0;
-            while !KEEP && 4 * vector_bytes <= LINE && column + 4 * L::LANES <= len {
-                self.step::<L, H, R, 4, KEEP>(lanes, &group, column, 0);
-                column += 4 * L::LANES;
-            }
-            while (KEEP || 2 * vector_bytes <= LINE) && column + 2 * L::LANES <= len {
-                self.step::<L, H, R, 2, KEEP>(lanes, &group, column, 0);
-                column += 2 * L::LANES;
-            }
-            while column + L::LANES <= len {
-                self.step::<L, H, R, 1, KEEP>(lanes, &group, column, 0);
-                column += L::LANES;
-            }
-            if column < len && len >= L::LANES {
-                // The last vector overlaps the one before.
-                let last = len - L::LANES;
-                self.step::<L, H, R, 1, KEEP>(lanes, &group, last, column - last);
-                continue;
-            }
-            for column in column..len {
-                self.step::<Scalar, H, R, 1, KEEP>(Scalar, &group, column, 0);
-            }
-        }
-    }
-
-    /// `V` vectors of `R` rows of `H` heads. The first `done` columns were added before. To `KEEP` them in registers,
-    /// times their scales, saves reading them for each start row, and takes registers.
-    #[inline(always)]
-    fn step<W: Lanes, const H: usize, const R: usize, const V: usize, const KEEP: bool>(
+    fn take<W: Lanes, E: HeadEntries, const V: usize>(
         &mut self,
         lanes: W,
-        group: &Group<H>,
+        entries: &SideBySide<E, G, R>,
         column: usize,
         done: usize,
     ) {
-        let mut kept = [[[lanes.splat(0.0); V]; R]; H];
-        for h in 0..H {
+        // What is read side by side first, then to the rest: none waits for the sums of another row.
+        let mut sums = [lanes.splat(0.0); V];
+        for h in 0..G {
             for r in 0..R {
-                let first = self.from.entry(group.head + h, group.row + r * group.apart) + column;
-                for line in 0..(V * W::LANES * E::BYTES).div_ceil(LINE) {
-                    self.entries
-                        .prefetch(lanes, first, group.ahead + line * LINE);
-                }
-                if KEEP {
-                    let scale = lanes.splat(group.scales[h]);
-                    for v in 0..V {
-                        // SAFETY: a vector of the columns of a row of a head, all of which can be read.
-                        let entry = unsafe { self.entries.read(lanes, first + v * W::LANES) };
-                        kept[h][r][v] = lanes.mul(scale, entry);
-                    }
+                let weight = self.weights[self.row + r * self.apart];
+                let weight = lanes.splat(self.scales[h] * weight);
+                for v in 0..V {
+                    // SAFETY: a vector of the columns of a row.
+                    let entry = unsafe { entries.read(lanes, h, r, column + v * W::LANES) };
+                    sums[v] = lanes.mul_add(weight, entry, sums[v]);
                 }
             }
         }
-        for m in 0..self.to.start_rows {
-            let weights = &self.to.weights[m * self.to.weights_stride..];
-            // What is read side by side first, then to the rest: none waits for the sums of another row.
-            let mut sums = [lanes.splat(0.0); V];
-            for h in 0..H {
-                for r in 0..R {
-                    let row = group.row + r * group.apart;
-                    let first = self.from.entry(group.head + h, row) + column;
-                    let weight = lanes.splat(match KEEP {
-                        true => weights[row],
-                        false => group.scales[h] * weights[row],
-                    });
-                    for v in 0..V {
-                        let entry = match KEEP {
-                            true => kept[h][r][v],
-                            // SAFETY: as above.
-                            false => unsafe { self.entries.read(lanes, first + v * W::LANES) },
-                        };
-                        sums[v] = lanes.mul_add(weight, entry, sums[v]);
-                    }
-                }
-            }
-            let first = group.part + m * self.to.part_stride + column;
-            let part = &mut self.to.part[first..][..V * W::LANES];
+        add(lanes, &sums, &mut self.part[column..], done);
+    }
+}
+
+/// Sums of the rows of a block of one head for several start rows: kept in registers, times its scale, entries need not be
+/// read for each of these.
+struct ManyStartRows<'a> {
+    scale: f32,
+    start_rows: usize,
+    weights: &'a [f32],
+    weights_stride: usize,
+    /// The row that is read.
+    row: usize,
+    apart: usize,
+    part: &'a mut [f32],
+    part_stride: usize,
+}
+
+impl<const H: usize, const R: usize> Sink<H, R> for ManyStartRows<'_> {
+    const VECTORS: usize = 2;
+    const WIDE_VECTORS: usize = 2;
+
+    #[inline(always)]
+    fn begin(&mut self, row: usize) {
+        self.row = row;
+    }
+
+    #[inline(always)]
+    fn take<W: Lanes, E: HeadEntries, const V: usize>(
+        &mut self,
+        lanes: W,
+        entries: &SideBySide<E, H, R>,
+        column: usize,
+        done: usize,
+    ) {
+        let scale = lanes.splat(self.scale);
+        let mut kept = [[lanes.splat(0.0); V]; R];
+        for r in 0..R {
             for v in 0..V {
-                let part = &mut part[v * W::LANES..];
-                let before = lanes.load(part);
-                let mut sum = lanes.add(before, sums[v]);
-                if done > 0 {
-                    sum = lanes.join(done, before, sum);
-                }
-                lanes.store(sum, part);
+                // SAFETY: a vector of the columns of a row.
+                let entry = unsafe { entries.read(lanes, 0, r, column + v * W::LANES) };
+                kept[r][v] = lanes.mul(scale, entry);
             }
+        }
+        for m in 0..self.start_rows {
+            let weights = &self.weights[m * self.weights_stride..];
+            let mut sums = [lanes.splat(0.0); V];
+            for r in 0..R {
+                let weight = lanes.splat(weights[self.row + r * self.apart]);
+                for v in 0..V {
+                    sums[v] = lanes.mul_add(weight, kept[r][v], sums[v]);
+                }
+            }
+            let part = &mut self.part[m * self.part_stride + column..];
+            add(lanes, &sums, part, done);
         }
     }
 }
 
-/// What is read side by side.
-struct Group<const H: usize> {
-    /// The first head.
-    head: usize,
-    /// What the entries of each head are multiplied by.
-    scales: [f32; H],
-    /// Where the sums begin.
-    part: usize,
-    /// The first row.
-    row: usize,
-    /// Rows from each to the next.
-    apart: usize,
-    /// How far ahead each is prefetched, in bytes.
-    ahead: usize,
+/// Adds `sums` to `part`, but for the first `done` columns.
+#[inline(always)]
+fn add<W: Lanes, const V: usize>(lanes: W, sums: &[W::Vector; V], part: &mut [f32], done: usize) {
+    let part = &mut part[..V * W::LANES];
+    for v in 0..V {
+        let part = &mut part[v * W::LANES..];
+        let before = lanes.load(part);
+        let mut sum = lanes.add(before, sums[v]);
+        if done > 0 {
+            sum = lanes.join(done, before, sum);
+        }
+        lanes.store(sum, part);
+    }
 }

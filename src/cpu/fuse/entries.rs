@@ -4,6 +4,9 @@ use crate::config::GradientRule;
 use crate::cpu::simd::Lanes;
 use crate::dtype::Element;
 
+/// Where an entry lies in each array that it is read from: the maps, and the gradients where there are some.
+pub(super) type Addresses = [*const u8; 2];
+
 /// Entries of the heads of some rows, by their place among the elements of the maps.
 pub(super) trait HeadEntries: Copy {
     /// Bytes of an element.
@@ -23,8 +26,8 @@ pub(super) trait HeadEntries: Copy {
     /// What becomes of the folded entries of all heads.
     fn folded<W: Lanes>(self, lanes: W, folded: W::Vector) -> W::Vector;
 
-    /// Asks for the cache line `bytes` after the entry `at`, which need not be there.
-    fn prefetch<W: Lanes>(self, lanes: W, at: usize, bytes: usize);
+    /// Where the entry `at`, which need not be there, is read from.
+    fn addresses(self, at: usize) -> Addresses;
 }
 
 /// The maps as they are.
@@ -52,8 +55,8 @@ impl<T: Element> HeadEntries for Attention<'_, T> {
     }
 
     #[inline(always)]
-    fn prefetch<W: Lanes>(self, lanes: W, at: usize, bytes: usize) {
-        prefetch(lanes, self.0, at, bytes);
+    fn addresses(self, at: usize) -> Addresses {
+        [address(self.0, at), std::ptr::null()]
     }
 }
 
@@ -86,8 +89,8 @@ impl<E: HeadEntries> HeadEntries for Above<E> {
     }
 
     #[inline(always)]
-    fn prefetch<W: Lanes>(self, lanes: W, at: usize, bytes: usize) {
-        self.entries.prefetch(lanes, at, bytes);
+    fn addresses(self, at: usize) -> Addresses {
+        self.entries.addresses(at)
     }
 }
 
@@ -144,14 +147,12 @@ impl<T: Element> HeadEntries for GradientWeighted<'_, T> {
     }
 
     #[inline(always)]
-    fn prefetch<W: Lanes>(self, lanes: W, at: usize, bytes: usize) {
-        prefetch(lanes, self.maps, at, bytes);
-        prefetch(lanes, self.gradients, at, bytes);
+    fn addresses(self, at: usize) -> Addresses {
+        [address(self.maps, at), address(self.gradients, at)]
     }
 }
 
 #[inline(always)]
-fn prefetch<W: Lanes, T>(lanes: W, elements: &[T], at: usize, bytes: usize) {
-    let address = elements.as_ptr().wrapping_add(at).cast::<u8>();
-    lanes.prefetch(address.wrapping_add(bytes));
+fn address<T>(elements: &[T], at: usize) -> *const u8 {
+    elements.as_ptr().wrapping_add(at).cast()
 }

@@ -1,15 +1,15 @@
-//! One pass over the entries of some rows: from all heads, ahead of which it prefetches, into fused rows.
+//! Rows of maps, fused: a few heads at a time are folded into what the heads before them have left.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "what iterators are made of is not always inlined, and outside an inner loop it lacks its instruction set"
+)]
 
-use super::{EntriesLoop, MapRows};
 use crate::config::HeadFusion;
-use crate::cpu::fuse::LINE;
 use crate::cpu::fuse::entries::HeadEntries;
 use crate::cpu::fuse::fold::{Extreme, Fold, Mean, Weighted};
-use crate::cpu::simd::{Lanes, Scalar};
-
-/// How far ahead of the loads what they read is prefetched, in bytes, all heads together: a few times what is on its way
-/// from memory at any moment, and small beside a first-level cache.
-const PREFETCH_BYTES: usize = 12 << 10;
+use crate::cpu::fuse::streams::{Part, SideBySide, Sink, Streams, heads_side_by_side};
+use crate::cpu::fuse::{EntriesLoop, MapRows};
+use crate::cpu::simd::Lanes;
 
 /// Fuses rows, times `weight`, into `fused`, `[rows, len]`.
 pub(super) struct FuseRows<'a, 'b> {
@@ -39,101 +39,104 @@ impl EntriesLoop for FuseRows<'_, '_> {
 impl FuseRows<'_, '_> {
     #[inline(always)]
     fn rows<L: Lanes, E: HeadEntries, F: Fold>(self, lanes: L, entries: E, fold: F) {
-        let from = self.from;
+        let FuseRows {
+            from,
+            weight,
+            fused,
+        } = self;
         if from.rows == 0 || from.len == 0 {
             return;
         }
-        from.check(entries);
-        let pass = Fuse {
-            lanes,
-            entries,
+        for (row, fused) in fused.chunks_exact_mut(from.len).enumerate() {
+            fused[from.present(row)..].fill(0.0);
+        }
+        let streams = Streams::new(lanes, entries, from);
+        let mut folded = Folded {
             fold,
             from,
-            prefetch: PREFETCH_BYTES / (from.heads * E::OPERANDS),
-            weight: self.weight,
+            weight,
+            fused,
+            head: 0,
+            row: 0,
         };
-        for (row, fused) in (0..from.rows).zip(self.fused.chunks_exact_mut(from.len)) {
-            let (fused, absent) = fused.split_at_mut(from.present(row));
-            absent.fill(0.0);
-            pass.columns(row * from.row_stride, fused);
+        while folded.head < from.heads {
+            let heads = heads_side_by_side(E::OPERANDS, from.heads - folded.head);
+            match heads {
+                1 => folded.group::<_, _, 1>(&streams),
+                2 => folded.group::<_, _, 2>(&streams),
+                3 => folded.group::<_, _, 3>(&streams),
+                4 => folded.group::<_, _, 4>(&streams),
+                _ => folded.group::<_, _, 5>(&streams),
+            }
+            folded.head += heads;
         }
     }
 }
 
-/// A pass with everything known at compile time that can be.
-struct Fuse<'a, L, E, F> {
-    lanes: L,
-    /// All rows of all heads can be read.
-    entries: E,
+/// Fused rows, of the heads so far.
+struct Folded<'a, 'b, F> {
     fold: F,
     from: MapRows<'a>,
-    /// How far ahead each head is prefetched, in bytes.
-    prefetch: usize,
     weight: f32,
+    fused: &'b mut [f32],
+    /// The head that comes next.
+    head: usize,
+    /// The row that is folded.
+    row: usize,
 }
 
-impl<L: Lanes, E: HeadEntries, F: Fold> Fuse<'_, L, E, F> {
-    /// The columns of the row that begins at `first` in the first head.
+impl<F: Fold> Folded<'_, '_, F> {
+    /// Folds the rows of the next `H` heads into those before.
     #[inline(always)]
-    fn columns(&self, first: usize, fused: &mut [f32]) {
-        let (lanes, len) = (self.lanes, fused.len());
-        let mut column = 0;
-        while column + 8 * L::LANES <= len {
-            self.step::<L, 8>(lanes, first, column, fused);
-            column += 8 * L::LANES;
-        }
-        if column + 4 * L::LANES <= len {
-            self.step::<L, 4>(lanes, first, column, fused);
-            column += 4 * L::LANES;
-        }
-        if column + 2 * L::LANES <= len {
-            self.step::<L, 2>(lanes, first, column, fused);
-            column += 2 * L::LANES;
-        }
-        if column + L::LANES <= len {
-            self.step::<L, 1>(lanes, first, column, fused);
-            column += L::LANES;
-        }
-        if column < len && len >= L::LANES {
-            // The last vector overlaps the one before.
-            self.step::<L, 1>(lanes, first, len - L::LANES, fused);
-            return;
-        }
-        for column in column..len {
-            self.step::<Scalar, 1>(Scalar, first, column, fused);
-        }
+    fn group<L: Lanes, E: HeadEntries, const H: usize>(&mut self, streams: &Streams<'_, L, E>) {
+        let (next, rows) = (self.head + H, self.from.rows);
+        let part = Part {
+            head: self.head,
+            rows: 0..rows,
+            apart: 0,
+            stream: 0..rows,
+            then: (next < self.from.heads).then_some((next, 0)),
+        };
+        streams.read::<_, H, 1>(&part, self);
+    }
+}
+
+impl<F: Fold, const H: usize> Sink<H, 1> for Folded<'_, '_, F> {
+    #[inline(always)]
+    fn begin(&mut self, row: usize) {
+        self.row = row;
     }
 
-    /// `V` vectors of the columns from `column` on, over all heads, ahead of which as much is prefetched.
     #[inline(always)]
-    fn step<W: Lanes, const V: usize>(
-        &self,
+    fn take<W: Lanes, E: HeadEntries, const V: usize>(
+        &mut self,
         lanes: W,
-        first: usize,
+        entries: &SideBySide<E, H, 1>,
         column: usize,
-        fused: &mut [f32],
+        done: usize,
     ) {
-        let (entries, fold) = (self.entries, self.fold);
-        let mut kept = [lanes.splat(0.0); V];
-        for head in 0..self.from.heads {
-            let at = first + head * self.from.head_stride + column;
-            for line in 0..(V * W::LANES * E::BYTES).div_ceil(LINE) {
-                entries.prefetch(lanes, at, self.prefetch + line * LINE);
-            }
-            for v in 0..V {
-                // SAFETY: a vector of the columns of a row of a head, all of which can be read.
-                let value = unsafe { entries.read(lanes, at + v * W::LANES) };
-                kept[v] = match head {
-                    0 => fold.first(lanes, value),
-                    _ => fold.next(lanes, kept[v], value, head),
+        let fused = &mut self.fused[self.row * self.from.len + column..][..V * W::LANES];
+        let is_last = self.head + H == self.from.heads;
+        for v in 0..V {
+            let fused = &mut fused[v * W::LANES..];
+            let before = lanes.load(fused);
+            let mut kept = before;
+            for h in 0..H {
+                // SAFETY: a vector of the columns of a row.
+                let value = unsafe { entries.read(lanes, h, 0, column + v * W::LANES) };
+                kept = match self.head + h {
+                    0 => self.fold.first(lanes, value),
+                    head => self.fold.next(lanes, kept, value, head),
                 };
             }
-        }
-        let fused = &mut fused[column..][..V * W::LANES];
-        for v in 0..V {
-            let folded = entries.folded(lanes, fold.last(lanes, kept[v]));
-            let weighted = lanes.mul(folded, lanes.splat(self.weight));
-            lanes.store(weighted, &mut fused[v * W::LANES..]);
+            if is_last {
+                let folded = entries.folded(lanes, self.fold.last(lanes, kept));
+                kept = lanes.mul(folded, lanes.splat(self.weight));
+            }
+            if done > 0 {
+                kept = lanes.join(done, before, kept);
+            }
+            lanes.store(kept, fused);
         }
     }
 }

@@ -56,6 +56,7 @@ impl Maps {
             more_than: f32::NAN,
             rows: ROWS,
             len: self.len,
+            next: None,
         }
     }
 
@@ -148,6 +149,9 @@ fn accumulated_as_fused_on_every_instruction_set() {
         }
         let magnitudes = maps.fused_of(f32::abs, rows.heads, rows.fusion);
         for start_rows in [1, 2, 5] {
+            if !rows.need_no_fusing(start_rows) {
+                continue;
+            }
             let weights: Vec<f32> = (0..start_rows * ROWS).map(|at| 0.1 + at as f32).collect();
             let before: Vec<f32> = (0..start_rows * len).map(|at| at as f32 / 8.0).collect();
             let mut part = before.clone();
@@ -227,4 +231,40 @@ fn blocks_accumulate_as_by_themselves() {
             );
         }
     });
+}
+
+/// Rows that are made in several chunks are those that are made by themselves, and each chunk knows where the next begins.
+#[test]
+fn chunks_fuse_as_by_themselves() {
+    let (heads, rows, len) = (3, 5, CHUNK_ELEMENTS / 2);
+    let values: Vec<f32> = (0..heads * rows * len)
+        .map(|at| (at % 251) as f32)
+        .collect();
+    let all = MapRows {
+        maps: HostTensor::from(&values[..]),
+        gradients: None,
+        first: 0,
+        head_stride: rows * len,
+        row_stride: len,
+        heads,
+        fusion: &HeadFusion::Mean,
+        causal_from: None,
+        more_than: f32::NAN,
+        rows,
+        len,
+        next: None,
+    };
+    for simd in Simd::available() {
+        let mut got = vec![f32::NAN; rows * len];
+        all.fuse(simd, 1.0, &mut got);
+        for (row, got) in got.chunks_exact(len).enumerate() {
+            let mut want = vec![f32::NAN; len];
+            all.part(row..row + 1).fuse(simd, 1.0, &mut want);
+            assert_eq!(got, want, "{simd}, row {row}");
+        }
+    }
+    let next = |rows: Range<usize>| all.part(rows).next.map(|[map, _]| map.addr());
+    let row_bytes = len * size_of::<f32>();
+    assert_eq!(next(0..2), Some(values.as_ptr().addr() + 2 * row_bytes));
+    assert_eq!(next(4..5), None);
 }

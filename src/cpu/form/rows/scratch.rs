@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::cpu::discard;
 use crate::cpu::engine::Scratch;
+use crate::cpu::fuse::CHUNK_ELEMENTS;
 use crate::cpu::memory::Parts;
 use crate::cpu::scores;
 use crate::cpu::team::Shared;
@@ -11,8 +12,8 @@ use crate::error::Result;
 use crate::layout::product as checked;
 use crate::problem::Problem;
 
-/// Elements of a chunk of fused rows: half of a 32 KiB first-level cache.
-const CHUNK_ELEMENTS: usize = 4096;
+/// Elements of a block at least.
+const BLOCK_ELEMENTS: usize = 4096;
 
 /// Rows of a block, over all heads: many enough that adding up the parts costs little ...
 const BLOCK_HEAD_ROWS: usize = 256;
@@ -49,7 +50,7 @@ pub(super) fn block_rows(problem: &Problem, len: usize) -> usize {
             len.div_ceil(MOST_BLOCKS).next_multiple_of(scores::ROWS)
         }
         0..=GEMM_START_ROWS => streamed_rows(problem, len)
-            .max(CHUNK_ELEMENTS / len)
+            .max(BLOCK_ELEMENTS / len)
             .max(len.div_ceil(MOST_BLOCKS)),
         _ => GEMM_BLOCK_ROWS,
     };
@@ -85,9 +86,9 @@ pub(crate) fn chunk_rows(problem: &Problem, start_rows: usize, len: usize) -> us
 fn most_block_rows(problem: &Problem, len: usize) -> usize {
     let rows = match problem.start_rows() {
         0..=GEMM_START_ROWS if are_computed(problem) => block_rows(problem, len),
-        // A chunk's elements have as many rows as columns at most.
+        // So many elements have as many rows as columns at most.
         0..=GEMM_START_ROWS => streamed_rows(problem, len)
-            .max(CHUNK_ELEMENTS.isqrt())
+            .max(BLOCK_ELEMENTS.isqrt())
             .max(len.div_ceil(MOST_BLOCKS)),
         _ => GEMM_BLOCK_ROWS,
     };
@@ -112,7 +113,7 @@ pub(crate) fn most_chunk_elements(
         0..=GEMM_START_ROWS if are_computed(problem) => {
             checked("workspace", &[scores::ROWS.min(len), len])
         }
-        0..=GEMM_START_ROWS => Ok(CHUNK_ELEMENTS.max(len)),
+        0..=GEMM_START_ROWS => Ok(CHUNK_ELEMENTS.max(len).min(len.saturating_mul(len))),
         _ => checked("workspace", &[GEMM_BLOCK_ROWS.min(len), len]),
     }
 }
