@@ -38,14 +38,15 @@
 //! | 4 x 3 KiB ahead | 1.19 | 1.20 | 1.16 | 1.06 |
 //! | as above, a cache line of a stream at a time | 1.10 | 1.05 | 1.17 | 1.05 |
 //!
-//! What is prefetched goes on past the end of a stream, in what is read next: the next heads, rows or layer. One row of 12
-//! heads of 128 tokens in f16 took 1.25 instead of 1.36 times the read, and of 28 tokens in f32 1.42 instead of 2.1. And one
-//! row in f32 is taken in vectors of 32 bytes: with half as many instructions a cache line the processor loads further ahead
-//! by itself, and a row of 512 tokens took 1.13 instead of 1.05 times the read, of 2,048 tokens 1.13 instead of 1.08.
+//! There, too: what is prefetched goes on past the end of a stream, in what is read next, the next heads, rows or layer. One
+//! row of 12 heads of 128 tokens in f16 took 1.25 times the read so, and 1.36 where it did not; of 28 tokens in f32 1.42 and
+//! 2.1. One row in f32 is taken in vectors of 32 bytes: 1.05 times the read of 512 tokens and 1.08 of 2,048, where vectors of
+//! 64 bytes took 1.13 of both. Why is not known: distance, kind and order of the prefetches and the place of the sums made no
+//! difference, more instructions a cache line did.
 //!
-//! Where heads are fused first, too, few are read side by side, and folded into what those before have left: so many rows
-//! that the streams are long, and so few that a second-level cache keeps them. Times the read of the largest of 12 heads, of
-//! maps weighed by gradients once the heads are one (f32, f16), and of a discard:
+//! Where heads are fused first, few are read side by side as well, and folded into what those before have left: so many rows
+//! that the streams are long, and so few that a second-level cache keeps them. Times the read on that machine, one thread: the
+//! largest of 12 heads, maps weighed by gradients once the heads are one (f32, f16), and a discard:
 //!
 //! | | largest, f32 197 | largest, f16 512 | gradients, 197 | gradients, 512 | discard, f16 197 |
 //! |---|---|---|---|---|---|

@@ -238,7 +238,8 @@ impl MapRows<'_> {
     }
 }
 
-/// Heads that are read side by side where so many are left, of so many arrays each: two to five arrays in all.
+/// Heads that are read side by side where so many are left, of so many arrays each: two to five arrays where there are,
+/// and six of three heads with gradients.
 #[inline(always)]
 pub(super) fn heads_side_by_side(operands: usize, heads: usize) -> usize {
     match (operands, heads) {
