@@ -6,8 +6,8 @@
 //!
 //! # How maps are read
 //!
-//! There, as a few sequential streams side by side, each prefetched ahead, for as long as can be: the same rows of two to
-//! five heads, or rows far apart of one. Times the fastest read of the same bytes, with vectors of 32 and
+//! There, as a few sequential streams side by side, each prefetched ahead, for as long as can be: rows of two to five heads,
+//! or rows far apart of one. Times the fastest read of the same bytes, with vectors of 32 and
 //! of 64 bytes, of a loop that does nothing else (f32, one thread of a 2-core Cascade Lake Xeon, the best of 3 passes over
 //! 200 MB; they spread by a tenth):
 //!
@@ -38,6 +38,17 @@
 //! | 4 x 3 KiB ahead | 1.19 | 1.20 | 1.16 | 1.06 |
 //! | as above, a cache line of a stream at a time | 1.10 | 1.05 | 1.17 | 1.05 |
 //!
+//! And the fewer streams end, the better: heads adjoin in memory, so that of twelve the first, fourth, seventh and tenth are
+//! read side by side, and each stream goes on in the head after. Times the read there, one row:
+//!
+//! | 12 heads | f32, 128 tokens | f16, 128 | f32, 197 | f16, 197 |
+//! |---|---|---|---|---|
+//! | heads 0 to 3, 4 to 7, 8 to 11 | 1.17 | 1.25 | 1.10 | 1.16 |
+//! | heads 0, 3, 6, 9; then 1, 4, 7, 10; then 2, 5, 8, 11 | 1.12 | 1.17 | 1.08 | 1.07 |
+//!
+//! Of one head, two streams of half the rows took 1.23 (f32, 197 tokens) and 1.52 (f16), where four took 1.28 and 1.62; of
+//! 512 tokens they were a twentieth slower in f32. Rows far apart of several heads at once were slower by half.
+//!
 //! There, too: what is prefetched goes on past the end of a stream, in what is read next, the next heads, rows or layer. One
 //! row of 12 heads of 128 tokens in f16 took 1.25 times the read so, and 1.36 where it did not; of 28 tokens in f32 1.42 and
 //! 2.1. One row in f32 is taken in vectors of 32 bytes: 1.05 times the read of 512 tokens and 1.08 of 2,048, where vectors of
@@ -45,8 +56,10 @@
 //! difference, more instructions a cache line did.
 //!
 //! Where heads are fused first, few are read side by side as well, and folded into what those before have left: so many rows
-//! that the streams are long, and so few that a second-level cache keeps them. Times the read on that machine, one thread: the
-//! largest of 12 heads, maps weighed by gradients once the heads are one (f32, f16), and a discard:
+//! that the streams are long, and so few that a second-level cache keeps them. What is added to sums for one start row is
+//! added as the last heads are folded, and heads are taken apart for it, as above; what is kept is to the bit that of heads in
+//! order. Times the read on that machine, one thread: the largest of 12 heads, maps weighed by gradients once the heads are one
+//! (f32, f16), and a discard:
 //!
 //! | | largest, f32 197 | largest, f16 512 | gradients, 197 | gradients, 512 | discard, f16 197 |
 //! |---|---|---|---|---|---|
@@ -54,9 +67,13 @@
 //! | four streams, 8,192 elements at a time | | | 1.29, 1.38 | 1.25, 1.34 | |
 //! | 16,384 elements | | | 1.21, 1.29 | 1.19, 1.29 | |
 //! | 32,768 elements | 1.18 | 1.16 | 1.17, 1.24 | 1.14, 1.18 | 1.54 |
+//! | the last heads added to sums as they are folded | | | 1.15, 1.20 | 1.11, 1.14 | |
+//! | and heads taken apart | | | 1.14, 1.21 | 1.11, 1.13 | |
+//! | and 40,960 elements, so that a map of 197 tokens is one part | 1.10 | 1.13 | 1.09, 1.15 | 1.10, 1.12 | 1.50 |
 //!
-//! Six streams instead of four were no faster, nor were 65,536 elements. Sums in registers over all rows and one stream were
-//! tried too, for rows short enough: 1.02 times the read by themselves, 1.2 to 1.5 within a rollout.
+//! Six streams instead of four were no faster, nor were 65,536 elements before heads were taken apart. Sums in registers over
+//! all rows and one stream were tried too, for rows short enough: 1.02 times the read by themselves, 1.2 to 1.5 within a
+//! rollout.
 #![allow(
     clippy::needless_range_loop,
     reason = "what iterators are made of is not always inlined, and outside an inner loop it lacks its instruction set"
@@ -77,7 +94,7 @@ pub(crate) use crate::cpu::fuse::accumulate::Accumulate;
 
 use crate::cpu::fuse::accumulate::AccumulateRows;
 use crate::cpu::fuse::entries::{Above, Addresses, Attention, GradientWeighted, HeadEntries};
-use crate::cpu::fuse::pass::FuseRows;
+use crate::cpu::fuse::pass::{FuseRows, FusedTo, SumsOfBlocks};
 use crate::cpu::simd::{InnerLoop, Lanes, Simd};
 use crate::dtype::{DType, Element, with_element};
 use crate::layer::HostTensor;
@@ -88,7 +105,7 @@ const LINE: usize = 64;
 
 /// Elements of fused rows that are made at a time: many, so that each head is read in one go, and few enough for a
 /// second-level cache.
-pub(crate) const CHUNK_ELEMENTS: usize = 32 << 10;
+pub(crate) const CHUNK_ELEMENTS: usize = 40 << 10;
 
 /// Rows of a fused map, `len` entries each.
 #[derive(Clone, Copy, Debug)]
@@ -248,35 +265,49 @@ impl MapRows<'_> {
         let chunks = fused[..self.rows * self.len].chunks_mut(chunk_rows * len);
         for (chunk, fused) in chunks.enumerate() {
             let first = chunk * chunk_rows;
-            let mut from = self.part(first..self.rows.min(first + chunk_rows));
-            if from.causal_from.is_none() && from.row_stride == from.len {
-                // Adjoining rows are one.
-                (from.row_stride, from.len) = (from.rows * from.len, from.rows * from.len);
-                from.rows = 1;
-            }
+            let from = self.part(first..self.rows.min(first + chunk_rows));
             let fuse = FuseRows {
                 from,
-                weight,
                 fused,
+                to: FusedTo::Stay(weight),
             };
-            from.dispatch(simd.for_rows(from.len), fuse);
+            from.dispatch(simd.for_rows(from.as_one().len), fuse);
         }
     }
 
-    /// Whether [`accumulate`](MapRows::accumulate) takes the heads' entries as they are: fused ones are weighted sums of
-    /// them, and one array is read, or there is one start row. For several start rows, fused entries in a cache are faster.
-    pub fn need_no_fusing(&self, start_rows: usize) -> bool {
-        let one_array = self.heads == 1 && self.gradients.is_none();
-        let are_sums = match self.fusion {
-            HeadFusion::Mean | HeadFusion::Weighted(_) => true,
-            HeadFusion::Max | HeadFusion::Min => self.heads == 1,
-        };
-        let rectified_last = matches!(self.gradients, Some((_, GradientRule::Fused)));
-        are_sums && !rectified_last && (one_array || start_rows == 1)
+    /// The same rows as one, where they adjoin.
+    #[inline(always)]
+    fn as_one(self) -> Self {
+        let adjoin = self.causal_from.is_none() && self.row_stride == self.len;
+        let rows = if adjoin { self.rows } else { 1 };
+        MapRows {
+            row_stride: rows * self.row_stride,
+            len: rows * self.len,
+            rows: self.rows / rows,
+            ..self
+        }
     }
 
-    /// Adds the fused rows, times their weights, to sums. They [need not be fused](MapRows::need_no_fusing) for it.
+    /// Whether [`accumulate`](MapRows::accumulate) takes rows of the heads for so many start rows: one, or one array is read.
+    /// Else, rows that are fused in a cache are faster.
+    pub fn need_not_be_made(&self, start_rows: usize) -> bool {
+        start_rows == 1 || self.heads == 1 && self.gradients.is_none()
+    }
+
+    /// Whether fused entries are weighted sums of those of the heads, so that rows of each head can be added by themselves.
+    fn are_sums(&self) -> bool {
+        let rectified_last = matches!(self.gradients, Some((_, GradientRule::Fused)));
+        match self.fusion {
+            HeadFusion::Mean | HeadFusion::Weighted(_) => !rectified_last,
+            HeadFusion::Max | HeadFusion::Min => self.heads == 1 && !rectified_last,
+        }
+    }
+
+    /// Adds the fused rows, times their weights, to sums. They [need not be made](MapRows::need_not_be_made) for it.
     pub fn accumulate(self, simd: Simd, to: Accumulate<'_>) {
+        if !self.are_sums() {
+            return self.fuse_onto(simd, to);
+        }
         let simd = match self.maps.dtype() {
             DType::F32 if to.start_rows == 1 => simd.narrow(),
             _ => simd.for_rows(self.len),
@@ -293,6 +324,35 @@ impl MapRows<'_> {
             entries,
             inner_loop,
         });
+    }
+
+    /// Adds the rows, fused a chunk at a time, times their weights, to the sums of one start row.
+    fn fuse_onto(self, simd: Simd, to: Accumulate<'_>) {
+        let Accumulate {
+            weights,
+            block_rows,
+            part,
+            part_stride,
+            fused,
+            ..
+        } = to;
+        let chunk_rows = (CHUNK_ELEMENTS / self.len.max(1)).max(1);
+        for first in (0..self.rows).step_by(chunk_rows) {
+            let from = self.part(first..self.rows.min(first + chunk_rows));
+            let sums = SumsOfBlocks {
+                weights: &weights[first..],
+                block_rows,
+                before: first % block_rows,
+                part: &mut part[first / block_rows * part_stride..],
+                part_stride,
+            };
+            let fuse = FuseRows {
+                from,
+                fused: &mut *fused,
+                to: FusedTo::Sums(sums),
+            };
+            from.dispatch(simd.for_rows(from.len), fuse);
+        }
     }
 
     /// Entries that are present of row `row`.

@@ -51,15 +51,15 @@ impl ItemRows<'_> {
         }
     }
 
-    /// Whether [`accumulate`](ItemRows::accumulate) takes the heads' entries as they are.
-    pub fn need_no_fusing(&self, start_rows: usize) -> bool {
+    /// Whether [`accumulate`](ItemRows::accumulate) takes the heads' rows as they are.
+    pub fn need_not_be_made(&self, start_rows: usize) -> bool {
         match self {
-            ItemRows::Maps(rows) => rows.need_no_fusing(start_rows),
+            ItemRows::Maps(rows) => rows.need_not_be_made(start_rows),
             ItemRows::Scores(_) => true,
         }
     }
 
-    /// Adds the fused rows, times their weights, to sums. They [need not be fused](ItemRows::need_no_fusing) for it.
+    /// Adds the fused rows, times their weights, to sums. They [need not be made](ItemRows::need_not_be_made) for it.
     pub fn accumulate(self, simd: Simd, to: Accumulate<'_>) {
         match self {
             ItemRows::Maps(rows) => rows.accumulate(simd, to),

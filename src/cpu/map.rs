@@ -168,9 +168,9 @@ impl<'a> FusedMap<'a> {
 
     /// Whether rows must be made before they are accumulated for so many start rows.
     pub fn must_be_made(&self, start_rows: usize) -> bool {
-        let needs_fusing = || !self.maps.rows(0..0).need_no_fusing(start_rows);
+        let need_not = || self.maps.rows(0..0).need_not_be_made(start_rows);
         let normalize = self.maps.problem.config().normalize_rows;
-        normalize || self.is_excluding() || self.discard.is_none() && needs_fusing()
+        normalize || self.is_excluding() || self.discard.is_none() && !need_not()
     }
 
     /// Rows of the maps, with all that is discarded and excluded, and after them what is read next.
@@ -191,7 +191,7 @@ impl<'a> FusedMap<'a> {
 
     /// Adds the rows `rows` times `weights`, `[start rows, rows]`, to `parts`, `[blocks, start rows, len]`, where they need
     /// [not be made](FusedMap::must_be_made): of as many blocks of `block_rows` rows as there are, but one only where they are
-    /// not [read from maps](FusedMap::is_read_from_maps). `fused` has room for a row.
+    /// not [read from maps](FusedMap::is_read_from_maps). `fused` is what [`Accumulate`] says.
     pub fn accumulate(
         &self,
         rows: Range<usize>,
@@ -203,7 +203,7 @@ impl<'a> FusedMap<'a> {
     ) {
         let len = self.maps.len();
         let weights_stride = rows.len();
-        let mut add = |entries: ItemRows<'_>, first: usize, column: usize| {
+        let mut add = |entries: ItemRows<'_>, first: usize, column: usize, fused: &mut [f32]| {
             let to = Accumulate {
                 start_rows,
                 weights: &weights[first - rows.start..],
@@ -211,31 +211,48 @@ impl<'a> FusedMap<'a> {
                 block_rows,
                 part: &mut parts[column..],
                 part_stride: len,
+                fused,
             };
             entries.accumulate(self.simd, to);
         };
         let (whole, cutoff) = match &self.discard {
-            None => return add(self.read(rows.clone()), rows.start, 0),
+            None => return add(self.read(rows.clone()), rows.start, 0, fused),
             Some((whole, None)) => {
-                return add(whole.part(rows.clone(), 0..len).into(), rows.start, 0);
+                return add(
+                    whole.part(rows.clone(), 0..len).into(),
+                    rows.start,
+                    0,
+                    fused,
+                );
             }
             Some((whole, Some(cutoff))) => (*whole, cutoff),
         };
         for (rows, kept) in cutoff.kept(rows.clone()) {
             match kept {
-                KeptEntries::All => add(whole.part(rows.clone(), 0..len).into(), rows.start, 0),
+                KeptEntries::All => add(
+                    whole.part(rows.clone(), 0..len).into(),
+                    rows.start,
+                    0,
+                    fused,
+                ),
                 KeptEntries::Above { least, column } => {
                     let inside = whole.part(rows.clone(), column..len);
-                    add(inside.more_than(least).into(), rows.start, column);
+                    add(inside.more_than(least).into(), rows.start, column, fused);
                     if column > 0 {
-                        add(whole.part(rows.clone(), 0..column).into(), rows.start, 0);
+                        add(
+                            whole.part(rows.clone(), 0..column).into(),
+                            rows.start,
+                            0,
+                            fused,
+                        );
                     }
                 }
                 KeptEntries::ByEntry => {
                     for i in rows {
                         let row = &mut fused[..len];
                         cutoff.keep(self.simd, i..i + 1, whole, row);
-                        add(FusedEntries::new(row, len).part(0..1, 0..len).into(), i, 0);
+                        let row = FusedEntries::new(row, len).part(0..1, 0..len);
+                        add(row.into(), i, 0, &mut []);
                     }
                 }
             }

@@ -362,6 +362,7 @@ impl FusedMap<'_> {
             block_rows,
             part: parts,
             part_stride: len,
+            fused: &mut [],
         };
         let fused = FusedEntries::new(fused, len);
         fused.part(0..depth, 0..len).accumulate(self.simd, to);

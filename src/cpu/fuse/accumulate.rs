@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::config::HeadFusion;
 use crate::cpu::fuse::entries::HeadEntries;
-use crate::cpu::fuse::streams::{Part, SideBySide, Sink, Streams, heads_side_by_side};
+use crate::cpu::fuse::streams::{Heads, Part, SideBySide, Sink, Streams};
 use crate::cpu::fuse::{EntriesLoop, MapRows};
 use crate::cpu::simd::Lanes;
 
@@ -25,6 +25,9 @@ pub(crate) struct Accumulate<'a> {
     pub part: &'a mut [f32],
     /// Elements from the sums for one start row to those for the next.
     pub part_stride: usize,
+    /// Where the heads are folded, if they must be before their rows are added: room for a row, and for
+    /// [so many elements](super::CHUNK_ELEMENTS) if there are as many.
+    pub fused: &'a mut [f32],
 }
 
 /// Adds rows, whose fused entries are sums of those of the heads, to sums.
@@ -42,23 +45,16 @@ impl EntriesLoop for AccumulateRows<'_, '_> {
         }
         let streams = Streams::new(lanes, entries, from);
         let mut pass = Pass { streams, from, to };
-        let mut head = 0;
-        while head < from.heads {
-            let heads = match pass.to.start_rows {
-                1 => heads_side_by_side(E::OPERANDS, from.heads - head),
-                _ => 1,
-            };
+        for heads in Heads::groups(E::OPERANDS, from.heads, false) {
             // Of one head, rows far apart are streams as well.
-            match heads {
-                1 if pass.to.start_rows > 1 => pass.group::<1, 4, true>(head),
-                1 if E::OPERANDS == 1 => pass.group::<1, 4, false>(head),
-                1 => pass.group::<1, 2, false>(head),
-                2 => pass.group::<2, 1, false>(head),
-                3 => pass.group::<3, 1, false>(head),
-                4 => pass.group::<4, 1, false>(head),
-                _ => pass.group::<5, 1, false>(head),
+            match heads.count {
+                1 if pass.to.start_rows > 1 => pass.group::<1, 4, true>(heads),
+                1 => pass.group::<1, 2, false>(heads),
+                2 => pass.group::<2, 1, false>(heads),
+                3 => pass.group::<3, 1, false>(heads),
+                4 => pass.group::<4, 1, false>(heads),
+                _ => pass.group::<5, 1, false>(heads),
             }
-            head += heads;
         }
     }
 }
@@ -71,13 +67,13 @@ struct Pass<'a, 'b, L, E> {
 }
 
 impl<L: Lanes, E: HeadEntries> Pass<'_, '_, L, E> {
-    /// Adds the rows of `H` heads from `head` on, one block after the other, so that each head is read in one go.
+    /// Adds the rows of `H` heads, one block after the other, so that each head is read in one go.
     #[inline(always)]
-    fn group<const H: usize, const R: usize, const MANY: bool>(&mut self, head: usize) {
+    fn group<const H: usize, const R: usize, const MANY: bool>(&mut self, heads: Heads) {
         let (from, to, streams) = (self.from, &mut self.to, &self.streams);
         let mut scales = [0.0; H];
         for h in 0..H {
-            scales[h] = from.scale(head + h);
+            scales[h] = from.scale(heads.at(h));
         }
         let sums_of_block = to.start_rows * to.part_stride;
         for (block, first) in (0..from.rows).step_by(to.block_rows).enumerate() {
@@ -95,7 +91,7 @@ impl<L: Lanes, E: HeadEntries> Pass<'_, '_, L, E> {
                     part,
                     part_stride: to.part_stride,
                 };
-                read_block::<_, _, _, H, R>(streams, from, head, rows, apart, &mut sums);
+                read_block::<_, _, _, H, R>(streams, from, heads, rows, apart, &mut sums);
             } else {
                 let mut sums = OneStartRow::<H> {
                     scales,
@@ -104,18 +100,18 @@ impl<L: Lanes, E: HeadEntries> Pass<'_, '_, L, E> {
                     apart,
                     part,
                 };
-                read_block::<_, _, _, H, R>(streams, from, head, rows, apart, &mut sums);
+                read_block::<_, _, _, H, R>(streams, from, heads, rows, apart, &mut sums);
             }
         }
     }
 }
 
-/// The rows `rows` of `H` heads from `head` on: `R` rows of each that are `apart` side by side, then those that are left.
+/// The rows `rows` of `H` heads: `R` rows of each that are `apart` side by side, then those that are left.
 #[inline(always)]
 fn read_block<L, E, S, const H: usize, const R: usize>(
     streams: &Streams<'_, L, E>,
     from: MapRows<'_>,
-    head: usize,
+    heads: Heads,
     rows: Range<usize>,
     apart: usize,
     sums: &mut S,
@@ -124,27 +120,24 @@ fn read_block<L, E, S, const H: usize, const R: usize>(
     E: HeadEntries,
     S: Sink<H, R> + Sink<H, 1>,
 {
-    let next_head = (head + H < from.heads).then_some((head + H, 0));
     let mut left = rows.start;
     if R > 1 {
         left += R * apart;
         let side_by_side = Part {
-            head,
+            heads,
             rows: rows.start..rows.start + apart,
             apart,
             stream: rows.start..rows.start + apart,
-            then: (rows.end < from.rows)
-                .then_some((head, rows.end))
-                .or(next_head),
+            then: (rows.end < from.rows).then_some(rows.end),
         };
         streams.read::<_, H, R>(&side_by_side, sums);
     }
     let left = Part {
-        head,
+        heads,
         rows: left..rows.end,
         apart: 0,
         stream: 0..from.rows,
-        then: next_head,
+        then: None,
     };
     streams.read::<_, H, 1>(&left, sums);
 }
@@ -270,7 +263,12 @@ impl<const H: usize, const R: usize> Sink<H, R> for ManyStartRows<'_> {
 
 /// Adds `sums` to `part`, but for the first `done` columns.
 #[inline(always)]
-fn add<W: Lanes, const V: usize>(lanes: W, sums: &[W::Vector; V], part: &mut [f32], done: usize) {
+pub(super) fn add<W: Lanes, const V: usize>(
+    lanes: W,
+    sums: &[W::Vector; V],
+    part: &mut [f32],
+    done: usize,
+) {
     let part = &mut part[..V * W::LANES];
     for v in 0..V {
         let part = &mut part[v * W::LANES..];

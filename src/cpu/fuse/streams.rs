@@ -58,16 +58,15 @@ impl<E: HeadEntries, const H: usize, const R: usize> SideBySide<E, H, R> {
 
 /// Rows that are read as streams, or a part of them.
 pub(super) struct Part {
-    /// The first head.
-    pub head: usize,
+    pub heads: Heads,
     /// Rows of the first stream of each head.
     pub rows: Range<usize>,
     /// Rows from each stream of a head to the next.
     pub apart: usize,
     /// All rows of the first stream of each head, in one part or several.
     pub stream: Range<usize>,
-    /// The head and the row that are read after it ends; none where that is another array.
-    pub then: Option<(usize, usize)>,
+    /// The row of the same heads that is read after it ends; none where that is the first one of the next heads.
+    pub then: Option<usize>,
 }
 
 /// Rows of some heads, all of which can be read.
@@ -100,13 +99,15 @@ impl<'a, L: Lanes, E: HeadEntries> Streams<'a, L, E> {
     #[inline(always)]
     pub fn read<S: Sink<H, R>, const H: usize, const R: usize>(&self, part: &Part, sink: &mut S) {
         let from = self.from;
-        assert!(part.head + H <= from.heads && part.rows.end + (R - 1) * part.apart <= from.rows);
+        assert!(
+            part.heads.at(H - 1) < from.heads && part.rows.end + (R - 1) * part.apart <= from.rows
+        );
         let ahead = self.ahead(part, H * R * E::OPERANDS);
         for row in part.rows.clone() {
             let mut firsts = [[0; R]; H];
             for h in 0..H {
                 for r in 0..R {
-                    firsts[h][r] = from.entry(part.head + h, row + r * part.apart);
+                    firsts[h][r] = from.entry(part.heads.at(h), row + r * part.apart);
                 }
             }
             let rows = SideBySide {
@@ -123,9 +124,13 @@ impl<'a, L: Lanes, E: HeadEntries> Streams<'a, L, E> {
     fn ahead(&self, part: &Part, streams: usize) -> Ahead {
         let from = self.from;
         let bytes = from.ahead_bytes::<E>(streams, part.stream.len());
-        let end = from.entry(part.head, part.stream.end);
+        let end = from.entry(part.heads.first, part.stream.end);
         let (ends, before) = (self.entries.addresses(end), self.entries.addresses(0));
-        let then = match part.then {
+        let then = match (part.then, part.heads.then) {
+            (Some(row), _) => Some((part.heads.first, row)),
+            (None, then) => then.map(|head| (head, 0)),
+        };
+        let then = match then {
             Some((head, row)) => Some(self.entries.addresses(from.entry(head, row))),
             None => from.next,
         };
@@ -238,14 +243,45 @@ impl MapRows<'_> {
     }
 }
 
-/// Heads that are read side by side where so many are left, of so many arrays each: two to five arrays where there are,
-/// and six of three heads with gradients.
-#[inline(always)]
-pub(super) fn heads_side_by_side(operands: usize, heads: usize) -> usize {
-    match (operands, heads) {
-        (1, 5) => 5,
-        (1, 3 | 6 | 9) | (_, 3) => 3,
-        (1, _) => heads.min(4),
-        (_, _) => heads.min(2),
+/// Heads that are read side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Heads {
+    pub first: usize,
+    pub count: usize,
+    /// Heads from each to the next.
+    pub apart: usize,
+    /// The first one of those that are read after these.
+    pub then: Option<usize>,
+}
+
+impl Heads {
+    /// All of `heads` heads, of so many arrays each: few side by side at a time. Where nothing asks for their order, each
+    /// stream goes on in the head after: heads adjoin in memory, and so it is longer.
+    #[inline(always)]
+    pub fn groups(operands: usize, heads: usize, in_order: bool) -> impl Iterator<Item = Heads> {
+        let most = match (operands, heads) {
+            (1, 5) => 5,
+            (1, _) => 4,
+            (_, 3) => 3,
+            _ => 2,
+        };
+        let groups = heads.div_ceil(most);
+        let (count, larger) = (heads / groups, heads % groups);
+        let first = move |group: usize| match in_order {
+            true => group * count + group.min(larger),
+            false => group,
+        };
+        (0..groups).map(move |group| Heads {
+            first: first(group),
+            count: count + usize::from(group < larger),
+            apart: if in_order { 1 } else { groups },
+            then: (group + 1 < groups).then(|| first(group + 1)),
+        })
+    }
+
+    /// Head `h` of these.
+    #[inline(always)]
+    pub fn at(&self, h: usize) -> usize {
+        self.first + h * self.apart
     }
 }

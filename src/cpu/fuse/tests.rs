@@ -3,14 +3,16 @@
 use half::{bf16, f16};
 
 use super::*;
+use crate::cpu::fuse::streams::Heads;
 use crate::reference::fuse_f32;
 
 const ROWS: usize = 9;
 const HEADS: usize = 7;
 /// Below, at and above every vector and step length.
 const LENS: [usize; 20] = [
-    1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 47, 63, 65, 100, 131,
+    1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 47, 63, 65, 100, LONGEST,
 ];
+const LONGEST: usize = 131;
 
 /// Maps `[HEADS, ROWS, len]` with a gap after each row; NaN in what must not be read.
 struct Maps {
@@ -142,14 +144,16 @@ fn fused_and_weighted_to_the_bit_on_every_instruction_set() {
 fn accumulated_as_fused_on_every_instruction_set() {
     for_each(|simd, maps, rows, fused| {
         let len = maps.len;
-        let extreme = matches!(rows.fusion, HeadFusion::Max | HeadFusion::Min);
-        assert_eq!(rows.need_no_fusing(1), rows.heads == 1 || !extreme);
-        if !rows.need_no_fusing(1) {
-            return;
-        }
-        let magnitudes = maps.fused_of(f32::abs, rows.heads, rows.fusion);
+        let magnitudes = match rows.fusion {
+            HeadFusion::Mean | HeadFusion::Weighted(_) => {
+                maps.fused_of(f32::abs, rows.heads, rows.fusion)
+            }
+            HeadFusion::Max | HeadFusion::Min => fused.iter().map(|entry| entry.abs()).collect(),
+        };
         for start_rows in [1, 2, 5] {
-            if !rows.need_no_fusing(start_rows) {
+            let need_not = rows.need_not_be_made(start_rows);
+            assert_eq!(need_not, start_rows == 1 || rows.heads == 1);
+            if !need_not {
                 continue;
             }
             let weights: Vec<f32> = (0..start_rows * ROWS).map(|at| 0.1 + at as f32).collect();
@@ -162,6 +166,7 @@ fn accumulated_as_fused_on_every_instruction_set() {
                 block_rows: ROWS,
                 part: &mut part,
                 part_stride: len,
+                fused: &mut [f32::NAN; ROWS * LONGEST][..ROWS * len],
             };
             rows.accumulate(simd, to);
             for (at, (&got, &before)) in part.iter().zip(&before).enumerate() {
@@ -193,9 +198,6 @@ fn accumulated_as_fused_on_every_instruction_set() {
 #[test]
 fn blocks_accumulate_as_by_themselves() {
     for_each(|simd, _, rows, _| {
-        if !rows.need_no_fusing(1) {
-            return;
-        }
         let weights: Vec<f32> = (0..ROWS).map(|at| 0.1 + at as f32).collect();
         let sums = |rows: MapRows<'_>, weights: &[f32], block_rows: usize| {
             let mut parts = vec![0.25; rows.rows.div_ceil(block_rows) * rows.len];
@@ -206,6 +208,7 @@ fn blocks_accumulate_as_by_themselves() {
                 block_rows,
                 part: &mut parts,
                 part_stride: rows.len,
+                fused: &mut [f32::NAN; ROWS * LONGEST],
             };
             rows.accumulate(simd, to);
             parts
@@ -233,7 +236,34 @@ fn blocks_accumulate_as_by_themselves() {
     });
 }
 
-/// Rows that are made in several chunks are those that are made by themselves, and each chunk knows where the next begins.
+#[test]
+fn every_head_is_in_one_group() {
+    for (operands, heads) in
+        (1..=2).flat_map(|operands| (1..=40).map(move |heads| (operands, heads)))
+    {
+        for in_order in [true, false] {
+            let groups: Vec<Heads> = Heads::groups(operands, heads, in_order).collect();
+            let mut all: Vec<usize> = groups
+                .iter()
+                .flat_map(|group| (0..group.count).map(|h| group.at(h)))
+                .collect();
+            if !in_order {
+                all.sort_unstable();
+            }
+            assert_eq!(all, (0..heads).collect::<Vec<_>>());
+            let mut then: Vec<Option<usize>> =
+                groups.iter().map(|group| Some(group.first)).collect();
+            then.push(None);
+            for (group, then) in groups.iter().zip(&then[1..]) {
+                assert_eq!(group.then, *then);
+                assert!(group.count * operands <= 6);
+            }
+        }
+    }
+}
+
+/// Rows that are made in several chunks are those that are made by themselves, be they left or added to sums of blocks that
+/// begin elsewhere, and each chunk knows where the next begins.
 #[test]
 fn chunks_fuse_as_by_themselves() {
     let (heads, rows, len) = (3, 5, CHUNK_ELEMENTS / 2);
@@ -261,6 +291,32 @@ fn chunks_fuse_as_by_themselves() {
             let mut want = vec![f32::NAN; len];
             all.part(row..row + 1).fuse(simd, 1.0, &mut want);
             assert_eq!(got, want, "{simd}, row {row}");
+        }
+        let largest = MapRows {
+            fusion: &HeadFusion::Max,
+            ..all
+        };
+        let weights = [0.5, 2.0, 0.25, 3.0, 0.125];
+        let add = |rows: Range<usize>, block_rows: usize, part: &mut [f32]| {
+            let to = Accumulate {
+                start_rows: 1,
+                weights: &weights[rows.clone()],
+                weights_stride: rows.len(),
+                block_rows,
+                part,
+                part_stride: len,
+                fused: &mut vec![f32::NAN; CHUNK_ELEMENTS],
+            };
+            largest.part(rows).accumulate(simd, to);
+        };
+        for block_rows in 1..=rows {
+            let mut got = vec![0.0; rows.div_ceil(block_rows) * len];
+            let mut want = got.clone();
+            add(0..rows, block_rows, &mut got);
+            for row in 0..rows {
+                add(row..row + 1, 1, &mut want[row / block_rows * len..][..len]);
+            }
+            assert_eq!(got, want, "{simd}, blocks of {block_rows} rows");
         }
     }
     let next = |rows: Range<usize>| all.part(rows).next.map(|[map, _]| map.addr());
