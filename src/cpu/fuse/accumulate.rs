@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use crate::config::HeadFusion;
 use crate::cpu::fuse::entries::HeadEntries;
+use crate::cpu::fuse::short;
 use crate::cpu::fuse::streams::{Heads, Part, SideBySide, Sink, Streams};
 use crate::cpu::fuse::{EntriesLoop, MapRows};
 use crate::cpu::simd::Lanes;
@@ -39,11 +40,14 @@ pub(super) struct AccumulateRows<'a, 'b> {
 impl EntriesLoop for AccumulateRows<'_, '_> {
     #[inline(always)]
     fn run<L: Lanes, E: HeadEntries>(self, lanes: L, entries: E) {
-        let AccumulateRows { from, to } = self;
+        let AccumulateRows { from, mut to } = self;
         if from.rows == 0 {
             return;
         }
         let streams = Streams::new(lanes, entries, from);
+        if let Some(vectors) = short::vectors::<L>(&from).filter(|_| to.start_rows == 1) {
+            return streams.add_short(vectors, &mut to);
+        }
         let mut pass = Pass { streams, from, to };
         for heads in Heads::groups(E::OPERANDS, from.heads, false) {
             // Of one head, rows far apart are streams as well.
@@ -145,7 +149,7 @@ fn read_block<L, E, S, const H: usize, const R: usize>(
 impl MapRows<'_> {
     /// What the entries of a head are multiplied by.
     #[inline(always)]
-    fn scale(&self, head: usize) -> f32 {
+    pub(super) fn scale(&self, head: usize) -> f32 {
         match self.fusion {
             HeadFusion::Weighted(weights) => weights[head],
             _ => 1.0 / self.heads as f32,

@@ -71,9 +71,9 @@ pub(super) struct Part {
 
 /// Rows of some heads, all of which can be read.
 pub(super) struct Streams<'a, L, E> {
-    lanes: L,
-    entries: E,
-    from: MapRows<'a>,
+    pub lanes: L,
+    pub entries: E,
+    pub from: MapRows<'a>,
 }
 
 impl<'a, L: Lanes, E: HeadEntries> Streams<'a, L, E> {
@@ -102,7 +102,12 @@ impl<'a, L: Lanes, E: HeadEntries> Streams<'a, L, E> {
         assert!(
             part.heads.at(H - 1) < from.heads && part.rows.end + (R - 1) * part.apart <= from.rows
         );
-        let ahead = self.ahead(part, H * R * E::OPERANDS);
+        let end = from.entry(part.heads.first, part.stream.end);
+        let then = match part.then {
+            Some(row) => Some(from.entry(part.heads.first, row)),
+            None => part.heads.then.map(|head| from.entry(head, 0)),
+        };
+        let ahead = self.ahead(H * R * E::OPERANDS, part.stream.len(), end, then);
         for row in part.rows.clone() {
             let mut firsts = [[0; R]; H];
             for h in 0..H {
@@ -119,19 +124,15 @@ impl<'a, L: Lanes, E: HeadEntries> Streams<'a, L, E> {
         }
     }
 
-    /// What is prefetched while `part` is read as so many streams.
+    /// What is prefetched while so many streams of `rows` rows are read, the first of which ends at the entry `end`, and after
+    /// them what begins at the entry `then`, or what is read after all rows.
     #[inline(always)]
-    fn ahead(&self, part: &Part, streams: usize) -> Ahead {
+    pub fn ahead(&self, streams: usize, rows: usize, end: usize, then: Option<usize>) -> Ahead {
         let from = self.from;
-        let bytes = from.ahead_bytes::<E>(streams, part.stream.len());
-        let end = from.entry(part.heads.first, part.stream.end);
+        let bytes = from.ahead_bytes::<E>(streams, rows);
         let (ends, before) = (self.entries.addresses(end), self.entries.addresses(0));
-        let then = match (part.then, part.heads.then) {
-            (Some(row), _) => Some((part.heads.first, row)),
-            (None, then) => then.map(|head| (head, 0)),
-        };
         let then = match then {
-            Some((head, row)) => Some(self.entries.addresses(from.entry(head, row))),
+            Some(entry) => Some(self.entries.addresses(entry)),
             None => from.next,
         };
         // What is read next lies so much further on than what follows these streams in memory.
@@ -195,31 +196,48 @@ fn step<W: Lanes, E: HeadEntries, S: Sink<H, R>, const H: usize, const R: usize,
     ahead: &Ahead,
     sink: &mut S,
 ) {
-    let ahead = match rows.firsts[0][0] + column < ahead.until {
-        true => ahead.before,
-        false => ahead.after,
-    };
+    let (first, lines) = (
+        rows.firsts[0][0] + column,
+        (V * W::LANES * E::BYTES).div_ceil(LINE),
+    );
     for h in 0..H {
         for r in 0..R {
-            let bytes = (rows.firsts[h][r] + column) * E::BYTES;
-            for address in ahead.into_iter().take(E::OPERANDS) {
-                for line in 0..(V * W::LANES * E::BYTES).div_ceil(LINE) {
-                    lanes.prefetch(address.wrapping_add(bytes + line * LINE));
-                }
-            }
+            ahead.prefetch::<W, E>(lanes, first, rows.firsts[h][r] + column, lines);
         }
     }
     sink.take::<W, E, V>(lanes, rows, column, done);
 }
 
 /// Where, from the address of the first entry of all on, what is prefetched lies beside what is read.
-struct Ahead {
+pub(super) struct Ahead {
     /// Up to this entry of the first stream ...
     until: usize,
     /// ... a few entries on, ...
     before: Addresses,
     /// ... and from there on as many entries on in what is read next.
     after: Addresses,
+}
+
+impl Ahead {
+    /// Prefetches so many lines ahead of the entry `at`, while the first stream is read at `first`.
+    #[inline(always)]
+    pub fn prefetch<W: Lanes, E: HeadEntries>(
+        &self,
+        lanes: W,
+        first: usize,
+        at: usize,
+        lines: usize,
+    ) {
+        let ahead = match first < self.until {
+            true => self.before,
+            false => self.after,
+        };
+        for address in ahead.into_iter().take(E::OPERANDS) {
+            for line in 0..lines {
+                lanes.prefetch(address.wrapping_add(at * E::BYTES + line * LINE));
+            }
+        }
+    }
 }
 
 impl MapRows<'_> {
