@@ -17,7 +17,7 @@ use attention_rollout::cpu;
 use attention_rollout::cuda;
 use attention_rollout::device::Device;
 use attention_rollout::measure::{Case, Inputs, Products, gb_per_s, minimum};
-use attention_rollout::{DType, HostLayer, Output, Problem, Shape, Window};
+use attention_rollout::{DType, HostLayer, LogBase, Lse, Problem, QueriesKeys, Shape, Window};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 /// Runs from which the ratio to the floor is taken.
@@ -107,7 +107,7 @@ fn report_floor(name: &str, device: &Device, case: &mut Case) {
         let (mut runs, mut floors) = (Vec::new(), Vec::new());
         for _ in 0..RATIO_RUNS {
             runs.push(case.run(1).expect("the plan runs"));
-            floors.push(case.read(1).expect("the maps are read") + products.time());
+            floors.push(case.read(1).expect("the inputs are read") + products.time());
         }
         let (run, floor) = (minimum(&runs), minimum(&floors));
         println!(
@@ -117,15 +117,12 @@ fn report_floor(name: &str, device: &Device, case: &mut Case) {
     }
 }
 
-/// The products alone, for one whole matrix on the CPU.
+/// The products alone, for what is made of them on the CPU.
 fn products(device: &Device, case: &Case) -> Option<Products> {
-    let [problem] = case.problems() else {
-        return None;
-    };
-    let config = problem.config();
-    let on_cpu = device.name() == "cpu";
-    let wanted = on_cpu && config.output == Output::Matrix && !config.causal;
-    wanted.then(|| Products::new(problem, device.threads()).expect("threads start"))
+    match (case.problems(), device.name().as_str()) {
+        ([problem], "cpu") => Products::of(problem, device.threads()).expect("threads start"),
+        _ => None,
+    }
 }
 
 fn models(criterion: &mut Criterion) {
@@ -175,6 +172,34 @@ fn clinical(criterion: &mut Criterion) {
                 problems.iter().map(member).collect()
             },
         );
+    }
+}
+
+/// One row of queries and keys with heads of 64 elements, the LSE recomputed and given.
+fn queries_keys(criterion: &mut Criterion) {
+    for (model, layers) in [(&common::BERT_512, 6), (&common::CAUSAL_2K, 6)] {
+        for (name, lse) in [
+            ("recomputed", Lse::Recomputed),
+            ("given", Lse::Given(LogBase::E)),
+        ] {
+            let shape = Shape {
+                layers,
+                ..model.shape(1)
+            };
+            let source = QueriesKeys {
+                lse,
+                ..QueriesKeys::new(&shape, 64)
+            };
+            let problem = Problem::builder(shape, DType::F32).queries_keys(source);
+            let problem = problem.build().expect("the problem is valid");
+            let name = format!("scores/{}/b1/f32/{name}", model.name);
+            for device in devices() {
+                bench(criterion, &name, problem.map_bytes(), device, || {
+                    let inputs = Inputs::random(&problem, 1).expect("there is memory for them");
+                    vec![(problem.clone(), inputs)]
+                });
+            }
+        }
     }
 }
 
@@ -256,6 +281,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_secs(1))
         .without_plots();
-    targets = models, clinical, minilm, windows
+    targets = models, queries_keys, clinical, minilm, windows
 }
 criterion_main!(benches);

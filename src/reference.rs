@@ -6,10 +6,10 @@
 
 use crate::config::{GradientRule, HeadFusion, Output};
 use crate::error::Result;
-use crate::layer::{HostLayer, Layer};
+use crate::layer::{HostLayer, HostTensor, Layer};
 use crate::layout::{Shape, Window};
 use crate::problem::Problem;
-use crate::queries_keys::Lse;
+use crate::queries_keys::{Lse, QueriesKeys};
 
 /// Rows over the valid tokens of one item.
 pub(crate) type Matrix = Vec<Vec<f64>>;
@@ -165,7 +165,7 @@ fn head_entries(
         .collect()
 }
 
-/// The attention of each head that queries and keys give, as [`QueriesKeys`](crate::QueriesKeys) defines it.
+/// The attention of each head that queries and keys give, as [`QueriesKeys`] defines it.
 fn probabilities(
     problem: &Problem,
     layer: usize,
@@ -175,52 +175,132 @@ fn probabilities(
     let Layer::QueriesKeys { queries, keys, lse } = operands else {
         return None;
     };
-    let source = problem.queries_keys()?;
-    let (shape, window) = (problem.shape(), problem.windows()[item]);
-    let strides = source.strides(shape, layer);
-    let is_masked = |i: usize, j: usize| {
-        let far = |window| i.abs_diff(j) >= window;
-        problem.config().causal && j > i || source.sliding_window(layer).is_some_and(far)
-    };
-    let head = |head: usize| {
-        let query = |i| strides.queries.at(item, head, window.start + i);
-        let key_head = source.key_head(shape.heads, head);
-        let key = |j| strides.keys.at(item, key_head, window.start + j);
-        let score = |i: usize, j: usize| {
-            let (q, k) = (query(i), key(j));
-            let product: f64 = (0..source.head_dim)
-                .map(|c| f64::from(queries.get(q + c)) * f64::from(keys.get(k + c)))
-                .sum();
-            let scaled = f64::from(source.scale()) * product;
-            let capped = source.soft_cap(layer).map_or(scaled, |cap| {
-                let cap = f64::from(cap);
-                cap * (scaled / cap).tanh()
-            });
-            capped - f64::from(source.slope(shape.heads, layer, head)) * i.abs_diff(j) as f64
-        };
+    let of_head = |head| HeadScores::new(problem, layer, (*queries, *keys), (item, head));
+    let heads: Option<Vec<HeadScores<'_>>> = (0..problem.shape().heads).map(of_head).collect();
+    let rows = |scores: HeadScores<'_>| {
         let row = |i: usize| {
-            let keys = (0..window.len).map(|j| (!is_masked(i, j)).then(|| score(i, j)));
-            let scores: Vec<Option<f64>> = keys.collect();
-            let given = lse.map(|lse| lse.get(strides.lse.at(item, head, window.start + i)));
-            let lse = match (given, source.lse) {
-                (Some(given), Lse::Given(base)) => f64::from(given) * base.ln(),
-                _ => {
-                    let sink = source.sink(shape.heads, layer, head).map(f64::from);
-                    let summed: Vec<f64> = scores.iter().copied().flatten().chain(sink).collect();
-                    let largest = summed.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                    let sum: f64 = summed.iter().map(|s| (s - largest).exp()).sum();
-                    largest + sum.ln()
-                }
-            };
-            let entry = |score: &Option<f64>| match score {
-                Some(score) if !lse.is_infinite() => (score - lse).exp(),
-                _ => 0.0,
-            };
-            scores.iter().map(entry).collect()
+            let given = lse.as_ref().and_then(|lse| scores.given_lse(lse, i));
+            scores.probabilities(i, given)
         };
-        (0..window.len).map(row).collect()
+        (0..scores.len()).map(row).collect()
     };
-    Some((0..shape.heads).map(head).collect())
+    Some(heads?.into_iter().map(rows).collect())
+}
+
+/// The scores of one head of one item in one layer.
+pub(crate) struct HeadScores<'a> {
+    problem: &'a Problem,
+    source: &'a QueriesKeys,
+    layer: usize,
+    item: usize,
+    head: usize,
+    queries: HostTensor<'a>,
+    keys: HostTensor<'a>,
+}
+
+impl<'a> HeadScores<'a> {
+    /// Those of `head` of `item`; `None` where the problem is not of queries and keys.
+    pub fn new(
+        problem: &'a Problem,
+        layer: usize,
+        (queries, keys): (HostTensor<'a>, HostTensor<'a>),
+        (item, head): (usize, usize),
+    ) -> Option<Self> {
+        Some(HeadScores {
+            problem,
+            source: problem.queries_keys()?,
+            layer,
+            item,
+            head,
+            queries,
+            keys,
+        })
+    }
+
+    /// Valid tokens.
+    pub fn len(&self) -> usize {
+        self.problem.windows()[self.item].len
+    }
+
+    /// What query `i` and key `j` give, both counted from the window's start; `None` where it is masked.
+    fn score(&self, i: usize, j: usize) -> Option<f64> {
+        let (source, layer) = (self.source, self.layer);
+        let far = |window| i.abs_diff(j) >= window;
+        if self.problem.config().causal && j > i || source.sliding_window(layer).is_some_and(far) {
+            return None;
+        }
+        let shape = self.problem.shape();
+        let (strides, start) = (
+            source.strides(shape, layer),
+            self.problem.windows()[self.item].start,
+        );
+        let key_head = source.key_head(shape.heads, self.head);
+        let q = strides.queries.at(self.item, self.head, start + i);
+        let k = strides.keys.at(self.item, key_head, start + j);
+        let product: f64 = (0..source.head_dim)
+            .map(|c| f64::from(self.queries.get(q + c)) * f64::from(self.keys.get(k + c)))
+            .sum();
+        let scaled = f64::from(source.scale()) * product;
+        let capped = source.soft_cap(layer).map_or(scaled, |cap| {
+            let cap = f64::from(cap);
+            cap * (scaled / cap).tanh()
+        });
+        let slope = f64::from(source.slope(shape.heads, layer, self.head));
+        Some(capped - slope * i.abs_diff(j) as f64)
+    }
+
+    /// The scores of query `i`.
+    fn scores(&self, i: usize) -> Vec<Option<f64>> {
+        (0..self.len()).map(|j| self.score(i, j)).collect()
+    }
+
+    /// The natural LSE of `scores`, with the head's sink.
+    fn lse_of(&self, scores: &[Option<f64>]) -> f64 {
+        let heads = self.problem.shape().heads;
+        let sink = self
+            .source
+            .sink(heads, self.layer, self.head)
+            .map(f64::from);
+        let summed: Vec<f64> = scores.iter().copied().flatten().chain(sink).collect();
+        let largest = summed.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = summed.iter().map(|s| (s - largest).exp()).sum();
+        largest + sum.ln()
+    }
+
+    /// The natural LSE of query `i`.
+    #[cfg(feature = "measure")]
+    pub fn lse(&self, i: usize) -> f64 {
+        self.lse_of(&self.scores(i))
+    }
+
+    /// Where the LSE of query `i` lies.
+    pub fn lse_at(&self, i: usize) -> usize {
+        let strides = self.source.strides(self.problem.shape(), self.layer).lse;
+        strides.at(
+            self.item,
+            self.head,
+            self.problem.windows()[self.item].start + i,
+        )
+    }
+
+    /// The natural LSE that is given for query `i`, where it is to be taken.
+    fn given_lse(&self, lse: &HostTensor<'_>, i: usize) -> Option<f64> {
+        match self.source.lse {
+            Lse::Given(base) => Some(f64::from(lse.get(self.lse_at(i))) * base.ln()),
+            Lse::Recomputed => None,
+        }
+    }
+
+    /// The attention that query `i` pays.
+    fn probabilities(&self, i: usize, given_lse: Option<f64>) -> Vec<f64> {
+        let scores = self.scores(i);
+        let lse = given_lse.unwrap_or_else(|| self.lse_of(&scores));
+        let entry = |score: Option<f64>| match score {
+            Some(score) if !lse.is_infinite() => (score - lse).exp(),
+            _ => 0.0,
+        };
+        scores.into_iter().map(entry).collect()
+    }
 }
 
 /// `value`, or `zero` where it is less; NaN stays NaN.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use attention_rollout::device::Device;
-use attention_rollout::measure::{self, Case, Inputs, Times};
+use attention_rollout::measure::{self, Case, Inputs, Products, Times};
 use attention_rollout::{DType, Problem, Shape};
 use clap::Args;
 use serde_json::json;
@@ -118,10 +118,25 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if let Some(reason) = &times.no_replays {
         report::note(format_args!("not measured as a graph: {reason}"));
     }
+    let products = time_products(args, &device, &case)?;
     match args.json {
-        true => print_json(args, &device, &case, &times),
-        false => print_lines(&device, &case, &times),
+        true => print_json(args, &device, &case, (&times, &products)),
+        false => print_lines(&device, &case, (&times, &products)),
     }
+}
+
+/// The times of the matrix products alone, for what is made of products on the CPU.
+fn time_products(args: &BenchArgs, device: &Device, case: &Case) -> Result<Vec<Duration>> {
+    let [problem] = case.problems() else {
+        return Ok(Vec::new());
+    };
+    if device.name() != "cpu" {
+        return Ok(Vec::new());
+    }
+    let products = Products::of(problem, device.threads()).map_err(Error::rollout("bench"))?;
+    let times =
+        products.map(|mut products| (0..args.runs.get()).map(|_| products.time()).collect());
+    Ok(times.unwrap_or_default())
 }
 
 /// The times of a case whose answer has been checked.
@@ -215,7 +230,7 @@ fn file_members(args: &BenchArgs, path: &Path) -> Result<(Device, Vec<(Problem, 
 fn random_member(args: &BenchArgs) -> Result<(Device, Vec<(Problem, Inputs)>)> {
     let ShapeArg(shape) = args.shape;
     args.config.check_rows_for([""].into_iter())?;
-    let feature = args.scores.feature(shape, args.dtype);
+    let feature = args.scores.feature(shape, args.dtype, &args.config.scores);
     let problem = problem(
         &Tensors::none(),
         &feature,
@@ -234,7 +249,12 @@ fn floor_ratio(times: &Times) -> f64 {
     measure::minimum(&times.runs).as_secs_f64() / measure::minimum(&times.floor).as_secs_f64()
 }
 
-fn print_json(args: &BenchArgs, device: &Device, case: &Case, times: &Times) -> Result<()> {
+fn print_json(
+    args: &BenchArgs,
+    device: &Device,
+    case: &Case,
+    (times, products): (&Times, &[Duration]),
+) -> Result<()> {
     let setup = case.setup();
     let micros = |times: &[Duration]| -> Vec<f64> {
         times.iter().map(|time| time.as_secs_f64() * 1e6).collect()
@@ -260,12 +280,17 @@ fn print_json(args: &BenchArgs, device: &Device, case: &Case, times: &Times) -> 
         "runs_us": micros(&times.runs),
         "floor_us": micros(&times.floor),
         "floor_ratio": floor_ratio(times),
+        "products_us": micros(products),
         "graph_us": micros(&device_times(times)),
         "graph_latency_us": micros(&latencies(times)),
     }))
 }
 
-fn print_lines(device: &Device, case: &Case, times: &Times) -> Result<()> {
+fn print_lines(
+    device: &Device,
+    case: &Case,
+    (times, products): (&Times, &[Duration]),
+) -> Result<()> {
     let setup = case.setup();
     for problem in case.problems() {
         let (shape, dtype) = (problem.shape(), problem.dtype());
@@ -290,6 +315,14 @@ fn print_lines(device: &Device, case: &Case, times: &Times) -> Result<()> {
         report::line(format_args!(
             "latency    {:10.4} ms, launching the graph and waiting for it",
             latency.as_secs_f64() * 1e3
+        ))?;
+    }
+    if !products.is_empty() {
+        let (run, alone) = (measure::minimum(&times.runs), measure::minimum(products));
+        report::line(format_args!(
+            "products   {:10.4} ms by themselves, of which it takes {:.2} times as long",
+            alone.as_secs_f64() * 1e3,
+            run.as_secs_f64() / alone.as_secs_f64(),
         ))?;
     }
     report::line(format_args!(

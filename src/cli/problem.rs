@@ -53,7 +53,7 @@ impl ProblemArgs {
         };
         self.config.check_heeded(Some(self.output_kind), false)?;
         self.config.check_rows_for([""].into_iter())?;
-        let feature = self.scores.feature(shape, self.dtype);
+        let feature = self.scores.feature(shape, self.dtype, &self.config.scores);
         problem(
             &Tensors::none(),
             &feature,

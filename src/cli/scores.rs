@@ -210,7 +210,7 @@ impl ScoresArgs {
 /// Random queries and keys instead of maps.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ScoreExtentsArgs {
-    /// From queries and keys with heads of this size, instead of maps; the LSE is recomputed
+    /// From queries and keys with heads of this size, instead of maps; the LSE is recomputed unless `--lse given`
     #[arg(long, value_name = "HEAD_SIZE")]
     pub queries_keys: Option<usize>,
 
@@ -221,11 +221,11 @@ pub struct ScoreExtentsArgs {
 
 impl ScoreExtentsArgs {
     /// A feature without tensors, of these extents.
-    pub fn feature<'a>(&self, shape: Shape, dtype: DType) -> FileFeature<'a> {
+    pub fn feature<'a>(&self, shape: Shape, dtype: DType, scores: &ScoresArgs) -> FileFeature<'a> {
         let extents = |head_dim| ScoreExtents {
             head_dim,
             key_heads: self.key_heads.unwrap_or(shape.heads),
-            has_lse: false,
+            has_lse: scores.lse == Some(LseArg::Given),
         };
         FileFeature::without_tensors(shape, dtype, self.queries_keys.map(extents))
     }

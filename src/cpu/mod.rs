@@ -18,7 +18,7 @@ mod map;
 mod memory;
 mod panels;
 mod plan;
-mod scores;
+pub(crate) mod scores;
 pub(crate) mod simd;
 mod streaming;
 mod team;

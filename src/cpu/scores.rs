@@ -19,7 +19,8 @@ use crate::layer::HostTensor;
 use crate::problem::Problem;
 use crate::queries_keys::QueriesKeys;
 
-use block::{KEYS, Queries, Scoring};
+pub(crate) use block::KEYS;
+use block::{Queries, Scoring};
 use inner::{Entries, Fold, HeadScores, QUERIES, Weigh};
 
 /// Rows that are computed at a time: fewer take as long.

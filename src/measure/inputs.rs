@@ -3,10 +3,12 @@
 use rayon::prelude::*;
 
 use crate::dtype::{Element, with_element};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layer::{HostLayer, HostTensor, Layer, OwnedTensor};
 use crate::layout::product;
 use crate::problem::Problem;
+use crate::queries_keys::Lse;
+use crate::reference::HeadScores;
 
 /// The layers of one problem, in host memory.
 #[derive(Clone)]
@@ -51,19 +53,28 @@ impl Inputs {
         })
     }
 
-    /// Queries and keys, uniform from -1 to 1. The LSE of a problem that has one would be as random.
+    /// Queries and keys, uniform from -1 to 1, and their LSE where the problem is given it.
     fn random_scores(problem: &Problem, seed: u64) -> Result<Self> {
         let layer = |layer: usize| {
             let mut operand = 0;
-            problem.operands(layer)?.try_map(|wanted| {
+            let mut operands = problem.operands(layer)?.try_map(|wanted| {
                 operand += 1;
                 let mut tensor = OwnedTensor::zeroed(wanted.dtype, wanted.len)?;
                 with_element!(wanted.dtype, T => {
                     let elements = tensor.as_mut_slice().unwrap_or_default();
                     fill_signed::<T>(elements, mix(seed ^ (3 * layer + operand) as u64));
                 });
-                Ok(tensor)
-            })
+                Ok::<_, Error>(tensor)
+            })?;
+            if let Layer::QueriesKeys {
+                queries,
+                keys,
+                lse: Some(lse),
+            } = &mut operands
+            {
+                fill_lse(problem, layer, (queries.tensor(), keys.tensor()), lse);
+            }
+            Ok(operands)
         };
         Ok(Inputs {
             layers: (0..problem.shape().layers)
@@ -118,6 +129,32 @@ fn fill_signed<T: Element>(gradients: &mut [T], seed: u64) {
             let uniform = (mix(seed ^ index as u64) >> 40) as f32 / (1 << 23) as f32;
             *gradient = T::from_f32(uniform - 1.0);
         });
+}
+
+/// Writes the LSE of `queries` and `keys`, in the base that the problem says, as the reference has it.
+fn fill_lse(
+    problem: &Problem,
+    layer: usize,
+    (queries, keys): (HostTensor<'_>, HostTensor<'_>),
+    lse: &mut OwnedTensor,
+) {
+    let shape = problem.shape();
+    let base = match problem.queries_keys().map(|source| source.lse) {
+        Some(Lse::Given(base)) => base.ln(),
+        _ => 1.0,
+    };
+    let of_row = |row: usize| {
+        let (head, i) = (row / shape.tokens, row % shape.tokens);
+        let of = (head / shape.heads, head % shape.heads);
+        let scores = HeadScores::new(problem, layer, (queries, keys), of)?;
+        (i < scores.len()).then(|| (scores.lse_at(i), (scores.lse(i) / base) as f32))
+    };
+    let rows = (0..shape.batch * shape.heads * shape.tokens).into_par_iter();
+    let computed: Vec<(usize, f32)> = rows.filter_map(of_row).collect();
+    let elements: &mut [f32] = lse.as_mut_slice().unwrap_or_default();
+    for (at, value) in computed {
+        elements[at] = value;
+    }
 }
 
 /// The finaliser of SplitMix64: any two seeds give unrelated numbers.

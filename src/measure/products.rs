@@ -1,4 +1,4 @@
-//! The other floor of the product form on the CPU: its matrix products, by the GEMM crate, and nothing else.
+//! The other floor on the CPU, of what is made of matrix products: these, by the GEMM crate, and nothing else.
 
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
@@ -6,13 +6,55 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::thread_pool;
+use crate::config::Output;
 use crate::cpu::gemm::{self, MatrixMut, MatrixRef};
+use crate::cpu::scores::{KEYS, ROWS as QUERIES};
+use crate::cpu::simd::MOST_LANES;
 use crate::error::Result;
 use crate::problem::Problem;
+use crate::queries_keys::{Lse, QueriesKeys};
+
+/// The products of a problem.
+pub enum Products {
+    /// Of whole matrices.
+    Maps(MapProducts),
+    /// Of queries and keys.
+    Scores(ScoreProducts),
+}
+
+impl Products {
+    /// The products of `problem`, for `threads` threads, where it is made of them and all are whole: a matrix of maps, or rows
+    /// of queries and keys, neither causal.
+    ///
+    /// # Errors
+    /// [`Error::Threads`](crate::Error::Threads).
+    pub fn of(problem: &Problem, threads: NonZeroUsize) -> Result<Option<Self>> {
+        let config = problem.config();
+        let is_whole = |source: &QueriesKeys| source.sliding_windows.is_empty();
+        match (&config.output, problem.queries_keys()) {
+            _ if config.causal => Ok(None),
+            (Output::Matrix, None) => {
+                MapProducts::new(problem, threads).map(|p| Some(Products::Maps(p)))
+            }
+            (Output::Rows(_), Some(source)) if is_whole(source) => {
+                ScoreProducts::new(problem, source, threads).map(|p| Some(Products::Scores(p)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The time of all products.
+    pub fn time(&mut self) -> Duration {
+        match self {
+            Products::Maps(products) => products.time(),
+            Products::Scores(products) => products.time(),
+        }
+    }
+}
 
 /// The `layers - 1` products of `[batch, tokens, tokens]`, the operands in f32 and in cache as far as they fit. As in a
 /// rollout, every layer is a factor of its own.
-pub struct Products {
+pub struct MapProducts {
     pool: rayon::ThreadPool,
     tokens: usize,
     /// The left factors of each item, one after the other.
@@ -28,12 +70,12 @@ struct PanelProduct {
     next: Vec<f32>,
 }
 
-impl Products {
+impl MapProducts {
     /// The products of `problem`, for `threads` threads: whole items where they share out evenly, else columns of them.
     ///
     /// # Errors
     /// [`Error::Threads`](crate::Error::Threads).
-    pub fn new(problem: &Problem, threads: NonZeroUsize) -> Result<Self> {
+    fn new(problem: &Problem, threads: NonZeroUsize) -> Result<Self> {
         let (batch, tokens) = (problem.shape().batch, problem.shape().tokens);
         let parts = if batch.is_multiple_of(threads.get()) {
             1
@@ -50,7 +92,7 @@ impl Products {
                 next: vec![f32::NAN; tokens * columns],
             }
         };
-        Ok(Products {
+        Ok(MapProducts {
             pool: thread_pool(threads)?,
             tokens,
             left: vec![vec![entry; (problem.layers().len() - 1) * tokens * tokens]; batch],
@@ -60,9 +102,8 @@ impl Products {
         })
     }
 
-    /// The time of all products.
-    pub fn time(&mut self) -> Duration {
-        let Products {
+    fn time(&mut self) -> Duration {
+        let MapProducts {
             pool,
             tokens,
             left,
@@ -97,6 +138,86 @@ impl PanelProduct {
     }
 }
 
+/// The products `[keys, head_dim]` by `[head_dim, queries]` of a row form of queries and keys, in the blocks that it takes: of the
+/// last layer those of the start rows, of the others all, and of a recomputed LSE once more where not all keys are one block.
+/// Keys in f32; as in a rollout, blocks of queries pass over those of one head after the other.
+pub struct ScoreProducts {
+    pool: rayon::ThreadPool,
+    head_dim: usize,
+    tokens: usize,
+    /// `[batch * heads, tokens, head_dim]`.
+    keys: Vec<f32>,
+    /// Queries of each block, of all layers.
+    blocks: Vec<usize>,
+    /// How often each product is computed.
+    times: usize,
+}
+
+impl ScoreProducts {
+    fn new(problem: &Problem, source: &QueriesKeys, threads: NonZeroUsize) -> Result<Self> {
+        let (shape, layers) = (problem.shape(), problem.layers().len());
+        let blocks = |queries: usize| {
+            (0..queries)
+                .step_by(QUERIES)
+                .map(move |first| QUERIES.min(queries - first))
+        };
+        let all = (1..layers).flat_map(|_| blocks(shape.tokens));
+        Ok(ScoreProducts {
+            pool: thread_pool(threads)?,
+            head_dim: source.head_dim,
+            tokens: shape.tokens,
+            keys: vec![0.5; shape.batch * shape.heads * shape.tokens * source.head_dim],
+            blocks: all.chain(blocks(problem.start_rows())).collect(),
+            times: match source.lse {
+                Lse::Recomputed if shape.tokens > KEYS => 2,
+                _ => 1,
+            },
+        })
+    }
+
+    /// Floating-point operations of the products, two for a multiplication and an addition.
+    #[cfg(test)]
+    fn operations(&self) -> usize {
+        2 * self.times * self.blocks.iter().sum::<usize>() * self.keys.len()
+    }
+
+    fn time(&mut self) -> Duration {
+        let ScoreProducts {
+            head_dim,
+            tokens,
+            times,
+            ..
+        } = *self;
+        let buffers = || {
+            (
+                vec![0.5; head_dim * QUERIES],
+                vec![f32::NAN; KEYS.min(tokens) * QUERIES],
+            )
+        };
+        let heads = self.keys.par_chunks_exact(tokens * head_dim);
+        let all =
+            heads.flat_map(|keys| self.blocks.par_iter().map(move |&queries| (keys, queries)));
+        let multiply = |(packed, scores): &mut (Vec<f32>, Vec<f32>),
+                        (keys, queries): (&[f32], usize)| {
+            let stride = queries.next_multiple_of(MOST_LANES);
+            for keys in keys.chunks(KEYS * head_dim) {
+                let count = keys.len() / head_dim;
+                for _ in 0..times {
+                    gemm::multiply(
+                        MatrixMut::new(scores, stride, count, stride),
+                        false,
+                        MatrixRef::new(keys, head_dim, count, head_dim),
+                        MatrixRef::new(packed, stride, head_dim, stride),
+                    );
+                }
+            }
+        };
+        let start = Instant::now();
+        self.pool.install(|| all.for_each_init(buffers, multiply));
+        start.elapsed()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,7 +234,7 @@ mod tests {
         let problem = Problem::new(shape, DType::F32, RolloutConfig::default()).unwrap();
         for threads in [1, 2, 3] {
             let mut products =
-                Products::new(&problem, NonZeroUsize::new(threads).unwrap()).unwrap();
+                MapProducts::new(&problem, NonZeroUsize::new(threads).unwrap()).unwrap();
             // Entries of 2 / 7 double with each of the two products.
             products
                 .left
@@ -133,5 +254,25 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn products_of_scores_are_those_of_the_rows_that_are_computed() {
+        let shape = Shape {
+            layers: 3,
+            batch: 2,
+            heads: 4,
+            tokens: 70,
+        };
+        let source = QueriesKeys::new(&shape, 16);
+        let problem = Problem::builder(shape, DType::F32).queries_keys(source);
+        let problem = problem.build().unwrap();
+        let of = Products::of(&problem, NonZeroUsize::MIN).unwrap();
+        let Some(Products::Scores(mut products)) = of else {
+            panic!("rows of queries and keys");
+        };
+        // Two layers whole, and one row of the last, for each of 8 heads.
+        assert_eq!(products.operations(), 2 * 8 * 16 * 70 * (2 * 70 + 1));
+        assert!(products.time() > Duration::ZERO);
     }
 }

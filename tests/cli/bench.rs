@@ -64,6 +64,31 @@ fn random_maps_take_every_configuration() {
     }
 }
 
+/// Random queries and keys have the LSE that a model would have given, and what is made of products has their times.
+#[test]
+fn random_queries_and_keys_have_their_lse() {
+    let fixed = "--shape 2,2,4,70 --queries-keys 16 --key-heads 2 --runs 2 --device cpu";
+    for (options, products) in [
+        ("--lse recompute", 2),
+        ("--lse given", 2),
+        ("--lse given --lse-base 2 --scale 0.5 --dtype f16", 2),
+        ("--lse given --causal --rows last", 0),
+        ("--lse given --sliding-window 9 --soft-cap 2", 0),
+        ("--lse given --output-kind matrix", 0),
+    ] {
+        let times = times(&Bench::new(), &format!("{fixed} {options}"));
+        assert_eq!(times["checked"], true);
+        assert_eq!(numbers(&times, "products_us").len(), products, "{options}");
+    }
+    let maps = times(
+        &Bench::new(),
+        "--shape 2,2,4,30 --output-kind matrix --runs 2 --device cpu",
+    );
+    assert_eq!(numbers(&maps, "products_us").len(), 2);
+    let rows = times(&Bench::new(), "--shape 2,2,4,30 --runs 2 --device cpu");
+    assert_eq!(numbers(&rows, "products_us").len(), 0);
+}
+
 #[test]
 fn an_answer_that_is_not_a_number_is_a_wrong_one() {
     let bench = Bench::new();

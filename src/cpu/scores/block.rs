@@ -11,7 +11,7 @@ use crate::layer::HostTensor;
 use crate::queries_keys::{Lse, MOST_HEAD_DIM, TokenStrides};
 
 /// Keys of a block: with as many queries, scores that stay in a second-level cache.
-pub(super) const KEYS: usize = 1024;
+pub(crate) const KEYS: usize = 1024;
 
 /// Queries of one block: `first`, `first + step`, ..., counted from the window's start.
 #[derive(Clone, Copy)]
