@@ -4,8 +4,8 @@
 //! summed by itself and the parts are added in block order, so the result does not depend on who computed which block.
 //!
 //! One start row is multiplied with the entries of each head as these come out of the maps, where fused entries are sums of
-//! them. For several, and where more must be known first (the sums of rows, or what is discarded or excluded), rows are
-//! fused a chunk at a time: of one start row several blocks.
+//! them, else with fused ones as those of the last heads come. For several, and where more must be known first (the sums of
+//! rows, or what is discarded or excluded), rows are fused a chunk at a time: of one start row several blocks.
 
 mod scratch;
 
