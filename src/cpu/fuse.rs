@@ -94,13 +94,14 @@ pub(crate) mod fold;
 mod pass;
 mod short;
 mod streams;
+mod sums;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
 
 use crate::config::{GradientRule, HeadFusion};
-pub(crate) use crate::cpu::fuse::accumulate::Accumulate;
+pub(crate) use crate::cpu::fuse::sums::Accumulate;
 
 use crate::cpu::fuse::accumulate::AccumulateRows;
 use crate::cpu::fuse::entries::{Above, Addresses, Attention, GradientWeighted, HeadEntries};

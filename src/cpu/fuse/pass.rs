@@ -6,10 +6,10 @@
 )]
 
 use crate::config::HeadFusion;
-use crate::cpu::fuse::accumulate::add;
 use crate::cpu::fuse::entries::HeadEntries;
 use crate::cpu::fuse::fold::{Extreme, Fold, Mean, Weighted};
 use crate::cpu::fuse::streams::{Heads, Part, SideBySide, Sink, Streams};
+use crate::cpu::fuse::sums::add;
 use crate::cpu::fuse::{EntriesLoop, MapRows};
 use crate::cpu::simd::Lanes;
 

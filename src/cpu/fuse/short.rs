@@ -7,9 +7,9 @@
 
 use std::ops::Range;
 
-use crate::cpu::fuse::accumulate::Accumulate;
 use crate::cpu::fuse::entries::HeadEntries;
 use crate::cpu::fuse::streams::{Ahead, Streams};
+use crate::cpu::fuse::sums::Accumulate;
 use crate::cpu::fuse::{LINE, MapRows};
 use crate::cpu::simd::Lanes;
 
