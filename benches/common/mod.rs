@@ -38,6 +38,9 @@ pub const VIT_L14: Model = model("vit-l14-336", 24, 16, 577);
 /// A decoder at 2048 tokens, four of its layers and heads: enough to be bound as the whole is.
 pub const CAUSAL_2K: Model = model("causal-2k", 4, 4, 2048);
 
+/// Long sequences that are not causal, for queries and keys.
+pub const SEQUENCE_2K: Model = model("sequence-2k", 6, 4, 2048);
+
 /// Attention of a small clinical transformer: layers and tokens of each of its features, 4 heads, batch 256.
 pub const CLINICAL: [(usize, usize); 6] = [(3, 100), (2, 60), (3, 40), (2, 24), (1, 48), (1, 3)];
 pub const CLINICAL_HEADS: usize = 4;

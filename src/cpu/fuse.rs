@@ -1,15 +1,15 @@
 //! Head fusion: `[heads, rows, len]` of one item and layer becomes `[rows, len]` in f32, to the bit as
 //! [`HeadFusion`] defines it. This is the only code that reads attention maps, and the gradients beside them.
 //!
-//! Where fused entries are sums of those of the heads, and nothing more must be known of them, the fused map is never made:
-//! rows of every head are added, times their weights, to the new relevance ([`MapRows::accumulate`]).
+//! For one start row, where nothing more must be known of fused rows, the fused map is never made ([`MapRows::accumulate`]): where
+//! its entries are sums of those of the heads, rows of every head are added, times their weights, to the new relevance; else
+//! what is folded of the heads is, as the last of them come. Sums of heads are made in any order then.
 //!
 //! # How maps are read
 //!
-//! There, as a few sequential streams side by side, each prefetched ahead, for as long as can be: rows of two to five heads,
-//! or rows far apart of one. Times the fastest read of the same bytes, with vectors of 32 and
-//! of 64 bytes, of a loop that does nothing else (f32, one thread of a 2-core Cascade Lake Xeon, the best of 3 passes over
-//! 200 MB; they spread by a tenth):
+//! As a few sequential streams side by side, each prefetched ahead, for as long as can be: rows of two to five heads, or rows
+//! far apart of one. Times the fastest read of the same bytes, with vectors of 32 and of 64 bytes, of a loop that does nothing
+//! else (f32, one thread of a 2-core Cascade Lake Xeon, the best of 3 passes over 200 MB; they spread by a tenth):
 //!
 //! | | 12 heads, 197 tokens | 12 heads, 512 tokens | 1 head, 512 tokens |
 //! |---|---|---|---|
@@ -47,18 +47,20 @@
 //! | heads 0, 3, 6, 9; then 1, 4, 7, 10; then 2, 5, 8, 11 | 1.12 | 1.17 | 1.08 | 1.07 |
 //!
 //! Of one head, two streams of half the rows took 1.23 (f32, 197 tokens) and 1.52 (f16), where four took 1.28 and 1.62; of
-//! 512 tokens they were a twentieth slower in f32. Rows far apart of several heads at once were slower by half.
+//! 512 tokens they were a twentieth slower in f32. Rows far apart of three heads at once, six streams, took 12 to 36 % longer
+//! than three.
 //!
-//! Of short rows instructions count: 4 heads of 60 tokens take 0.9 us (f32) where they lie in a cache, and come from memory in
-//! 1.3. Sums that stay in registers while all heads pass by as one stream take 0.5. Times the read there, one row:
+//! Of short rows instructions count: 4 heads of 60 tokens took 0.9 us (f32) where they lay in a cache, and 1.3 is what memory
+//! takes by its bandwidth. Sums that stay in registers while all heads pass by as one stream took 0.5. Times the read there,
+//! one row, by layers x batch x heads x tokens:
 //!
-//! | f32, f16 | 4 heads, 60 tokens | 12 heads, 48 tokens | 12 heads, 28 tokens |
+//! | f32, f16 | 3x256x4x60 | 6x64x12x48 | 6x4x12x28 |
 //! |---|---|---|---|
 //! | sums in memory | 1.76, 2.58 | 1.38, 1.56 | 1.50, 2.60 |
 //! | sums in registers | 1.63, 2.19 | 1.26, 1.52 | 1.27, 1.80 |
 //!
-//! The rest is what it takes to begin a map, from which no order of reading within it helps: 0.2 us, and memory that has not
-//! got under way. In f16, 96 tokens took 1.40 both ways, and 197 took 1.16 with sums in registers and 1.07 without.
+//! Of the rest, 0.2 us of each item and layer go by before the first row. In f16, 12x16x4x96 took 1.40 both ways, and
+//! 12x8x12x197 1.16 with sums in registers and 1.07 without.
 //!
 //! There, too: what is prefetched goes on past the end of a stream, in what is read next, the next heads, rows or layer. One
 //! row of 12 heads of 128 tokens in f16 took 1.25 times the read so, and 1.36 where it did not; of 28 tokens in f32 1.42 and
@@ -316,6 +318,7 @@ impl MapRows<'_> {
 
     /// Adds the fused rows, times their weights, to sums. They [need not be made](MapRows::need_not_be_made) for it.
     pub fn accumulate(self, simd: Simd, to: Accumulate<'_>) {
+        debug_assert!(self.need_not_be_made(to.start_rows));
         if !self.are_sums() {
             return self.fuse_onto(simd, to);
         }

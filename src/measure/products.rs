@@ -11,6 +11,7 @@ use crate::cpu::gemm::{self, MatrixMut, MatrixRef};
 use crate::cpu::scores::{KEYS, ROWS as QUERIES};
 use crate::cpu::simd::MOST_LANES;
 use crate::error::Result;
+use crate::memory::filled;
 use crate::problem::Problem;
 use crate::queries_keys::{Lse, QueriesKeys};
 
@@ -24,20 +25,26 @@ pub enum Products {
 
 impl Products {
     /// The products of `problem`, for `threads` threads, where it is made of them and all are whole: a matrix of maps, or rows
-    /// of queries and keys, neither causal.
+    /// of queries and keys, neither causal nor padded.
     ///
     /// # Errors
-    /// [`Error::Threads`](crate::Error::Threads).
+    /// [`Error::Threads`](crate::Error::Threads), [`Error::HostMemory`](crate::Error::HostMemory).
     pub fn of(problem: &Problem, threads: NonZeroUsize) -> Result<Option<Self>> {
-        let config = problem.config();
-        let is_whole = |source: &QueriesKeys| source.sliding_windows.is_empty();
+        let (config, tokens) = (problem.config(), problem.shape().tokens);
+        if config.causal || problem.windows().iter().any(|window| window.len != tokens) {
+            return Ok(None);
+        }
         match (&config.output, problem.queries_keys()) {
-            _ if config.causal => Ok(None),
             (Output::Matrix, None) => {
-                MapProducts::new(problem, threads).map(|p| Some(Products::Maps(p)))
+                let products = MapProducts::new(problem, threads)?;
+                Ok(Some(Products::Maps(products)))
             }
-            (Output::Rows(_), Some(source)) if is_whole(source) => {
-                ScoreProducts::new(problem, source, threads).map(|p| Some(Products::Scores(p)))
+            // Of what discards, every row of the last layer is made.
+            (Output::Rows(_), Some(source))
+                if source.sliding_windows.is_empty() && config.discard.is_none() =>
+            {
+                let products = ScoreProducts::new(problem, source, threads)?;
+                Ok(Some(Products::Scores(products)))
             }
             _ => Ok(None),
         }
@@ -92,10 +99,13 @@ impl MapProducts {
                 next: vec![f32::NAN; tokens * columns],
             }
         };
+        let factors = (problem.layers().len() - 1) * tokens * tokens;
+        let left = (0..batch).map(|_| filled("factors to multiply", factors, entry));
+        let left = left.collect::<Result<_>>()?;
         Ok(MapProducts {
             pool: thread_pool(threads)?,
             tokens,
-            left: vec![vec![entry; (problem.layers().len() - 1) * tokens * tokens]; batch],
+            left,
             panels: (0..batch)
                 .flat_map(|item| (0..parts).map(move |part| panel(item, part)))
                 .collect(),
@@ -153,6 +163,19 @@ pub struct ScoreProducts {
     times: usize,
 }
 
+/// Rows of the last layer that carry weight: the start rows, and all that one is the mean of.
+fn rows_of_last_layer(problem: &Problem) -> usize {
+    let mut carries = vec![false; problem.shape().tokens];
+    let mut weights = vec![0.0; problem.shape().tokens];
+    for row in 0..problem.start_rows() {
+        problem.start_weights(0, row, &mut weights);
+        for (carries, weight) in carries.iter_mut().zip(&weights) {
+            *carries |= *weight != 0.0;
+        }
+    }
+    carries.into_iter().filter(|&carries| carries).count()
+}
+
 impl ScoreProducts {
     fn new(problem: &Problem, source: &QueriesKeys, threads: NonZeroUsize) -> Result<Self> {
         let (shape, layers) = (problem.shape(), problem.layers().len());
@@ -162,12 +185,14 @@ impl ScoreProducts {
                 .map(move |first| QUERIES.min(queries - first))
         };
         let all = (1..layers).flat_map(|_| blocks(shape.tokens));
+        let last = rows_of_last_layer(problem);
+        let elements = shape.batch * shape.heads * shape.tokens * source.head_dim;
         Ok(ScoreProducts {
             pool: thread_pool(threads)?,
             head_dim: source.head_dim,
             tokens: shape.tokens,
-            keys: vec![0.5; shape.batch * shape.heads * shape.tokens * source.head_dim],
-            blocks: all.chain(blocks(problem.start_rows())).collect(),
+            keys: filled("keys to multiply", elements, 0.5)?,
+            blocks: all.chain(blocks(last)).collect(),
             times: match source.lse {
                 Lse::Recomputed if shape.tokens > KEYS => 2,
                 _ => 1,
@@ -221,7 +246,7 @@ impl ScoreProducts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DType, RolloutConfig, Shape};
+    use crate::{DType, RolloutConfig, Shape, StartRows};
 
     #[test]
     fn every_item_is_multiplied_whole_however_it_is_shared_out() {
@@ -265,7 +290,7 @@ mod tests {
             tokens: 70,
         };
         let source = QueriesKeys::new(&shape, 16);
-        let problem = Problem::builder(shape, DType::F32).queries_keys(source);
+        let problem = Problem::builder(shape, DType::F32).queries_keys(source.clone());
         let problem = problem.build().unwrap();
         let of = Products::of(&problem, NonZeroUsize::MIN).unwrap();
         let Some(Products::Scores(mut products)) = of else {
@@ -274,5 +299,18 @@ mod tests {
         // Two layers whole, and one row of the last, for each of 8 heads.
         assert_eq!(products.operations(), 2 * 8 * 16 * 70 * (2 * 70 + 1));
         assert!(products.time() > Duration::ZERO);
+        let mean = RolloutConfig {
+            output: Output::Rows(StartRows::Mean),
+            ..RolloutConfig::default()
+        };
+        let problem = Problem::builder(shape, DType::F32)
+            .config(mean)
+            .queries_keys(source);
+        let problem = problem.build().unwrap();
+        let of = Products::of(&problem, NonZeroUsize::MIN).unwrap();
+        let Some(Products::Scores(products)) = of else {
+            panic!("the mean of rows of queries and keys");
+        };
+        assert_eq!(products.operations(), 2 * 8 * 16 * 70 * (3 * 70));
     }
 }

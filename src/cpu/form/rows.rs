@@ -80,13 +80,12 @@ fn item_alone(
         next.fill(0.0);
         for blocks in at_once(0..blocks_len, rows) {
             let parts = &mut scratch.parts[..blocks.len() * rows * len];
-            let any = fused_map.parts(
-                blocks,
-                &scratch.relevance[..rows * len],
-                scratch.fused,
-                scratch.weights,
-                parts,
-            );
+            let step = Step {
+                relevance: &scratch.relevance[..rows * len],
+                fused: &mut *scratch.fused,
+                weights: &mut *scratch.weights,
+            };
+            let any = fused_map.parts(blocks, step, parts);
             if any {
                 let parts = parts.chunks_exact(rows * len);
                 parts.for_each(|part| add(next, part));
@@ -138,13 +137,12 @@ fn item_by_team(
             let at = |block: usize| set + block * rows * len;
             // SAFETY: these are this member's alone; they were read last two layers ago, a barrier lies between.
             let parts = unsafe { parts.get_mut(at(blocks.start)..at(blocks.end)) };
-            fused_map.parts(
-                blocks,
-                &scratch.relevance[..rows * len],
-                scratch.fused,
-                scratch.weights,
-                parts,
-            );
+            let step = Step {
+                relevance: &scratch.relevance[..rows * len],
+                fused: &mut *scratch.fused,
+                weights: &mut *scratch.weights,
+            };
+            fused_map.parts(blocks, step, parts);
         }
         member.wait();
         if member.index == 0 {
@@ -225,48 +223,44 @@ fn add(sum: &mut [f32], part: &[f32]) {
     }
 }
 
+/// What rows are weighed by, and memory to compute in.
+struct Step<'a> {
+    /// `[start rows, len]`.
+    relevance: &'a [f32],
+    /// Rows that are made, or folded.
+    fused: &'a mut [f32],
+    /// What rows are multiplied by, and sums of rows.
+    weights: &'a mut [f32],
+}
+
 impl FusedMap<'_> {
     /// Writes what the rows of the blocks `blocks` add to the new relevance into `parts`, `[blocks, start rows, len]`.
     /// Returns whether a row carried weight; rows that carry none are not read.
-    fn parts(
-        &self,
-        blocks: Range<usize>,
-        relevance: &[f32],
-        fused: &mut [f32],
-        weights: &mut [f32],
-        parts: &mut [f32],
-    ) -> bool {
+    fn parts(&self, blocks: Range<usize>, mut step: Step<'_>, parts: &mut [f32]) -> bool {
         let len = self.maps.len();
-        let start_rows = relevance.len() / len;
+        let start_rows = step.relevance.len() / len;
         let block_rows = block_rows(self.maps.problem, len);
         let rows = blocks.start * block_rows..len.min(blocks.end * block_rows);
         parts.fill(0.0);
-        if self.is_read_from_maps() && all_carry(relevance, len, rows.clone()) {
-            self.run(rows, block_rows, relevance, fused, weights, parts);
+        if self.is_read_from_maps() && all_carry(step.relevance, len, rows.clone()) {
+            self.run(rows, block_rows, &mut step, parts);
             return true;
         }
         let mut any = false;
         let blocks = rows.clone().step_by(block_rows);
         for (first, part) in blocks.zip(parts.chunks_exact_mut(start_rows * len)) {
             let rows = first..rows.end.min(first + block_rows);
-            any |= self.part(rows, relevance, fused, weights, part);
+            any |= self.part(rows, &mut step, part);
         }
         any
     }
 
     /// The same of the rows `rows` of one block, added to its `part`.
-    fn part(
-        &self,
-        rows: Range<usize>,
-        relevance: &[f32],
-        fused: &mut [f32],
-        weights: &mut [f32],
-        part: &mut [f32],
-    ) -> bool {
-        let len = self.maps.len();
+    fn part(&self, rows: Range<usize>, step: &mut Step<'_>, part: &mut [f32]) -> bool {
+        let (len, relevance) = (self.maps.len(), step.relevance);
         let start_rows = relevance.len() / len;
         if all_carry(relevance, len, rows.clone()) {
-            self.run(rows.clone(), rows.len(), relevance, fused, weights, part);
+            self.run(rows.clone(), rows.len(), step, part);
             return true;
         }
         let carries = |i: usize| (0..start_rows).any(|m| relevance[m * len + i] != 0.0);
@@ -282,29 +276,28 @@ impl FusedMap<'_> {
                 .unwrap_or(rows.end);
             at = run.end;
             any = true;
-            self.run(run.clone(), run.len(), relevance, fused, weights, part);
+            self.run(run.clone(), run.len(), step, part);
         }
         any
     }
 
     /// Adds what adjoining rows that carry weight contribute to `parts`: those of one block, or of several of `block_rows`
     /// rows where they are [read from maps](FusedMap::is_read_from_maps).
-    fn run(
-        &self,
-        run: Range<usize>,
-        block_rows: usize,
-        relevance: &[f32],
-        fused: &mut [f32],
-        weights: &mut [f32],
-        parts: &mut [f32],
-    ) {
+    fn run(&self, run: Range<usize>, block_rows: usize, step: &mut Step<'_>, parts: &mut [f32]) {
         let problem = self.maps.problem;
         let len = self.maps.len();
-        let start_rows = relevance.len() / len;
+        let start_rows = step.relevance.len() / len;
         if start_rows <= GEMM_START_ROWS && !self.must_be_made(start_rows) {
-            let weights = &mut weights[..start_rows * run.len()];
-            self.weigh(run.clone(), block_rows, relevance, None, weights, parts);
-            self.accumulate(run, block_rows, start_rows, weights, fused, parts);
+            let weights = &mut step.weights[..start_rows * run.len()];
+            self.weigh(
+                run.clone(),
+                block_rows,
+                step.relevance,
+                None,
+                weights,
+                parts,
+            );
+            self.accumulate(run, block_rows, start_rows, weights, step.fused, parts);
             return;
         }
         // Whole blocks at once, or a part of one.
@@ -315,27 +308,20 @@ impl FusedMap<'_> {
             let parts = &mut parts[(first - run.start) / block_rows * start_rows * len..];
             for first in blocks.clone().step_by(chunk_rows) {
                 let chunk = first..blocks.end.min(first + chunk_rows);
-                self.chunk(chunk, block_rows, relevance, fused, weights, parts);
+                self.chunk(chunk, block_rows, step, parts);
             }
         }
     }
 
     /// The same for as many rows as are made at once: whole blocks, or rows of one.
-    fn chunk(
-        &self,
-        rows: Range<usize>,
-        block_rows: usize,
-        relevance: &[f32],
-        fused: &mut [f32],
-        weights: &mut [f32],
-        parts: &mut [f32],
-    ) {
+    fn chunk(&self, rows: Range<usize>, block_rows: usize, step: &mut Step<'_>, parts: &mut [f32]) {
         let problem = self.maps.problem;
         let (len, depth) = (self.maps.len(), rows.len());
+        let relevance = step.relevance;
         let start_rows = relevance.len() / len;
-        let fused = &mut fused[..depth * len];
+        let fused = &mut step.fused[..depth * len];
         self.rows(rows.clone(), 1.0, fused);
-        let (sums, weights) = weights.split_at_mut(depth);
+        let (sums, weights) = step.weights.split_at_mut(depth);
         let weights = &mut weights[..start_rows * depth];
         let sums = problem.config().normalize_rows.then(|| {
             row_sums(self.simd, fused, len, sums);

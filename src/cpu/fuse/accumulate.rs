@@ -34,12 +34,12 @@ impl EntriesLoop for AccumulateRows<'_, '_> {
         for heads in Heads::groups(E::OPERANDS, from.heads, false) {
             // Of one head, rows far apart are streams as well.
             match heads.count {
-                1 if pass.to.start_rows > 1 => pass.group::<1, 4, true>(heads),
-                1 => pass.group::<1, 2, false>(heads),
-                2 => pass.group::<2, 1, false>(heads),
-                3 => pass.group::<3, 1, false>(heads),
-                4 => pass.group::<4, 1, false>(heads),
-                _ => pass.group::<5, 1, false>(heads),
+                1 if pass.to.start_rows > 1 => pass.many_start_rows(heads),
+                1 => pass.one_start_row::<1, 2>(heads),
+                2 => pass.one_start_row::<2, 1>(heads),
+                3 => pass.one_start_row::<3, 1>(heads),
+                4 => pass.one_start_row::<4, 1>(heads),
+                _ => pass.one_start_row::<5, 1>(heads),
             }
         }
     }
@@ -55,39 +55,42 @@ struct Pass<'a, 'b, L, E> {
 impl<L: Lanes, E: HeadEntries> Pass<'_, '_, L, E> {
     /// Adds the rows of `H` heads, one block after the other, so that each head is read in one go.
     #[inline(always)]
-    fn group<const H: usize, const R: usize, const MANY: bool>(&mut self, heads: Heads) {
-        let (from, to, streams) = (self.from, &mut self.to, &self.streams);
+    fn one_start_row<const H: usize, const R: usize>(&mut self, heads: Heads) {
+        let (from, to) = (self.from, &mut self.to);
         let mut scales = [0.0; H];
         for h in 0..H {
             scales[h] = from.scale(heads.at(h));
         }
-        let sums_of_block = to.start_rows * to.part_stride;
-        for (block, first) in (0..from.rows).step_by(to.block_rows).enumerate() {
-            let rows = first..from.rows.min(first.saturating_add(to.block_rows));
-            let part = &mut to.part[block * sums_of_block..];
+        for (block, rows) in to.blocks(from.rows) {
             let apart = from.rows_apart(rows.len(), R);
-            if MANY {
-                let mut sums = ManyStartRows {
-                    scale: scales[0],
-                    start_rows: to.start_rows,
-                    weights: to.weights,
-                    weights_stride: to.weights_stride,
-                    row: 0,
-                    apart,
-                    part,
-                    part_stride: to.part_stride,
-                };
-                read_block::<_, _, _, H, R>(streams, from, heads, rows, apart, &mut sums);
-            } else {
-                let mut sums = OneStartRow::<H> {
-                    scales,
-                    weights: to.weights,
-                    row: 0,
-                    apart,
-                    part,
-                };
-                read_block::<_, _, _, H, R>(streams, from, heads, rows, apart, &mut sums);
-            }
+            let mut sums = OneStartRow {
+                scales,
+                weights: to.weights,
+                row: 0,
+                apart,
+                part: &mut to.part[block * to.part_stride..],
+            };
+            read_block::<_, _, _, H, R>(&self.streams, from, heads, rows, apart, &mut sums);
+        }
+    }
+
+    /// Adds the rows of one head, four far apart at a time.
+    #[inline(always)]
+    fn many_start_rows(&mut self, head: Heads) {
+        let (from, to) = (self.from, &mut self.to);
+        for (block, rows) in to.blocks(from.rows) {
+            let apart = from.rows_apart(rows.len(), 4);
+            let mut sums = ManyStartRows {
+                scale: from.scale(head.first),
+                start_rows: to.start_rows,
+                weights: to.weights,
+                weights_stride: to.weights_stride,
+                row: 0,
+                apart,
+                part: &mut to.part[block * to.start_rows * to.part_stride..],
+                part_stride: to.part_stride,
+            };
+            read_block::<_, _, _, 1, 4>(&self.streams, from, head, rows, apart, &mut sums);
         }
     }
 }
@@ -197,7 +200,7 @@ struct ManyStartRows<'a> {
     part_stride: usize,
 }
 
-impl<const H: usize, const R: usize> Sink<H, R> for ManyStartRows<'_> {
+impl<const R: usize> Sink<1, R> for ManyStartRows<'_> {
     const VECTORS: usize = 2;
     const WIDE_VECTORS: usize = 2;
 
@@ -210,7 +213,7 @@ impl<const H: usize, const R: usize> Sink<H, R> for ManyStartRows<'_> {
     fn take<W: Lanes, E: HeadEntries, const V: usize>(
         &mut self,
         lanes: W,
-        entries: &SideBySide<E, H, R>,
+        entries: &SideBySide<E, 1, R>,
         column: usize,
         done: usize,
     ) {

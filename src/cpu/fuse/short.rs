@@ -46,8 +46,7 @@ impl<L: Lanes, E: HeadEntries> Streams<'_, L, E> {
                     self.ahead(E::OPERANDS, from.rows, from.entry(head, from.rows), then)
                 }
             };
-            for (block, first) in (0..from.rows).step_by(to.block_rows).enumerate() {
-                let rows = first..from.rows.min(first.saturating_add(to.block_rows));
+            for (block, rows) in to.blocks(from.rows) {
                 let sums = &mut to.part[block * to.part_stride..][..from.len];
                 let of = (head, rows, to.weights);
                 match vectors {

@@ -4,6 +4,8 @@
     reason = "what iterators are made of is not always inlined, and outside an inner loop it lacks its instruction set"
 )]
 
+use std::ops::Range;
+
 use crate::config::HeadFusion;
 use crate::cpu::fuse::MapRows;
 use crate::cpu::simd::Lanes;
@@ -24,6 +26,16 @@ pub(crate) struct Accumulate<'a> {
     /// Where the heads are folded, if they must be before their rows are added: room for a row, and for
     /// [so many elements](super::CHUNK_ELEMENTS) if there are as many.
     pub fused: &'a mut [f32],
+}
+
+impl Accumulate<'_> {
+    /// The blocks of `rows` rows, and their rows.
+    #[inline(always)]
+    pub fn blocks(&self, rows: usize) -> impl Iterator<Item = (usize, Range<usize>)> + use<> {
+        let block_rows = self.block_rows;
+        let firsts = (0..rows).step_by(block_rows).enumerate();
+        firsts.map(move |(block, first)| (block, first..rows.min(first.saturating_add(block_rows))))
+    }
 }
 
 /// Adds `sums` to `part`, but for the first `done` columns.
