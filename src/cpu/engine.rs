@@ -13,8 +13,8 @@ use crate::cpu::team::{Member, Shared, Team};
 use crate::error::Result;
 use crate::problem::Problem;
 
-/// Maps a member takes on at a time: enough that taking them costs nothing, and that it mostly reads on where it was.
-const CLAIM_BYTES: usize = 1 << 20;
+/// Maps of a layer that a member takes on at a time, where there are others: enough that it mostly reads on where it was.
+const CLAIM_LAYER_BYTES: usize = 1 << 20;
 
 /// The memory that computing an item of a problem takes, measured out for the largest of them.
 pub(crate) trait Scratch: Send + Sync {
@@ -63,10 +63,14 @@ impl<S> Prepared<S> {
         self.map_bytes / self.problem.shape().batch.max(1)
     }
 
-    /// Items that one of `members` takes on at a time.
+    /// Items that one of `members` takes on at a time: all, where there is no other.
     fn items_per_claim(&self, members: usize) -> usize {
-        let most = self.problem.shape().batch.div_ceil(4 * members).max(1);
-        (CLAIM_BYTES / self.item_bytes().max(1)).clamp(1, most)
+        let batch = self.problem.shape().batch.max(1);
+        if members == 1 {
+            return batch;
+        }
+        let claim_bytes = CLAIM_LAYER_BYTES * self.problem.layers().len();
+        (claim_bytes / self.item_bytes().max(1)).clamp(1, batch.div_ceil(4 * members))
     }
 
     /// Of `items`, those that a member computes alone; the rest is computed by all of `members` together.
@@ -149,8 +153,8 @@ impl<S: Scratch> Engine<S> {
         members.sum::<usize>() + self.shared.bytes()
     }
 
-    /// Calls `compute` for each of the items `items(problem)` of every problem: once, or once on every member where the
-    /// team shares the item. Problems with large items come first, so that no member ends on one alone. All are computed,
+    /// Calls `compute` for the items `items(problem)` of every problem: once for each, some at a time, or once on every member
+    /// where the team shares the item. Problems with large items come first, so that no member ends on one alone. All are computed,
     /// also where one fails.
     ///
     /// # Errors
@@ -179,7 +183,7 @@ impl<S: Scratch> Engine<S> {
         let shared = Shared::new(&mut self.shared);
         let failed = Mutex::new(None);
         let compute = |task: Task<'_, S>| {
-            let at = (task.index, task.item);
+            let at = (task.index, task.items.start);
             if let Err(error) = compute(task) {
                 let mut first = failed.lock().unwrap_or_else(PoisonError::into_inner);
                 if first.as_ref().is_none_or(|(before, _)| at < *before) {
@@ -202,21 +206,19 @@ impl<S: Scratch> Engine<S> {
                 let items = alone(prepared);
                 let step = prepared.items_per_claim(threads);
                 let first = items.start + (claim - before) * step;
-                for item in first..(first + step).min(items.end) {
-                    compute(Task {
-                        index,
-                        item,
-                        prepared,
-                        member: Member::ALONE,
-                        memory: Memory::new(&mut own, prepared, None),
-                    });
-                }
+                compute(Task {
+                    index,
+                    items: first..(first + step).min(items.end),
+                    prepared,
+                    member: Member::ALONE,
+                    memory: Memory::new(&mut own, prepared, None),
+                });
             }
             for (index, prepared) in problems.iter().enumerate() {
                 for item in alone(prepared).end..items(prepared).end {
                     compute(Task {
                         index,
-                        item,
+                        items: item..item + 1,
                         prepared,
                         member,
                         memory: Memory::new(&mut own, prepared, Some(shared)),
@@ -241,11 +243,12 @@ fn prepare_products(team: &Team) -> Result<()> {
     failed.map_or(Ok(()), Err)
 }
 
-/// One item to compute, and with what.
+/// Items to compute, and with what.
 pub(crate) struct Task<'a, S> {
     /// The problem, counted in the order they were given.
     pub index: usize,
-    pub item: usize,
+    /// Some that one member computes, or one that all do.
+    pub items: Range<usize>,
     pub prepared: &'a Prepared<S>,
     /// Who computes: one member alone, or one of the team.
     pub member: Member<'a>,
@@ -260,6 +263,22 @@ pub(crate) struct Memory<'a> {
     pub source: Shared<'a>,
     /// The team's, where the team computes the item.
     pub team: Option<Shared<'a>>,
+}
+
+impl<S> Task<'_, S> {
+    /// Calls `compute` for each of the items by itself. All are computed, also where one fails.
+    ///
+    /// # Errors
+    /// That of the first item that has one.
+    pub fn each(self, mut compute: impl FnMut(usize, Memory<'_>) -> Result<()>) -> Result<()> {
+        let Memory { own, source, team } = self.memory;
+        let mut computed = Ok(());
+        for item in self.items {
+            let own = &mut *own;
+            computed = computed.and(compute(item, Memory { own, source, team }));
+        }
+        computed
+    }
 }
 
 impl<'a> Memory<'a> {

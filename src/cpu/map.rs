@@ -8,6 +8,7 @@ use crate::cpu::fuse::{Accumulate, FusedEntries};
 use crate::cpu::item::{ItemMaps, ItemRows};
 use crate::cpu::simd::{InnerLoop, Lanes, MOST_LANES, Simd};
 use crate::cpu::team::{Member, Shared};
+use crate::error::Result;
 use crate::layer::HostLayer;
 use crate::problem::Problem;
 
@@ -16,61 +17,52 @@ use crate::problem::Problem;
 pub(crate) struct Run<'a> {
     pub simd: Simd,
     pub problem: &'a Problem,
-    /// Every layer of the problem.
-    pub layers: &'a [HostLayer<'a>],
+    /// The operands of the layers from `first` on, all of which are computed.
+    pub operands: &'a [HostLayer<'a>],
+    pub first: usize,
     /// The output of the whole problem.
     pub out: Shared<'a>,
     /// The member's own, to compute entries of maps in.
     pub source: Shared<'a>,
-    /// Which part of the row form this is; all of it unless given.
-    pub stage: Option<&'a Stage<'a>>,
-}
-
-/// Some layers of row form, of which alone there are operands, and where it has got to.
-pub(crate) struct Stage<'a> {
-    pub layers: Range<usize>,
-    /// The relevance that the layers after them have left, laid out as the output; none before the first.
-    pub relevance: Option<Shared<'a>>,
 }
 
 impl<'a> Run<'a> {
+    /// All of it; `layers` holds every layer of the problem.
     pub fn new<S>(
         prepared: &'a Prepared<S>,
         layers: &'a [HostLayer<'a>],
         out: Shared<'a>,
         source: Shared<'a>,
     ) -> Self {
+        let range = prepared.problem.layers();
         Run {
             simd: prepared.choice.simd,
             problem: &prepared.problem,
-            layers,
+            operands: &layers[range.clone()],
+            first: range.start,
             out,
             source,
-            stage: None,
         }
     }
 
-    /// The layers that take part.
-    pub fn steps(&self) -> Range<usize> {
-        self.stage
-            .map_or(self.problem.layers(), |stage| stage.layers.clone())
+    /// The layers that are computed.
+    pub fn layers(&self) -> Range<usize> {
+        self.first..self.first + self.operands.len()
     }
 
-    /// What row form reads after the map of `item` in `layer`: that of the layer before, or the last one of the next item.
-    pub fn next_maps(&self, layer: usize, item: usize) -> Option<ItemMaps<'a>> {
-        let steps = self.steps();
-        match layer.checked_sub(1) {
-            Some(before) if steps.contains(&before) => Some(self.maps(before, item)),
-            _ if item + 1 < self.problem.shape().batch => Some(self.maps(steps.end - 1, item + 1)),
-            _ => None,
-        }
+    /// Looks whether given LSEs of the layers `layers` are those of their queries and keys, as [`ItemMaps::probe`].
+    ///
+    /// # Errors
+    /// [`Error::Lse`](crate::Error::Lse).
+    pub fn probe(&self, mut layers: Range<usize>, item: usize, member: Member<'_>) -> Result<()> {
+        layers.try_for_each(|layer| self.maps(layer, item).probe(self.simd, member))
     }
 
     /// The maps of `item` in `layer`.
     pub fn maps(&self, layer: usize, item: usize) -> ItemMaps<'a> {
         ItemMaps {
             problem: self.problem,
-            operands: self.layers[layer - self.stage.map_or(0, |stage| stage.layers.start)],
+            operands: self.operands[layer - self.first],
             layer,
             item,
             memory: self.source,
@@ -163,7 +155,7 @@ impl<'a> FusedMap<'a> {
     /// Whether the rows of several blocks may be [accumulated](FusedMap::accumulate) or made at once, for one start row: the
     /// more, the longer what is read of each head in one go.
     pub fn is_read_from_maps(&self) -> bool {
-        self.discard.is_none() && matches!(self.maps.rows(0..0), ItemRows::Maps(_))
+        self.discard.is_none() && self.maps.problem.queries_keys().is_none()
     }
 
     /// Whether rows must be made before they are accumulated for so many start rows.

@@ -210,40 +210,42 @@ impl StreamingPlan {
         };
         self.engine.run(Prepared::items, |task| {
             let prepared = task.prepared;
-            let (member, item, simd) = (task.member, task.item, prepared.choice.simd);
-            let window = prepared.problem.windows()[item];
-            if window.len == 0 {
-                return Ok(());
-            }
-            let maps = ItemMaps {
-                problem: &prepared.problem,
-                operands,
-                layer,
-                item,
-                memory: task.memory.source,
-            };
-            let probed = maps.probe(simd, member);
-            let (own, shared) = prepared.scratch.carve(task.memory);
-            let layer = LayerStep {
-                simd,
-                member,
-                maps,
-                own,
-                shared,
-            };
-            let slab = |slabs| Slab::of_matrix(slabs, pushed * batch + item, tokens, window);
-            let made = match kept {
-                SharedState::Layers(layers) => layer.write(slab(layers)),
-                SharedState::Rollouts { rollouts, slabs } => {
-                    let rollout = |step: usize| rollouts.rollout(step % 2 * batch + item);
-                    layer.step(StepBuffers {
-                        before: (pushed > 0).then(|| rollout(pushed - 1)),
-                        to: rollout(pushed),
-                        slab: slabs.map(slab),
-                    })
+            let (member, simd) = (task.member, prepared.choice.simd);
+            task.each(|item, memory| {
+                let window = prepared.problem.windows()[item];
+                if window.len == 0 {
+                    return Ok(());
                 }
-            };
-            probed.and(made)
+                let maps = ItemMaps {
+                    problem: &prepared.problem,
+                    operands,
+                    layer,
+                    item,
+                    memory: memory.source,
+                };
+                let probed = maps.probe(simd, member);
+                let (own, shared) = prepared.scratch.carve(memory);
+                let layer = LayerStep {
+                    simd,
+                    member,
+                    maps,
+                    own,
+                    shared,
+                };
+                let slab = |slabs| Slab::of_matrix(slabs, pushed * batch + item, tokens, window);
+                let made = match kept {
+                    SharedState::Layers(layers) => layer.write(slab(layers)),
+                    SharedState::Rollouts { rollouts, slabs } => {
+                        let rollout = |step: usize| rollouts.rollout(step % 2 * batch + item);
+                        layer.step(StepBuffers {
+                            before: (pushed > 0).then(|| rollout(pushed - 1)),
+                            to: rollout(pushed),
+                            slab: slabs.map(slab),
+                        })
+                    }
+                };
+                probed.and(made)
+            })
         })?;
         self.pushed += 1;
         Ok(())
@@ -281,8 +283,7 @@ impl StreamingPlan {
                 engine.run(Prepared::items, |task| {
                     let source = task.memory.source;
                     let run = Run::new(task.prepared, &layers[..expected], out, source);
-                    let scratch = &task.prepared.scratch;
-                    rows::item(run, task.member, task.item, scratch, task.memory)
+                    rows::rollout(run, &task.prepared.scratch, task)
                 })?;
             }
             State::Rollouts { slabs, .. } if self.problem.config().output == Output::Cumulative => {
@@ -296,15 +297,17 @@ impl StreamingPlan {
                 self.engine.run(Prepared::items, |task| {
                     let prepared = task.prepared;
                     let problem = &prepared.problem;
-                    let (member, item) = (task.member, task.item);
-                    let rollout = rollouts.rollout((expected - 1) % 2 * batch + item);
-                    if problem.config().output == Output::Matrix {
-                        product::matrix(problem, member, item, rollout, out);
-                    } else {
-                        let (_, shared) = prepared.scratch.carve(task.memory);
-                        product::start_rows(problem, member, item, shared, rollout, out);
-                    }
-                    Ok(())
+                    let member = task.member;
+                    task.each(|item, memory| {
+                        let rollout = rollouts.rollout((expected - 1) % 2 * batch + item);
+                        if problem.config().output == Output::Matrix {
+                            product::matrix(problem, member, item, rollout, out);
+                        } else {
+                            let (_, shared) = prepared.scratch.carve(memory);
+                            product::start_rows(problem, member, item, shared, rollout, out);
+                        }
+                        Ok(())
+                    })
                 })?;
             }
         }

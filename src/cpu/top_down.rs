@@ -7,7 +7,7 @@ use crate::cpu::Options;
 use crate::cpu::choice::{Choice, Form};
 use crate::cpu::engine::{Engine, Prepared};
 use crate::cpu::form::rows::{self, RowsScratch};
-use crate::cpu::map::{Run, Stage};
+use crate::cpu::map::Run;
 use crate::cpu::memory::Floats;
 use crate::cpu::team::{Shared, Team};
 use crate::error::{Error, Result};
@@ -128,20 +128,16 @@ impl TopDownPlan {
         problem.check_layer(layer, &operands)?;
         let (operands, len) = ([operands], problem.output_len());
         let relevance = Shared::new(&mut self.relevance).slice(0..len);
-        let stage = Stage {
-            layers: layer..layer + 1,
-            relevance: (self.pushed > 0).then_some(relevance),
-        };
         let pushed = self.engine.run(Prepared::items, |task| {
-            let whole = Run::new(task.prepared, &operands, relevance, task.memory.source);
             let run = Run {
-                stage: Some(&stage),
-                ..whole
+                simd: task.prepared.choice.simd,
+                problem: &task.prepared.problem,
+                operands: &operands,
+                first: layer,
+                out: relevance,
+                source: task.memory.source,
             };
-            let probed = run.maps(layer, task.item).probe(run.simd, task.member);
-            let scratch = &task.prepared.scratch;
-            let computed = rows::item(run, task.member, task.item, scratch, task.memory);
-            probed.and(computed)
+            rows::rollout(run, &task.prepared.scratch, task)
         });
         match pushed {
             Ok(()) => self.pushed += 1,

@@ -63,7 +63,7 @@ impl Scratch for FormScratch {
 }
 
 impl Task<'_, FormScratch> {
-    /// Computes the item's output from `layers` into `out`, the output of the whole problem. Lengths have been checked.
+    /// Computes the items' output from `layers` into `out`, the output of the whole problem. Lengths have been checked.
     ///
     /// # Errors
     /// [`Error::Lse`](crate::Error::Lse), [`Error::Mass`](crate::Error::Mass).
@@ -72,7 +72,7 @@ impl Task<'_, FormScratch> {
         self.rollout_of(problem, layers, out)
     }
 
-    /// As [`rollout`](Task::rollout), of an item of `problem`, which is made of items of the task's.
+    /// As [`rollout`](Task::rollout), of items of `problem`, which is made of items of the task's.
     ///
     /// # Errors
     /// As [`rollout`](Task::rollout).
@@ -86,19 +86,12 @@ impl Task<'_, FormScratch> {
             problem,
             ..Run::new(self.prepared, layers, out, self.memory.source)
         };
-        let mut layers = problem.layers();
-        let probed =
-            layers.try_for_each(|layer| run.maps(layer, self.item).probe(run.simd, self.member));
-        // Whatever the probe says, the others wait at the barriers.
-        let computed = match &self.prepared.scratch {
-            FormScratch::Rows(scratch) => {
-                rows::item(run, self.member, self.item, scratch, self.memory)
-            }
+        match &self.prepared.scratch {
+            FormScratch::Rows(scratch) => rows::rollout(run, scratch, self),
             FormScratch::Product(scratch) => {
-                let (own, shared) = scratch.carve(self.memory);
-                product::item(run, self.member, self.item, own, shared)
+                let member = self.member;
+                self.each(|item, memory| product::item(run, member, item, scratch.carve(memory)))
             }
-        };
-        probed.and(computed)
+        }
     }
 }

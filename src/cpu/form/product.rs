@@ -160,10 +160,11 @@ pub(crate) fn item(
     run: Run<'_>,
     member: Member<'_>,
     item: usize,
-    mut own: ProductOwn<'_>,
-    shared: ProductShared<'_>,
+    (mut own, shared): (ProductOwn<'_>, ProductShared<'_>),
 ) -> Result<()> {
     let Run { problem, out, .. } = run;
+    // Whatever it finds, the others wait at the barriers.
+    let mut checked = run.probe(run.layers(), item, member);
     let tokens = problem.shape().tokens;
     let square = tokens * tokens;
     let window = problem.windows()[item];
@@ -184,7 +185,7 @@ pub(crate) fn item(
     }
     member.wait();
     if len == 0 {
-        return Ok(());
+        return checked;
     }
     if writes_ahat(problem) {
         let layer = LayerStep {
@@ -194,10 +195,9 @@ pub(crate) fn item(
             own,
             shared,
         };
-        return layer.write(Slab::of_matrix(out, item, tokens, window));
+        return checked.and(layer.write(Slab::of_matrix(out, item, tokens, window)));
     }
     let rollout = |step: usize| shared.rollouts.rollout(step % 2);
-    let mut checked = Ok(());
     for (at, layer) in problem.layers().enumerate() {
         let slab = match output {
             Output::Cumulative => Some(at * problem.shape().batch + item),

@@ -8,61 +8,71 @@
 //! rows, or what is discarded or excluded), rows are fused a chunk at a time: of one start row several blocks.
 
 mod scratch;
+mod stretch;
 
 use std::ops::Range;
 
-use crate::cpu::engine::Memory;
+use crate::cpu::engine::Task;
 use crate::cpu::fuse::{Accumulate, FusedEntries};
 use crate::cpu::gemm::{self, MatrixMut, MatrixRef};
 use crate::cpu::map::{FusedMap, Run, row_sums, whole_by_team};
 use crate::cpu::team::Member;
 use crate::error::Result;
-use crate::problem::Problem;
 
 use scratch::{GEMM_START_ROWS, RowsBuffers, RowsShared, block_rows, blocks, blocks_at_once};
 pub(crate) use scratch::{RowsScratch, chunk_rows, most_chunk_elements};
+use stretch::Stretch;
 
-/// The relevance rows `[start rows, tokens]` of `item`, by one member or by the whole team.
+/// The relevance rows `[start rows, tokens]` of the task's items, by one member or by the whole team. Layers after those of
+/// `run` have left theirs in the output.
 ///
 /// # Errors
-/// [`Error::Mass`](crate::Error::Mass).
-pub(crate) fn item(
-    run: Run<'_>,
-    member: Member<'_>,
-    item: usize,
-    scratch: &RowsScratch,
-    memory: Memory<'_>,
-) -> Result<()> {
+/// [`Error::Lse`](crate::Error::Lse), [`Error::Mass`](crate::Error::Mass).
+pub(crate) fn rollout<S>(run: Run<'_>, scratch: &RowsScratch, task: Task<'_, S>) -> Result<()> {
+    let Task {
+        items,
+        member,
+        memory,
+        ..
+    } = task;
     let mut own = scratch.carve(memory.own);
-    match memory.team {
-        None => {
-            let len = run.problem.start_rows() * run.problem.shape().tokens;
-            // SAFETY: this item was handed to this member alone.
-            let out = unsafe { run.out.get_mut(item * len..(item + 1) * len) };
-            item_alone(run, item, &mut own, out)
+    let mut computed = Ok(());
+    for stretch in Stretch::all(run, items) {
+        for item in stretch.items.clone() {
+            let probed = run.probe(stretch.layers.clone(), item, member);
+            // Whatever it finds, the others wait at the barriers.
+            let made = match memory.team {
+                None => item_alone(run, &stretch, item, &mut own),
+                Some(team) => {
+                    let shared = scratch.carve_shared(team);
+                    item_by_team(run, member, &stretch, item, &mut own, shared)
+                }
+            };
+            computed = computed.and(probed).and(made);
         }
-        Some(team) => item_by_team(run, member, item, &mut own, scratch.carve_shared(team)),
     }
+    computed
 }
 
 fn item_alone(
     run: Run<'_>,
+    stretch: &Stretch,
     item: usize,
     scratch: &mut RowsBuffers<'_>,
-    out: &mut [f32],
 ) -> Result<()> {
     let Run { simd, problem, .. } = run;
     let rows = problem.start_rows();
     let len = problem.windows()[item].len;
     if len == 0 {
-        out.fill(0.0);
+        finish(run, item, &[]);
         return Ok(());
     }
     let blocks_len = blocks(problem, len).len();
-    start(run, item, scratch);
-    for layer in run.steps().rev() {
+    let layers = stretch.layers.clone();
+    start(run, layers.end, item, scratch);
+    for layer in layers.rev() {
         let maps = run.maps(layer, item);
-        let next_maps = run.next_maps(layer, item);
+        let next_maps = stretch.next_maps(run, layer, item);
         let whole = problem.config().discard.map(|_| {
             maps.fused().unwrap_or_else(|| {
                 let map = &mut scratch.map[..len * len];
@@ -77,52 +87,53 @@ fn item_alone(
         let fused_map = fused_map.followed_by(0..len, next_maps);
         maps.expect_masses(&scratch.relevance[..rows * len]);
         let next = &mut scratch.next[..rows * len];
-        next.fill(0.0);
-        for blocks in at_once(0..blocks_len, rows) {
-            let parts = &mut scratch.parts[..blocks.len() * rows * len];
-            let step = Step {
-                relevance: &scratch.relevance[..rows * len],
-                fused: &mut *scratch.fused,
-                weights: &mut *scratch.weights,
-            };
-            let any = fused_map.parts(blocks, step, parts);
-            if any {
-                let parts = parts.chunks_exact(rows * len);
-                parts.for_each(|part| add(next, part));
+        let mut step = Step {
+            relevance: &scratch.relevance[..rows * len],
+            fused: &mut *scratch.fused,
+            weights: &mut *scratch.weights,
+        };
+        if blocks_len == 1 {
+            fused_map.parts(0..1, &mut step, next);
+        } else {
+            next.fill(0.0);
+            for blocks in at_once(0..blocks_len, rows) {
+                let parts = &mut scratch.parts[..blocks.len() * rows * len];
+                if fused_map.parts(blocks, &mut step, parts) {
+                    let parts = parts.chunks_exact(rows * len);
+                    parts.for_each(|part| add(next, part));
+                }
             }
         }
         std::mem::swap(&mut scratch.relevance, &mut scratch.next);
         maps.check_masses(&scratch.relevance[..rows * len])?;
     }
-    finish(problem, item, scratch.relevance, out);
+    finish(run, item, scratch.relevance);
     Ok(())
 }
 
 fn item_by_team(
     run: Run<'_>,
     member: Member<'_>,
+    stretch: &Stretch,
     item: usize,
     scratch: &mut RowsBuffers<'_>,
     shared: RowsShared<'_>,
 ) -> Result<()> {
-    let Run {
-        simd, problem, out, ..
-    } = run;
+    let Run { simd, problem, .. } = run;
     let RowsShared { parts, map } = shared;
-    let out_len = problem.start_rows() * problem.shape().tokens;
     let rows = problem.start_rows();
     let len = problem.windows()[item].len;
     if len == 0 {
         if member.index == 0 {
-            // SAFETY: only member 0 touches this item's output.
-            unsafe { out.get_mut(item * out_len..(item + 1) * out_len) }.fill(0.0);
+            finish(run, item, &[]);
         }
         return Ok(());
     }
     let mut checked = Ok(());
     let blocks_len = blocks(problem, len).len();
-    start(run, item, scratch);
-    for (step, layer) in run.steps().rev().enumerate() {
+    let layers = stretch.layers.clone();
+    start(run, layers.end, item, scratch);
+    for (step, layer) in layers.rev().enumerate() {
         let maps = run.maps(layer, item);
         // SAFETY: all have passed the last layer's barrier, and there is one at the end of this layer.
         let whole = unsafe { whole_by_team(simd, member, maps, map) };
@@ -130,19 +141,19 @@ fn item_by_team(
         let block_rows = block_rows(problem, len);
         let own_rows = own.start * block_rows..len.min(own.end * block_rows);
         let fused_map = FusedMap::new(simd, maps, whole, scratch.candidates)
-            .followed_by(own_rows, run.next_maps(layer, item));
+            .followed_by(own_rows, stretch.next_maps(run, layer, item));
         // Two sets of parts: members may be one layer apart.
         let set = step % 2 * blocks_len * rows * len;
         for blocks in at_once(own, rows) {
             let at = |block: usize| set + block * rows * len;
             // SAFETY: these are this member's alone; they were read last two layers ago, a barrier lies between.
             let parts = unsafe { parts.get_mut(at(blocks.start)..at(blocks.end)) };
-            let step = Step {
+            let mut step = Step {
                 relevance: &scratch.relevance[..rows * len],
                 fused: &mut *scratch.fused,
                 weights: &mut *scratch.weights,
             };
-            fused_map.parts(blocks, step, parts);
+            fused_map.parts(blocks, &mut step, parts);
         }
         member.wait();
         if member.index == 0 {
@@ -160,45 +171,41 @@ fn item_by_team(
         }
     }
     if member.index == 0 {
-        // SAFETY: only member 0 touches this item's output.
-        let out = unsafe { out.get_mut(item * out_len..(item + 1) * out_len) };
-        finish(problem, item, scratch.relevance, out);
+        finish(run, item, scratch.relevance);
     }
     // The next item's first parts overwrite this item's.
     member.wait();
     checked
 }
 
-/// Writes the item's start rows into the relevance, or what later layers have made of them.
-fn start(run: Run<'_>, item: usize, scratch: &mut RowsBuffers<'_>) {
+/// Writes the item's start rows into the relevance, or what the layers from `end` on have made of them.
+fn start(run: Run<'_>, end: usize, item: usize, scratch: &mut RowsBuffers<'_>) {
     let (problem, rows) = (run.problem, run.problem.start_rows());
     let (window, tokens) = (problem.windows()[item], problem.shape().tokens);
-    let left = run.stage.and_then(|stage| stage.relevance);
     for row in 0..rows {
         let to = &mut scratch.relevance[row * window.len..][..window.len];
-        match left {
-            None => problem.start_weights(item, row, to),
-            Some(left) => {
-                let at = (item * rows + row) * tokens + window.start;
-                // SAFETY: it is written when the item is done, after a barrier that all who compute it pass.
-                to.copy_from_slice(unsafe { left.get(at..at + window.len) });
-            }
+        if end == problem.layers().end {
+            problem.start_weights(item, row, to);
+            continue;
         }
+        let at = (item * rows + row) * tokens + window.start;
+        // SAFETY: it is written when the item is done, after a barrier that all who compute it pass.
+        to.copy_from_slice(unsafe { run.out.get(at..at + window.len) });
     }
 }
 
-/// Copies relevance rows of the item's window to their places.
-fn finish(problem: &Problem, item: usize, relevance: &[f32], out: &mut [f32]) {
-    let window = problem.windows()[item];
-    out.fill(0.0);
-    if window.len == 0 {
-        return;
-    }
-    for (row, out) in relevance
-        .chunks_exact(window.len)
-        .zip(out.chunks_exact_mut(problem.shape().tokens))
-    {
-        out[window.start..window.end()].copy_from_slice(row);
+/// Writes relevance rows of the item's window to their places in the output, and 0 around them. By one member alone.
+fn finish(run: Run<'_>, item: usize, relevance: &[f32]) {
+    let (problem, window) = (run.problem, run.problem.windows()[item]);
+    let tokens = problem.shape().tokens;
+    for row in 0..problem.start_rows() {
+        let relevance = &relevance[row * window.len..][..window.len];
+        let at = (item * problem.start_rows() + row) * tokens;
+        // SAFETY: one member writes this item's output; the others read it behind a barrier.
+        let out = unsafe { run.out.get_mut(at..at + tokens) };
+        out[..window.start].fill(0.0);
+        out[window.start..window.end()].copy_from_slice(relevance);
+        out[window.end()..].fill(0.0);
     }
 }
 
@@ -236,21 +243,21 @@ struct Step<'a> {
 impl FusedMap<'_> {
     /// Writes what the rows of the blocks `blocks` add to the new relevance into `parts`, `[blocks, start rows, len]`.
     /// Returns whether a row carried weight; rows that carry none are not read.
-    fn parts(&self, blocks: Range<usize>, mut step: Step<'_>, parts: &mut [f32]) -> bool {
+    fn parts(&self, blocks: Range<usize>, step: &mut Step<'_>, parts: &mut [f32]) -> bool {
         let len = self.maps.len();
         let start_rows = step.relevance.len() / len;
         let block_rows = block_rows(self.maps.problem, len);
         let rows = blocks.start * block_rows..len.min(blocks.end * block_rows);
         parts.fill(0.0);
         if self.is_read_from_maps() && all_carry(step.relevance, len, rows.clone()) {
-            self.run(rows, block_rows, &mut step, parts);
+            self.run(rows, block_rows, step, parts);
             return true;
         }
         let mut any = false;
         let blocks = rows.clone().step_by(block_rows);
         for (first, part) in blocks.zip(parts.chunks_exact_mut(start_rows * len)) {
             let rows = first..rows.end.min(first + block_rows);
-            any |= self.part(rows, &mut step, part);
+            any |= self.part(rows, step, part);
         }
         any
     }
