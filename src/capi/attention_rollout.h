@@ -12,12 +12,12 @@
    Threads. A device may be used from many threads at once. A plan may go from thread to thread; of two calls at a time
    one is refused with AR_STATUS_BUSY. Nobody may free what another thread uses.
 
-   Streams. A plan for maps in device memory submits to the stream that a run names, a CUstream (or cudaStream_t) of the
+   Streams. A plan for layers in device memory submits to the stream that a run names, a CUstream (or cudaStream_t) of the
    device's primary context, NULL being the legacy default stream; it does not wait. The output is there when the stream
-   has come past the run; until then maps and output must stay as they are. Such a run may be captured into a graph.
+   has come past the run; until then layers and output must stay as they are. Such a run may be captured into a graph.
 
    Errors. Every function that can fail returns a status; ar_last_error() tells more. On a failure nothing has been
-   computed or submitted, unless the status is AR_STATUS_MACHINE, and a plan is as it was. */
+   computed or submitted, unless the status is AR_STATUS_MACHINE or AR_STATUS_MISMATCH, and a plan is as it was. */
 
 
 #ifndef ATTENTION_ROLLOUT_H
@@ -47,6 +47,9 @@ enum ArStatus
   AR_STATUS_MACHINE = 5,
   // A fault of the library. The plan it happened in can only be freed.
   AR_STATUS_PANIC = 6,
+  // Queries, keys and LSE do not belong together. The run has been computed, and its output is of no use; the message
+  // says where, what was expected and what was got.
+  AR_STATUS_MISMATCH = 7,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -94,7 +97,7 @@ typedef uint32_t ArPrecision;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
-// Where maps and output lie.
+// Where layers and output lie.
 enum ArMemory
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : uint32_t
@@ -113,7 +116,7 @@ typedef uint32_t ArMemory;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
-// Element type of maps and gradients.
+// Element type of a layer's tensors, but for an LSE, which is f32.
 enum ArDtype
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : uint32_t
@@ -175,6 +178,28 @@ enum ArGradients
 typedef enum ArGradients ArGradients;
 #else
 typedef uint32_t ArGradients;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// Where the logarithm of the sum comes from by which a row of attention is normalised (the LSE).
+enum ArLse
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // It is recomputed; layers have none.
+  AR_LSE_RECOMPUTED,
+  // Every layer has it, natural, as PyTorch and flash-attn return it. Where it is infinite, of either sign, the row is
+  // empty.
+  AR_LSE_NATURAL,
+  // Every layer has it, to base 2, as FlashInfer returns it.
+  AR_LSE_BASE_TWO,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ArLse ArLse;
+#else
+typedef uint32_t ArLse;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
@@ -263,7 +288,7 @@ typedef struct ArDeviceOptions {
   uint32_t precision;
 } ArDeviceOptions;
 
-// Strides of one layer. The last axis has stride 1.
+// Strides of the maps of one layer, and of their gradients. The last axis has stride 1.
 typedef struct ArStrides {
   // From one item to the next.
   size_t batch;
@@ -289,6 +314,70 @@ typedef struct ArResidual {
   float identity;
 } ArResidual;
 
+// Strides of what each token of each head has. The elements of a query or a key lie side by side.
+typedef struct ArTokenStrides {
+  // From one item to the next.
+  size_t batch;
+  // From one head to the next.
+  size_t head;
+  // From one token to the next.
+  size_t token;
+} ArTokenStrides;
+
+// Strides of the queries, keys and LSE of one layer.
+typedef struct ArQueriesKeysStrides {
+  // Of the queries, `[batch, heads, tokens, head_dim]`.
+  struct ArTokenStrides queries;
+  // Of the keys, `[batch, key_heads, tokens, head_dim]`.
+  struct ArTokenStrides keys;
+  // Of the LSE, `[batch, heads, tokens]`; 0 where it is recomputed.
+  struct ArTokenStrides lse;
+} ArQueriesKeysStrides;
+
+// How attention follows from queries and keys: from token `i` to token `j`, head `h` has
+// `exp(s - lse[h, i])`, where `s = cap(scale * q[h, i] . k[g(h), j]) - slope[h] * |i - j|`,
+// `cap(x) = soft_cap * tanh(x / soft_cap)` and `g(h) = h / (heads / key_heads)`; and 0 where `j` lies outside the item's
+// window, comes later in a causal problem, or is `sliding_window` tokens or more away. All of it as the model ran: a given
+// LSE must have masks, slopes, caps and sinks in it already.
+typedef struct ArQueriesKeys {
+  // `sizeof(ArQueriesKeys)`.
+  size_t size;
+  // Elements of a query and of a key: a multiple of 8, at most 256.
+  size_t head_dim;
+  // Heads of the keys, which divide `heads`: each serves as many heads of queries; 0 for as many as `heads`.
+  size_t key_heads;
+  // None: contiguous, heads first; one: of every layer; or one per layer.
+  const struct ArQueriesKeysStrides *strides;
+  // Length of `strides`.
+  size_t strides_count;
+  // How many tokens away keys are masked, 0 for none. None; one: of every layer; or one per layer.
+  const size_t *sliding_windows;
+  // Length of `sliding_windows`.
+  size_t sliding_windows_count;
+  // Largest absolute scores, 0 for any. None; one: of every layer; or one per layer.
+  const float *soft_caps;
+  // Length of `soft_caps`.
+  size_t soft_caps_count;
+  // By how much scores fall per token of distance (ALiBi). None; `[heads]`: of every layer; or `[layers, heads]`.
+  const float *alibi_slopes;
+  // Length of `alibi_slopes`.
+  size_t alibi_slopes_count;
+  // Scores of a key that every query has and that is no token. None; `[heads]`: of every layer; or `[layers, heads]`.
+  const float *sinks;
+  // Length of `sinks`.
+  size_t sinks_count;
+  // An `ArLse`.
+  uint32_t lse;
+  // What products of queries and keys are multiplied by; 0 for one over the square root of `head_dim`.
+  float scale;
+  // How far sums of relevance may be from what is known of them, relative to it; 0 for 1e-3. With a given LSE that is
+  // looked at where heads are fused to their mean or a weighted sum, and nothing is discarded, excluded, normalised or
+  // lost to a sink. Beside it some rows of a given LSE are recomputed, and may be off by 1e-2.
+  float mass_tolerance;
+  // Not 0: neither is looked at.
+  uint32_t unchecked;
+} ArQueriesKeys;
+
 // What to compute, and of what.
 typedef struct ArProblem {
   // `sizeof(ArProblem)`.
@@ -305,7 +394,7 @@ typedef struct ArProblem {
   uint32_t dtype;
   // An `ArMemory`.
   uint32_t memory;
-  // None: contiguous; one: of every layer; or one per layer.
+  // Of maps. None: contiguous; one: of every layer; or one per layer.
   const struct ArStrides *strides;
   // Length of `strides`.
   size_t strides_count;
@@ -327,7 +416,8 @@ typedef struct ArProblem {
   size_t head_weights_count;
   // Not 0: each row of the residual sum is divided by its sum.
   uint32_t normalize_rows;
-  // Not 0: the caller promises 0 where a token attends to a later one; those entries are never loaded.
+  // Not 0: of maps, the caller promises 0 where a token attends to a later one, and those entries are never loaded; of
+  // queries and keys, later keys are masked.
   uint32_t causal;
   // Share of the smallest entries of a fused map to zero, at least 0 and less than 1.
   double discard_ratio;
@@ -361,6 +451,8 @@ typedef struct ArProblem {
   uint32_t items_per_chunk;
   // Tokens of the longest window that a run may have; 0: of the longest of `windows`.
   size_t max_window;
+  // How attention follows from queries and keys, which layers have instead of maps; NULL where they have maps.
+  const struct ArQueriesKeys *queries_keys;
 } ArProblem;
 
 // What a plan is.
@@ -379,18 +471,31 @@ typedef struct ArPlanInfo {
   size_t items_per_chunk;
 } ArPlanInfo;
 
-// One layer's tensors.
+// One layer's tensors: maps, with gradients where the problem asks for them, or queries and keys. What the problem does not
+// ask for is NULL. A tensor's count is its elements from the first to the end of the memory.
 typedef struct ArLayer {
   // `sizeof(ArLayer)`.
   size_t size;
   // Post-softmax attention, `[batch, heads, tokens, tokens]` by the strides of the layer.
   const void *maps;
-  // Elements from the first to the end of the memory.
+  // Elements of `maps`.
   size_t maps_count;
   // The gradients of the maps, laid out as these are; NULL where there are none.
   const void *gradients;
-  // Elements, as `maps_count`.
+  // Elements of `gradients`.
   size_t gradients_count;
+  // `[batch, heads, tokens, head_dim]`, after all that the model does to them, by the strides of the layer.
+  const void *queries;
+  // Elements of `queries`.
+  size_t queries_count;
+  // `[batch, key_heads, tokens, head_dim]`, not repeated where heads share them, as `queries`.
+  const void *keys;
+  // Elements of `keys`.
+  size_t keys_count;
+  // `[batch, heads, tokens]`; NULL where it is recomputed.
+  const float *lse;
+  // Elements of `lse`.
+  size_t lse_count;
 } ArLayer;
 
 // What one run is given beside its layers.
@@ -447,7 +552,7 @@ void ar_device_free(struct ArDevice *device);
 //
 // # Safety
 // `device` is NULL or alive. `problem` is NULL or points to `problem->size` bytes, whose pointers are NULL or point to as
-// many elements as the counts beside them say. `plan` is NULL or may be written.
+// many elements as the counts beside them say, as do those of its queries and keys. `plan` is NULL or may be written.
 ArStatus ar_plan_new(const struct ArDevice *device,
                      const struct ArProblem *problem,
                      struct ArPlan **plan);
@@ -465,7 +570,7 @@ ArStatus ar_plan_info(const struct ArPlan *plan, struct ArPlanInfo *info);
 // # Safety
 // `plan` is NULL or alive. `layers` is NULL or points to `layers_count` structs, whose tensors are as long as they say, in
 // the memory that the problem names, as is `out`. `stream` is NULL or a stream of the device's primary context. Device
-// memory: nothing writes the maps, and nothing uses the output, from the run's place in the stream until it is done.
+// memory: nothing writes the layers, and nothing uses the output, from the run's place in the stream until it is done.
 ArStatus ar_plan_run(const struct ArPlan *plan,
                      const struct ArLayer *layers,
                      size_t layers_count,
@@ -486,6 +591,15 @@ ArStatus ar_plan_run_with(const struct ArPlan *plan,
                           size_t out_count,
                           void *stream,
                           const struct ArRun *run);
+
+// Waits for the last run in device memory, and fails with AR_STATUS_MISMATCH where its queries, keys and LSE do not belong
+// together, as far as that is looked at (`ArQueriesKeys`). Of other sources it checks nothing and waits for nothing; nor does
+// it in host memory, where `stream` is NULL and a run fails so itself. A stream that is being captured is refused.
+//
+// # Safety
+// `plan` is NULL or alive. `stream` is NULL or a stream of the device's primary context.
+ArStatus ar_plan_check(const struct ArPlan *plan,
+                       void *stream);
 
 // Gives the runs to come other windows and start rows, which are copied. In device memory the next run sends them to the
 // device on its stream, without a wait.

@@ -26,6 +26,9 @@ pub enum ArStatus {
     Machine = 5,
     /// A fault of the library. The plan it happened in can only be freed.
     Panic = 6,
+    /// Queries, keys and LSE do not belong together. The run has been computed, and its output is of no use; the message
+    /// says where, what was expected and what was got.
+    Mismatch = 7,
 }
 
 /// Why a call failed.
@@ -81,14 +84,20 @@ pub enum Error {
         /// The layer.
         layer: usize,
     },
-    /// Maps in device memory, and a device without any.
+    /// Tensors of two sources in one layer.
+    #[error("layer {layer}: expected maps or queries and keys, got both")]
+    Sources {
+        /// The layer.
+        layer: usize,
+    },
+    /// Layers in device memory, and a device without any.
     #[error("memory: expected AR_MEMORY_HOST on the CPU, got AR_MEMORY_DEVICE")]
     DeviceMemory,
-    /// A stream for maps in host memory.
-    #[error("stream: expected NULL for maps in host memory, got a stream")]
+    /// A stream for layers in host memory.
+    #[error("stream: expected NULL for layers in host memory, got a stream")]
     Stream,
     /// Windows or rows of one run in host memory.
-    #[error("{what} of a run: expected NULL for maps in host memory, got an address")]
+    #[error("{what} of a run: expected NULL for layers in host memory, got an address")]
     DeviceInputs {
         /// Which of them.
         what: &'static str,
@@ -114,6 +123,9 @@ impl Error {
             Error::StructSize { .. } => ArStatus::StructSize,
             Error::Busy => ArStatus::Busy,
             Error::Poisoned => ArStatus::Panic,
+            Error::Rollout(RolloutError::Mass { .. } | RolloutError::Lse { .. }) => {
+                ArStatus::Mismatch
+            }
             Error::Rollout(
                 RolloutError::Threads { .. }
                 | RolloutError::HostMemory { .. }

@@ -3,7 +3,8 @@
 use crate::error::{Error, Result};
 use crate::types::{
     ArDeviceKind, ArDeviceOptions, ArDiscardScope, ArDtype, ArGradients, ArHeadFusion, ArInputs,
-    ArLayer, ArMemory, ArOutput, ArPlanInfo, ArPrecision, ArProblem, ArRows, ArRun,
+    ArLayer, ArLse, ArMemory, ArOutput, ArPlanInfo, ArPrecision, ArProblem, ArQueriesKeys, ArRows,
+    ArRun,
 };
 
 /// A struct that starts with a `size_t` of its own size.
@@ -46,7 +47,7 @@ macro_rules! interface {
 }
 
 interface! {
-    structs: ArDeviceOptions, ArProblem, ArLayer, ArInputs, ArRun, ArPlanInfo;
+    structs: ArDeviceOptions, ArProblem, ArQueriesKeys, ArLayer, ArInputs, ArRun, ArPlanInfo;
     choices:
         ArDeviceKind { Cpu, Cuda }
         ArPrecision { F32, Half }
@@ -54,6 +55,7 @@ interface! {
         ArDtype { F32, F16, Bf16 }
         ArHeadFusion { Mean, Max, Min, Weighted }
         ArGradients { None, Heads, Fused }
+        ArLse { Recomputed, Natural, BaseTwo }
         ArDiscardScope { Map, Patches }
         ArOutput { Rows, Matrix, Cumulative }
         ArRows { List, PerItem, Last, Mean, Weights }

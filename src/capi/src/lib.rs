@@ -7,6 +7,7 @@ mod error;
 mod given;
 mod plan;
 mod problem;
+mod queries_keys;
 mod types;
 
 use std::ffi::{c_char, c_void};
@@ -15,8 +16,8 @@ use std::sync::{Mutex, TryLockError};
 pub use error::ArStatus;
 pub use types::{
     ArDeviceKind, ArDeviceOptions, ArDiscardScope, ArDtype, ArGradients, ArHeadFusion, ArInputs,
-    ArLayer, ArMemory, ArOutput, ArPlanInfo, ArPrecision, ArProblem, ArResidual, ArRows, ArRun,
-    ArStrides, ArWindow,
+    ArLayer, ArLse, ArMemory, ArOutput, ArPlanInfo, ArPrecision, ArProblem, ArQueriesKeys,
+    ArQueriesKeysStrides, ArResidual, ArRows, ArRun, ArStrides, ArTokenStrides, ArWindow,
 };
 
 use error::{Error, Result, guard};
@@ -105,7 +106,7 @@ pub unsafe extern "C" fn ar_device_free(device: *mut ArDevice) {
 ///
 /// # Safety
 /// `device` is NULL or alive. `problem` is NULL or points to `problem->size` bytes, whose pointers are NULL or point to as
-/// many elements as the counts beside them say. `plan` is NULL or may be written.
+/// many elements as the counts beside them say, as do those of its queries and keys. `plan` is NULL or may be written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ar_plan_new(
     device: *const ArDevice,
@@ -146,7 +147,7 @@ pub unsafe extern "C" fn ar_plan_info(plan: *const ArPlan, info: *mut ArPlanInfo
 /// # Safety
 /// `plan` is NULL or alive. `layers` is NULL or points to `layers_count` structs, whose tensors are as long as they say, in
 /// the memory that the problem names, as is `out`. `stream` is NULL or a stream of the device's primary context. Device
-/// memory: nothing writes the maps, and nothing uses the output, from the run's place in the stream until it is done.
+/// memory: nothing writes the layers, and nothing uses the output, from the run's place in the stream until it is done.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ar_plan_run(
     plan: *const ArPlan,
@@ -189,6 +190,18 @@ pub unsafe extern "C" fn ar_plan_run_with(
             ready.run(layers, out, out_count, stream.cast(), Some(run))
         })
     }
+}
+
+/// Waits for the last run in device memory, and fails with AR_STATUS_MISMATCH where its queries, keys and LSE do not belong
+/// together, as far as that is looked at (`ArQueriesKeys`). Of other sources it checks nothing and waits for nothing; nor does
+/// it in host memory, where `stream` is NULL and a run fails so itself. A stream that is being captured is refused.
+///
+/// # Safety
+/// `plan` is NULL or alive. `stream` is NULL or a stream of the device's primary context.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ar_plan_check(plan: *const ArPlan, stream: *mut c_void) -> ArStatus {
+    // SAFETY: the caller's promise.
+    unsafe { with_plan(plan, |ready| ready.check(stream.cast())) }
 }
 
 /// Gives the runs to come other windows and start rows, which are copied. In device memory the next run sends them to the

@@ -11,7 +11,7 @@ use attention_rollout::cuda::{
     Runtime,
 };
 use attention_rollout::device::{AnyPlan, Device};
-use attention_rollout::{HostLayer, HostTensor, Layer, Problem, Window, cpu};
+use attention_rollout::{DType, HostLayer, HostTensor, Layer, Problem, Window, cpu};
 
 use crate::error::{Error, Result};
 use crate::given::{checked, choice, fits, list, sized};
@@ -58,7 +58,7 @@ impl Place {
     }
 }
 
-/// A problem made ready, by where its maps lie.
+/// A problem made ready, by where its layers lie.
 pub enum Ready {
     Host(Box<AnyPlan>),
     Device(Box<cuda::Plan>),
@@ -147,6 +147,22 @@ impl Ready {
         }?)
     }
 
+    /// Waits for the last run in device memory and checks what it left; in host memory, a run has done so itself.
+    ///
+    /// # Safety
+    /// `stream` is null or a stream of the plan's context.
+    pub unsafe fn check(&mut self, stream: CUstream) -> Result<()> {
+        match self {
+            Ready::Host(_) if !stream.is_null() => Err(Error::Stream),
+            Ready::Host(_) => Ok(()),
+            Ready::Device(plan) => {
+                // SAFETY: the caller's promise.
+                let stream = unsafe { plan.context().wrap_borrowed_stream(stream) };
+                Ok(plan.check(&stream)?)
+            }
+        }
+    }
+
     /// The items that a run of `given` takes; without one, all.
     pub fn items(&self, given: Option<&ArRun>) -> Range<usize> {
         let batch = self.problem().shape().batch;
@@ -207,8 +223,7 @@ unsafe fn run_host(
     out: *mut f32,
     out_count: usize,
 ) -> Result<()> {
-    let dtype = plan.problem().dtype();
-    let tensor = |what, pointer: *const c_void, count: usize| {
+    let tensor = |what, dtype: DType, pointer: *const c_void, count: usize| {
         let bytes = count.checked_mul(dtype.size_bytes());
         let bytes = bytes.ok_or(Error::Overflow { what, count })?;
         // SAFETY: the caller's promise.
@@ -219,7 +234,7 @@ unsafe fn run_host(
             address: pointer.addr(),
         })
     };
-    let layers: Vec<HostLayer<'_>> = tensors(layers, tensor)?;
+    let layers: Vec<HostLayer<'_>> = tensors(plan.problem(), layers, tensor)?;
     let out: &mut [f32] = match out_count {
         0 => &mut [],
         _ => {
@@ -233,22 +248,42 @@ unsafe fn run_host(
     Ok(plan.run_items(items, &layers, out, &mut |_| ())?)
 }
 
-/// The layers of what `tensor` makes of the name, address and length of each tensor.
+/// The layers of what `tensor` makes of the name, element type, address and length of each tensor. Whether they are those
+/// that the problem asks for is for the plan to check.
 fn tensors<T>(
+    problem: &Problem,
     layers: &[ArLayer],
-    tensor: impl Fn(&'static str, *const c_void, usize) -> Result<T>,
+    tensor: impl Fn(&'static str, DType, *const c_void, usize) -> Result<T>,
 ) -> Result<Vec<Layer<T>>> {
-    let layer = |given: &ArLayer| {
-        let maps = tensor("maps", checked("maps", given.maps)?, given.maps_count)?;
+    let dtype = problem.dtype();
+    let needed = |what, pointer, count| tensor(what, dtype, checked(what, pointer)?, count);
+    let layer = |(number, given): (usize, &ArLayer)| {
+        let is_any = |pointers: &[*const c_void]| pointers.iter().any(|p| !p.is_null());
+        let has_maps = is_any(&[given.maps, given.gradients]);
+        let has_scores = is_any(&[given.queries, given.keys, given.lse.cast()]);
+        if has_maps && has_scores {
+            return Err(Error::Sources { layer: number });
+        }
+        if has_scores || (!has_maps && problem.queries_keys().is_some()) {
+            let (lse, count) = (given.lse.cast(), given.lse_count);
+            return Ok(Layer::QueriesKeys {
+                queries: needed("queries", given.queries, given.queries_count)?,
+                keys: needed("keys", given.keys, given.keys_count)?,
+                lse: (!given.lse.is_null())
+                    .then(|| tensor("lse", DType::F32, lse, count))
+                    .transpose()?,
+            });
+        }
+        let maps = needed("maps", given.maps, given.maps_count)?;
         Ok(match given.gradients.is_null() {
             true => Layer::Maps(maps),
             false => Layer::Gradients {
                 maps,
-                gradients: tensor("gradients", given.gradients, given.gradients_count)?,
+                gradients: needed("gradients", given.gradients, given.gradients_count)?,
             },
         })
     };
-    layers.iter().map(layer).collect()
+    layers.iter().enumerate().map(layer).collect()
 }
 
 /// Checks that the output, given by its addresses, lies in no tensor.
@@ -275,11 +310,11 @@ unsafe fn run_device(
     stream: CUstream,
     given: Option<&ArRun>,
 ) -> Result<()> {
-    let dtype = plan.problem().dtype();
     // SAFETY: the caller's promise.
-    let layers: Vec<DeviceLayer<'_>> = tensors(layers, |_, pointer, count| {
+    let tensor = |_, dtype, pointer: *const c_void, count| {
         Ok(unsafe { DeviceTensor::from_raw(pointer.addr() as u64, count, dtype) })
-    })?;
+    };
+    let layers: Vec<DeviceLayer<'_>> = tensors(plan.problem(), layers, tensor)?;
     if out_count > 0 && out.is_null() {
         return Err(Error::NullPointer { what: "out" });
     }

@@ -7,6 +7,7 @@ use attention_rollout::{
 
 use crate::error::Result;
 use crate::given::{choice, list};
+use crate::queries_keys::queries_keys;
 use crate::types::{
     ArDiscardScope, ArDtype, ArGradients, ArHeadFusion, ArOutput, ArProblem, ArResidual, ArRows,
     ArStrides, ArWindow,
@@ -33,7 +34,7 @@ impl From<ArResidual> for Residual {
 /// Checks and copies a problem.
 ///
 /// # Safety
-/// Its pointers are null, or point to as many elements as it says.
+/// Its pointers are null, or point to as many elements as it says; so are those of its queries and keys.
 pub unsafe fn problem(given: &ArProblem) -> Result<Problem> {
     let shape = Shape {
         layers: given.layers,
@@ -65,6 +66,10 @@ pub unsafe fn problem(given: &ArProblem) -> Result<Problem> {
     }
     if given.max_window > 0 {
         builder = builder.max_window(given.max_window);
+    }
+    if !given.queries_keys.is_null() {
+        // SAFETY: the caller's promise.
+        builder = builder.queries_keys(unsafe { queries_keys(&shape, given.queries_keys)? });
     }
     Ok(builder.build()?)
 }
@@ -151,12 +156,12 @@ unsafe fn start_rows(given: &ArProblem) -> Result<StartRows> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::types::ArMemory;
 
     /// All zero but for size and extents.
-    fn smallest() -> ArProblem {
+    pub(crate) fn smallest() -> ArProblem {
         // SAFETY: zeros are numbers and null pointers.
         let mut given: ArProblem = unsafe { std::mem::zeroed() };
         given.size = size_of::<ArProblem>();

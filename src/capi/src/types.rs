@@ -22,7 +22,7 @@ pub enum ArPrecision {
     Half,
 }
 
-/// Where maps and output lie.
+/// Where layers and output lie.
 #[repr(u32)]
 #[derive(Clone, Copy)]
 pub enum ArMemory {
@@ -32,7 +32,7 @@ pub enum ArMemory {
     Device,
 }
 
-/// Element type of maps and gradients.
+/// Element type of a layer's tensors, but for an LSE, which is f32.
 #[repr(u32)]
 #[derive(Clone, Copy)]
 pub enum ArDtype {
@@ -68,6 +68,19 @@ pub enum ArGradients {
     Heads,
     /// `relu(fuse_h (G * A))`.
     Fused,
+}
+
+/// Where the logarithm of the sum comes from by which a row of attention is normalised (the LSE).
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub enum ArLse {
+    /// It is recomputed; layers have none.
+    Recomputed,
+    /// Every layer has it, natural, as PyTorch and flash-attn return it. Where it is infinite, of either sign, the row is
+    /// empty.
+    Natural,
+    /// Every layer has it, to base 2, as FlashInfer returns it.
+    BaseTwo,
 }
 
 /// Which entries of a fused map a discard may zero.
@@ -108,7 +121,7 @@ pub enum ArRows {
     Weights,
 }
 
-/// Strides of one layer. The last axis has stride 1.
+/// Strides of the maps of one layer, and of their gradients. The last axis has stride 1.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct ArStrides {
@@ -118,6 +131,30 @@ pub struct ArStrides {
     pub head: usize,
     /// From one query row to the next.
     pub row: usize,
+}
+
+/// Strides of what each token of each head has. The elements of a query or a key lie side by side.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ArTokenStrides {
+    /// From one item to the next.
+    pub batch: usize,
+    /// From one head to the next.
+    pub head: usize,
+    /// From one token to the next.
+    pub token: usize,
+}
+
+/// Strides of the queries, keys and LSE of one layer.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ArQueriesKeysStrides {
+    /// Of the queries, `[batch, heads, tokens, head_dim]`.
+    pub queries: ArTokenStrides,
+    /// Of the keys, `[batch, key_heads, tokens, head_dim]`.
+    pub keys: ArTokenStrides,
+    /// Of the LSE, `[batch, heads, tokens]`; 0 where it is recomputed.
+    pub lse: ArTokenStrides,
 }
 
 /// The valid tokens of one item.
@@ -155,6 +192,51 @@ pub struct ArDeviceOptions {
     pub precision: u32,
 }
 
+/// How attention follows from queries and keys: from token `i` to token `j`, head `h` has
+/// `exp(s - lse[h, i])`, where `s = cap(scale * q[h, i] . k[g(h), j]) - slope[h] * |i - j|`,
+/// `cap(x) = soft_cap * tanh(x / soft_cap)` and `g(h) = h / (heads / key_heads)`; and 0 where `j` lies outside the item's
+/// window, comes later in a causal problem, or is `sliding_window` tokens or more away. All of it as the model ran: a given
+/// LSE must have masks, slopes, caps and sinks in it already.
+#[repr(C)]
+pub struct ArQueriesKeys {
+    /// `sizeof(ArQueriesKeys)`.
+    pub size: usize,
+    /// Elements of a query and of a key: a multiple of 8, at most 256.
+    pub head_dim: usize,
+    /// Heads of the keys, which divide `heads`: each serves as many heads of queries; 0 for as many as `heads`.
+    pub key_heads: usize,
+    /// None: contiguous, heads first; one: of every layer; or one per layer.
+    pub strides: *const ArQueriesKeysStrides,
+    /// Length of `strides`.
+    pub strides_count: usize,
+    /// How many tokens away keys are masked, 0 for none. None; one: of every layer; or one per layer.
+    pub sliding_windows: *const usize,
+    /// Length of `sliding_windows`.
+    pub sliding_windows_count: usize,
+    /// Largest absolute scores, 0 for any. None; one: of every layer; or one per layer.
+    pub soft_caps: *const f32,
+    /// Length of `soft_caps`.
+    pub soft_caps_count: usize,
+    /// By how much scores fall per token of distance (ALiBi). None; `[heads]`: of every layer; or `[layers, heads]`.
+    pub alibi_slopes: *const f32,
+    /// Length of `alibi_slopes`.
+    pub alibi_slopes_count: usize,
+    /// Scores of a key that every query has and that is no token. None; `[heads]`: of every layer; or `[layers, heads]`.
+    pub sinks: *const f32,
+    /// Length of `sinks`.
+    pub sinks_count: usize,
+    /// An `ArLse`.
+    pub lse: u32,
+    /// What products of queries and keys are multiplied by; 0 for one over the square root of `head_dim`.
+    pub scale: f32,
+    /// How far sums of relevance may be from what is known of them, relative to it; 0 for 1e-3. With a given LSE that is
+    /// looked at where heads are fused to their mean or a weighted sum, and nothing is discarded, excluded, normalised or
+    /// lost to a sink. Beside it some rows of a given LSE are recomputed, and may be off by 1e-2.
+    pub mass_tolerance: f32,
+    /// Not 0: neither is looked at.
+    pub unchecked: u32,
+}
+
 /// What to compute, and of what.
 #[repr(C)]
 pub struct ArProblem {
@@ -172,7 +254,7 @@ pub struct ArProblem {
     pub dtype: u32,
     /// An `ArMemory`.
     pub memory: u32,
-    /// None: contiguous; one: of every layer; or one per layer.
+    /// Of maps. None: contiguous; one: of every layer; or one per layer.
     pub strides: *const ArStrides,
     /// Length of `strides`.
     pub strides_count: usize,
@@ -194,7 +276,8 @@ pub struct ArProblem {
     pub head_weights_count: usize,
     /// Not 0: each row of the residual sum is divided by its sum.
     pub normalize_rows: u32,
-    /// Not 0: the caller promises 0 where a token attends to a later one; those entries are never loaded.
+    /// Not 0: of maps, the caller promises 0 where a token attends to a later one, and those entries are never loaded; of
+    /// queries and keys, later keys are masked.
     pub causal: u32,
     /// Share of the smallest entries of a fused map to zero, at least 0 and less than 1.
     pub discard_ratio: f64,
@@ -228,21 +311,36 @@ pub struct ArProblem {
     pub items_per_chunk: u32,
     /// Tokens of the longest window that a run may have; 0: of the longest of `windows`.
     pub max_window: usize,
+    /// How attention follows from queries and keys, which layers have instead of maps; NULL where they have maps.
+    pub queries_keys: *const ArQueriesKeys,
 }
 
-/// One layer's tensors.
+/// One layer's tensors: maps, with gradients where the problem asks for them, or queries and keys. What the problem does not
+/// ask for is NULL. A tensor's count is its elements from the first to the end of the memory.
 #[repr(C)]
 pub struct ArLayer {
     /// `sizeof(ArLayer)`.
     pub size: usize,
     /// Post-softmax attention, `[batch, heads, tokens, tokens]` by the strides of the layer.
     pub maps: *const c_void,
-    /// Elements from the first to the end of the memory.
+    /// Elements of `maps`.
     pub maps_count: usize,
     /// The gradients of the maps, laid out as these are; NULL where there are none.
     pub gradients: *const c_void,
-    /// Elements, as `maps_count`.
+    /// Elements of `gradients`.
     pub gradients_count: usize,
+    /// `[batch, heads, tokens, head_dim]`, after all that the model does to them, by the strides of the layer.
+    pub queries: *const c_void,
+    /// Elements of `queries`.
+    pub queries_count: usize,
+    /// `[batch, key_heads, tokens, head_dim]`, not repeated where heads share them, as `queries`.
+    pub keys: *const c_void,
+    /// Elements of `keys`.
+    pub keys_count: usize,
+    /// `[batch, heads, tokens]`; NULL where it is recomputed.
+    pub lse: *const f32,
+    /// Elements of `lse`.
+    pub lse_count: usize,
 }
 
 /// What the runs to come are given beside their layers, in host memory. What is NULL stays as it is.

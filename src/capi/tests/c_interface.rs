@@ -1,5 +1,5 @@
-//! The header is the one that the sources make, and a C program that is compiled against it and linked to the library
-//! does what it is told.
+//! The header is the one that the sources make, and C programs that are compiled against it and linked to the library
+//! do what they are told.
 
 #[path = "../../../tests/common/nvrtc.rs"]
 mod nvrtc;
@@ -11,7 +11,7 @@ use std::process::Command;
 
 const SOURCES: [&str; 3] = ["src/error.rs", "src/types.rs", "src/lib.rs"];
 
-/// What the C compiler is asked of the program; the libraries that Rust's own needs where it is linked statically.
+/// What the C compiler is asked of a program; the libraries that Rust's own needs where it is linked statically.
 const FLAGS: [&str; 6] = [
     "-std=c11",
     "-D_DEFAULT_SOURCE",
@@ -61,56 +61,64 @@ fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The C program, linked to what `library` names.
-fn program(name: &str, library: &[&str]) -> PathBuf {
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+const SHARED: &str = "-lattention_rollout_c";
+const STATIC: &str = "-l:libattention_rollout_c.a";
+
+/// The C program of `source`, linked to `library`, for the test `test` alone.
+fn program(source: &str, library: &str, test: &str) -> PathBuf {
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{source}_{test}"));
     let rpath = format!("-Wl,-rpath,{}", libraries().display());
     run(Command::new("cc")
         .args(FLAGS)
         .arg("-I")
         .arg(home())
-        .arg(home().join("tests/rollout.c"))
+        .arg(home().join(format!("tests/{source}.c")))
         .arg("-o")
         .arg(&program)
         .arg("-L")
         .arg(libraries())
         .arg(rpath)
-        .args(library)
+        .arg(library)
         .args(SYSTEM));
     program
 }
 
 #[test]
 fn a_program_computes_on_the_cpu_and_is_refused_what_is_wrong() {
-    for (name, library) in [
-        ("rollout_shared", "-lattention_rollout_c"),
-        ("rollout_static", "-l:libattention_rollout_c.a"),
+    for (source, library) in [
+        ("rollout", SHARED),
+        ("rollout", STATIC),
+        ("queries_keys", SHARED),
     ] {
-        let said = run(Command::new(program(name, &[library])).arg("cpu"));
+        let said = run(Command::new(program(source, library, "cpu")).arg("cpu"));
         assert_eq!(said, "done\n");
     }
 }
 
 #[test]
 fn a_program_computes_on_a_stream_of_its_own() {
-    let program = program("rollout_cuda", &["-lattention_rollout_c"]);
+    let programs = ["rollout", "queries_keys"].map(|source| program(source, SHARED, "cuda"));
     if Path::new("/dev/nvidiactl").exists() {
-        assert_eq!(run(Command::new(&program).arg("cuda")), "done\n");
+        for program in &programs {
+            assert_eq!(run(Command::new(program).arg("cuda")), "done\n");
+        }
         return;
     }
-    assert_eq!(run(Command::new(&program).arg("machine")), "done\n");
+    assert_eq!(run(Command::new(&programs[0]).arg("machine")), "done\n");
     let Some(nvrtc) = nvrtc::nvrtcs().into_iter().next() else {
         return;
     };
     let stand_in = vcuda::client::library_path().unwrap_or_else(|error| panic!("{error}"));
-    let said = run(Command::new(&program)
-        .arg("cuda")
-        .env("LD_PRELOAD", stand_in)
-        .env("ROLLOUT_NVRTC", nvrtc.path())
-        .env("ROLLOUT_PTX", "1")
-        .env(
-            "ROLLOUT_CACHE_DIR",
-            Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels"),
-        ));
-    assert_eq!(said, "done\n");
+    for program in &programs {
+        let said = run(Command::new(program)
+            .arg("cuda")
+            .env("LD_PRELOAD", &stand_in)
+            .env("ROLLOUT_NVRTC", nvrtc.path())
+            .env("ROLLOUT_PTX", "1")
+            .env(
+                "ROLLOUT_CACHE_DIR",
+                Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels"),
+            ));
+        assert_eq!(said, "done\n");
+    }
 }

@@ -1,34 +1,13 @@
 /* A host program in C. Arguments: `cpu`; `machine` where there is no GPU; `cuda` on a driver, be it the stand-in. */
 
-#include <dlfcn.h>
 #include <math.h>
 #include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-#include "attention_rollout.h"
+#include "host.h"
 
 enum { LAYERS = 3, BATCH = 2, HEADS = 2, TOKENS = 9, MAP = TOKENS * TOKENS, MAPS = BATCH * HEADS * MAP, ROW = BATCH * TOKENS };
-
-#define CHECK(condition) \
-    do { \
-        if (!(condition)) { \
-            fprintf(stderr, "line %d: %s; %s\n", __LINE__, #condition, ar_last_error()); \
-            exit(1); \
-        } \
-    } while (0)
-
-/* A call that fails with a status and says something. */
-#define REFUSED(expected, words, call) \
-    do { \
-        ArStatus refusal = (call); \
-        if (refusal != (expected) || !strstr(ar_last_error(), (words))) { \
-            fprintf(stderr, "line %d: %s gave %d: %s\n", __LINE__, #call, (int)refusal, ar_last_error()); \
-            exit(1); \
-        } \
-    } while (0)
 
 static float maps[LAYERS][MAPS];
 
@@ -97,14 +76,6 @@ static ArProblem problem_in(ArMemory memory) {
     problem.tokens = TOKENS;
     problem.memory = memory;
     return problem;
-}
-
-static ArDevice *device_of(ArDeviceKind kind) {
-    ArDeviceOptions options = {sizeof options};
-    ArDevice *device = NULL;
-    options.kind = kind;
-    CHECK(ar_device_new(&options, &device) == AR_STATUS_OK && device);
-    return device;
 }
 
 static void layers_at(ArLayer layers[LAYERS], const void *first) {
@@ -351,21 +322,6 @@ static void threads(void) {
     ar_device_free(device);
 }
 
-/* The driver as a host program has it: its functions, a stream of its own, memory of its own. */
-static void *driver;
-static int (*call(const char *name))() {
-    void *function = dlsym(driver, name);
-    if (!function) fprintf(stderr, "no %s\n", name), exit(1);
-    return (int (*)())function;
-}
-#define CU(name, ...) CHECK(call(#name)(__VA_ARGS__) == 0)
-
-/* How much the stand-in has to tell of launches; 0 on a GPU. */
-static size_t launched(void) {
-    size_t (*launches)(void *, size_t) = (size_t (*)(void *, size_t))dlsym(driver, "vcuda_launches");
-    return launches ? launches(NULL, 0) : 0;
-}
-
 static void inputs_on_device(ArDevice *device, char *device_maps, void *stream) {
     ArPlan *plan = plan_of_windows(device, AR_MEMORY_DEVICE);
     ArLayer layers[LAYERS];
@@ -405,21 +361,14 @@ static void inputs_on_device(ArDevice *device, char *device_maps, void *stream) 
 }
 
 static void cuda(void) {
-    enum { NON_BLOCKING = 1 };
-    void *context, *stream, *memory;
+    void *stream, *memory;
     ArDevice *device;
     ArPlan *plan = NULL, *weighted = NULL;
     ArProblem problem = problem_in(AR_MEMORY_DEVICE), bad;
     ArLayer layers[LAYERS];
     float out[ROW];
     pthread_t thread;
-    driver = dlopen("libcuda.so", RTLD_NOW);
-    if (!driver) driver = dlopen("libcuda.so.1", RTLD_NOW);
-    CHECK(driver);
-    CU(cuInit, 0);
-    CU(cuDevicePrimaryCtxRetain, &context, 0);
-    CU(cuCtxSetCurrent, context);
-    CU(cuStreamCreate, &stream, NON_BLOCKING);
+    stream = stream_on_device();
     CU(cuMemAlloc_v2, &memory, sizeof maps + sizeof out);
     CU(cuMemcpyHtoD_v2, memory, maps, sizeof maps);
     float *device_out = (float *)((char *)memory + sizeof maps);
