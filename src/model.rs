@@ -13,6 +13,7 @@
 //! | `model(**data)` | [`AttentionModel::forward`] |
 //! | `logits[class].backward()` | [`AttentionModel::backward`] |
 //! | `get_attention_layers()` | [`AttentionModel::features`], [`Feature::layers`] |
+//! | maps alone | maps, or of fused attention queries and keys: [`Feature::queries_keys`], [`Readout`] |
 //! | `get_relevance_tensor(R)` | [`Feature::start_rows`]: which row of `R`, so that `R` need not be made |
 //! | `_map_to_input_shapes` | [`Feature::input_shape`] |
 //!
@@ -45,7 +46,7 @@
 //!
 //!     fn features(&self) -> Vec<Feature<'_>> {
 //!         let maps = self.maps.as_deref().map(HostTensor::from);
-//!         vec![Feature::new("text", [1, 1, self.tokens], vec![Readout { maps, gradients: None }])]
+//!         vec![Feature::new("text", [1, 1, self.tokens], vec![Readout { maps, ..Readout::default() }])]
 //!     }
 //! }
 //!
@@ -53,6 +54,21 @@
 //! let attributions = AttentionRollout::default().attribute(&mut model, &[3.0, 4.0], None)?;
 //! assert_eq!(attributions.get("text").unwrap().values, [0.75, 0.25]);
 //! # Ok::<(), attention_rollout::Error>(())
+//! ```
+//!
+//! A model whose attention is fused never has a map. It keeps the queries and keys that went into the attention, heads
+//! first or tokens first, and says how scores follow from them:
+//!
+//! ```
+//! use attention_rollout::model::{Feature, Readout};
+//! use attention_rollout::{QueriesKeys, Shape};
+//!
+//! # fn features<'a>(shape: Shape, queries: &'a [f32], keys: &'a [f32]) -> Vec<Feature<'a>> {
+//! // `[batch, heads, tokens, 64]` of each layer; no LSE, so it is recomputed.
+//! let layer = Readout { queries: Some(queries.into()), keys: Some(keys.into()), ..Readout::default() };
+//! let feature = Feature::new("text", [shape.batch, shape.heads, shape.tokens], vec![layer; shape.layers]);
+//! vec![Feature { queries_keys: Some(QueriesKeys::new(&shape, 64)), ..feature }]
+//! # }
 //! ```
 
 mod attribution;
@@ -76,9 +92,9 @@ pub enum Capture {
     /// Nothing; the fast kernels may run.
     #[default]
     Off,
-    /// The attention maps of every layer.
-    Maps,
-    /// The maps, and the gradients that [`AttentionModel::backward`] gives them.
+    /// The attention of every layer: its maps, or the queries and keys from which they follow.
+    Attention,
+    /// The maps of every layer, and the gradients that [`AttentionModel::backward`] gives them.
     Gradients,
 }
 
@@ -162,9 +178,10 @@ impl AttentionRollout {
     /// # Errors
     /// [`Error::Model`] around what the model reports. [`Error::NoFeatures`] where it has none, and
     /// [`Error::Feature`], naming the feature, around: [`Error::ZeroExtent`] where it has no layers,
-    /// [`Error::NotCaptured`] where a layer has no map, and what [`ProblemBuilder::build`](crate::ProblemBuilder::build),
-    /// [`Problem::check_layers`](crate::Problem::check_layers) and [`post::expand`](crate::post::expand) find. Whatever
-    /// it is, the model keeps no attention any more.
+    /// [`Error::NotCaptured`] where a layer has no map, or not the queries, keys or LSE that its feature speaks of,
+    /// [`Error::Lse`] and [`Error::Mass`] where these do not belong together, and what
+    /// [`ProblemBuilder::build`](crate::ProblemBuilder::build), [`Problem::check_layers`](crate::Problem::check_layers) and
+    /// [`post::expand`](crate::post::expand) find. Whatever it is, the model keeps no attention any more.
     pub fn attribute<M: AttentionModel>(
         &mut self,
         model: &mut M,
@@ -172,7 +189,7 @@ impl AttentionRollout {
         class: Option<usize>,
     ) -> Result<Attributions> {
         let _ = class;
-        run(model, Capture::Maps, |model| model.forward(input))?;
+        run(model, Capture::Attention, |model| model.forward(input))?;
         self.driver.attribute(model)
     }
 }
@@ -217,7 +234,8 @@ impl CheferRelevance {
     /// elements of every feature.
     ///
     /// # Errors
-    /// As [`AttentionRollout::attribute`]; [`Error::NotCaptured`] also where a layer has no gradient.
+    /// As [`AttentionRollout::attribute`]; [`Error::NotCaptured`] also where a layer has no gradient, and
+    /// [`Error::LayerSource`] where a feature has queries and keys: there are no gradients of maps that are not there.
     pub fn attribute<M: AttentionModel>(
         &mut self,
         model: &mut M,

@@ -336,6 +336,7 @@ impl AttentionModel for Kept<'_> {
             Layer::Gradients { maps, gradients } => Readout {
                 maps: Some(maps),
                 gradients: Some(gradients),
+                ..Readout::default()
             },
             _ => panic!("the case has gradients"),
         });

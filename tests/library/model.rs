@@ -1,5 +1,7 @@
 //! Explaining models: the attributions of PyHealth's interpreters, and readout that is off whatever happens.
 
+mod queries_keys;
+
 use std::cell::Cell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -116,6 +118,7 @@ impl AttentionModel for Replay {
                     .map(|layer| Readout {
                         maps: kept(&saved.layers, layer, self.kept != Capture::Off),
                         gradients: kept(&saved.gradients, layer, self.kept == Capture::Gradients),
+                        ..Readout::default()
                     })
                     .collect();
                 Feature {
@@ -217,7 +220,7 @@ fn rollout_of_flat_and_nested_features_is_pyhealths() {
             assert_attributions(&attributions, &saved);
             assert_eq!(
                 model.kept,
-                Capture::Maps,
+                Capture::Attention,
                 "{case}: kept during the forward pass"
             );
             assert_eq!(model.capture.get(), Capture::Off, "{case}: and no longer");
@@ -341,7 +344,10 @@ fn readout_is_off_after_an_error_and_a_panic() {
         .unwrap_err();
     assert_eq!(error.to_string(), "the model failed: out of ink");
     assert!(matches!(error, Error::Model(source) if source.is::<OutOfInk>()));
-    assert_eq!((model.kept, capture.get()), (Capture::Maps, Capture::Off));
+    assert_eq!(
+        (model.kept, capture.get()),
+        (Capture::Attention, Capture::Off)
+    );
 
     model.ending = Ending::Panicking;
     model.kept = Capture::Off;
@@ -349,7 +355,10 @@ fn readout_is_off_after_an_error_and_a_panic() {
         let _ = AttentionRollout::default().attribute(&mut model, "", None);
     });
     catch_unwind(explained).expect_err("the panic goes on");
-    assert_eq!((model.kept, capture.get()), (Capture::Maps, Capture::Off));
+    assert_eq!(
+        (model.kept, capture.get()),
+        (Capture::Attention, Capture::Off)
+    );
 }
 
 /// The error of explaining a model with `saved`.
@@ -409,7 +418,7 @@ fn a_feature_has_one_start_row() {
             let maps = Some(HostTensor::from(&[0.5_f32; 6][..]));
             let layer = Readout {
                 maps,
-                gradients: None,
+                ..Readout::default()
             };
             vec![Feature {
                 start_rows: StartRows::Rows(vec![0, 1]),
