@@ -51,6 +51,14 @@ impl ItemRows<'_> {
         }
     }
 
+    /// Whether rows of several blocks may be added or made at once.
+    pub fn takes_blocks(&self) -> bool {
+        match self {
+            ItemRows::Maps(_) => true,
+            ItemRows::Scores(rows) => rows.are_sums(),
+        }
+    }
+
     /// Whether [`accumulate`](ItemRows::accumulate) takes the heads' rows as they are.
     pub fn need_not_be_made(&self, start_rows: usize) -> bool {
         match self {

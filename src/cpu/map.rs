@@ -154,8 +154,8 @@ impl<'a> FusedMap<'a> {
 
     /// Whether the rows of several blocks may be [accumulated](FusedMap::accumulate) or made at once, for one start row: the
     /// more, the longer what is read of each head in one go.
-    pub fn is_read_from_maps(&self) -> bool {
-        self.discard.is_none() && self.maps.problem.queries_keys().is_none()
+    pub fn takes_blocks(&self) -> bool {
+        self.discard.is_none() && self.maps.rows(0..0).takes_blocks()
     }
 
     /// Whether rows must be made before they are accumulated for so many start rows.
@@ -183,7 +183,7 @@ impl<'a> FusedMap<'a> {
 
     /// Adds the rows `rows` times `weights`, `[start rows, rows]`, to `parts`, `[blocks, start rows, len]`, where they need
     /// [not be made](FusedMap::must_be_made): of as many blocks of `block_rows` rows as there are, but one only where they are
-    /// not [read from maps](FusedMap::is_read_from_maps). `fused` is what [`Accumulate`] says.
+    /// not [taken in blocks](FusedMap::takes_blocks). `fused` is what [`Accumulate`] says.
     pub fn accumulate(
         &self,
         rows: Range<usize>,

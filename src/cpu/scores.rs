@@ -20,7 +20,8 @@ use crate::problem::Problem;
 use crate::queries_keys::QueriesKeys;
 
 pub(crate) use block::KEYS;
-use block::{Queries, Scoring};
+use block::{PACKED, Queries, Scoring};
+pub(crate) use checks::probed_rows;
 use inner::{Entries, Fold, HeadScores, QUERIES, Weigh};
 
 /// Rows that are computed at a time: fewer take as long.
@@ -54,16 +55,17 @@ pub(crate) fn floats(problem: &Problem) -> usize {
     parts(problem).map_or(0, Parts::floats)
 }
 
-/// Queries `[head_dim, QUERIES]`, keys `[KEYS, head_dim]` where they are not read in place, scores and folded entries
+/// Queries `[head_dim, QUERIES]`, some as f32 `[PACKED, head_dim]`, keys `[KEYS, head_dim]` where they are not read in place, scores and folded entries
 /// `[KEYS, QUERIES]`, shifts and factors `[heads, QUERIES]`, weights `[start rows, QUERIES]`, sums of relevance and their
 /// magnitudes `[2, start rows]`.
-fn parts(problem: &Problem) -> Option<Parts<8>> {
+fn parts(problem: &Problem) -> Option<Parts<9>> {
     let source = problem.queries_keys()?;
     let keys = KEYS.min(problem.longest_window());
     let (heads, start_rows) = (problem.shape().heads, problem.start_rows());
     let by_queries = |count: usize| count.saturating_mul(QUERIES);
     Some(Parts([
         by_queries(source.head_dim),
+        PACKED * source.head_dim,
         keys * source.head_dim,
         by_queries(keys),
         by_queries(keys),
@@ -90,10 +92,11 @@ impl<'a> ItemScores<'a> {
 
     /// The memory. Whoever calls this lets go of it before it is called again.
     fn buffers(&self) -> Buffers<'a> {
-        let parts = parts(self.problem).unwrap_or(Parts([0; 8]));
+        let parts = parts(self.problem).unwrap_or(Parts([0; 9]));
         // SAFETY: this member's alone, and each of the functions that ask for it is done with it when it returns.
         let [
             queries,
+            wide,
             keys,
             scores,
             folded,
@@ -108,6 +111,7 @@ impl<'a> ItemScores<'a> {
         Buffers {
             scoring: Scoring {
                 queries,
+                wide,
                 keys,
                 scores,
                 shifts,
@@ -140,7 +144,7 @@ impl ScoreRows<'_> {
 
     /// Writes the fused rows, times `weight`, into `fused`, `[rows, len]`.
     pub fn fuse(self, simd: Simd, weight: f32, fused: &mut [f32]) {
-        let len = self.of.len();
+        let (len, heads) = (self.of.len(), self.of.problem.shape().heads);
         fused.fill(0.0);
         let Buffers {
             mut scoring,
@@ -148,53 +152,82 @@ impl ScoreRows<'_> {
             ..
         } = self.of.buffers();
         for (queries, fused) in self.blocks().zip(fused.chunks_mut(QUERIES * len)) {
-            self.of.visit(simd, queries, &mut scoring, |scores| {
-                if self.fold(simd, scores, folded) {
-                    scatter(folded, scores, weight, len, fused);
-                }
-            });
+            self.of
+                .visit(simd, 0..heads, queries, &mut scoring, |scores| {
+                    if self.fold(simd, scores, folded) {
+                        scatter(folded, scores, weight, len, fused);
+                    }
+                });
         }
     }
 
-    /// Adds the fused rows, times their weights, to sums, row after row.
-    pub fn accumulate(self, simd: Simd, to: Accumulate<'_>) {
+    /// Whether fused entries are weighted sums of those of the heads, so that rows of each head can be added by themselves.
+    pub fn are_sums(&self) -> bool {
+        self.of.share(0).is_some()
+    }
+
+    /// Adds the fused rows, times their weights, to sums: those of one block, or of several where they
+    /// [are sums](ScoreRows::are_sums), each head by itself then, so that its keys stay in a cache.
+    pub fn accumulate(self, simd: Simd, mut to: Accumulate<'_>) {
+        let heads = self.of.problem.shape().heads;
+        let mut buffers = self.of.buffers();
+        if self.are_sums() {
+            for head in 0..heads {
+                for queries in self.blocks() {
+                    self.accumulate_block(simd, head..head + 1, queries, &mut buffers, &mut to);
+                }
+            }
+        } else {
+            for queries in self.blocks() {
+                self.accumulate_block(simd, 0..heads, queries, &mut buffers, &mut to);
+            }
+        }
+    }
+
+    /// The same of some heads of some rows.
+    fn accumulate_block(
+        &self,
+        simd: Simd,
+        heads: Range<usize>,
+        queries: Queries,
+        buffers: &mut Buffers<'_>,
+        to: &mut Accumulate<'_>,
+    ) {
         let Buffers {
-            mut scoring,
+            scoring,
             folded,
             weights,
             ..
-        } = self.of.buffers();
-        for (block, queries) in self.blocks().enumerate() {
-            let first = block * QUERIES;
-            let given = |m: usize| &to.weights[m * to.weights_stride + first..][..queries.count];
-            self.of.visit(simd, queries, &mut scoring, |scores| {
-                let stride = scores.stride;
-                let share = self.of.share(scores.head);
-                // Of heads that are not summed, the last brings the fused entries.
-                if share.is_none() && !self.fold(simd, scores, folded) {
-                    return;
+        } = buffers;
+        let first = queries.first - self.first;
+        let sums = first / to.block_rows * to.start_rows * to.part_stride;
+        let given = |m: usize| &to.weights[m * to.weights_stride + first..][..queries.count];
+        self.of.visit(simd, heads, queries, scoring, |scores| {
+            let stride = scores.stride;
+            let share = self.of.share(scores.head);
+            // Of heads that are not summed, the last brings the fused entries.
+            if share.is_none() && !self.fold(simd, scores, folded) {
+                return;
+            }
+            let weights = &mut weights[..to.start_rows * stride];
+            for (m, weights) in weights.chunks_exact_mut(stride).enumerate() {
+                weights.fill(0.0);
+                let lanes = weights.iter_mut().zip(given(m)).zip(scores.factors);
+                for ((weight, given), factor) in lanes {
+                    *weight = given * share.map_or(1.0, |share| share * factor);
                 }
-                let weights = &mut weights[..to.start_rows * stride];
-                for (m, weights) in weights.chunks_exact_mut(stride).enumerate() {
-                    weights.fill(0.0);
-                    let lanes = weights.iter_mut().zip(given(m)).zip(scores.factors);
-                    for ((weight, given), factor) in lanes {
-                        *weight = given * share.map_or(1.0, |share| share * factor);
-                    }
-                }
-                let part = &mut to.part[scores.keys.start..];
-                let columns = Columns {
-                    scores,
-                    weights,
-                    part,
-                    part_stride: to.part_stride,
-                };
-                match share {
-                    Some(_) => columns.weigh(simd, scores.scores, scores.entries),
-                    None => columns.weigh(simd, folded, Entries::AsTheyAre),
-                }
-            });
-        }
+            }
+            let columns = Columns {
+                scores,
+                weights,
+                part: &mut to.part[sums + scores.keys.start..],
+                part_stride: to.part_stride,
+            };
+            match share {
+                Some(_) => columns.weigh(simd, scores.scores, scores.entries),
+                None => columns.weigh(simd, folded, Entries::AsTheyAre),
+            }
+        });
     }
 
     /// Folds the entries of one head into those of the heads before it. Whether it was the last, and `folded` is the fused

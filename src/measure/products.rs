@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::thread_pool;
 use crate::config::Output;
 use crate::cpu::gemm::{self, MatrixMut, MatrixRef};
-use crate::cpu::scores::{KEYS, ROWS as QUERIES};
+use crate::cpu::scores::{KEYS, ROWS as QUERIES, probed_rows};
 use crate::cpu::simd::MOST_LANES;
 use crate::error::Result;
 use crate::memory::filled;
@@ -186,13 +186,15 @@ impl ScoreProducts {
         };
         let all = (1..layers).flat_map(|_| blocks(shape.tokens));
         let last = rows_of_last_layer(problem);
+        let probed = probed_rows(problem).min(shape.tokens);
+        let probes = (0..layers).flat_map(|_| blocks(probed));
         let elements = shape.batch * shape.heads * shape.tokens * source.head_dim;
         Ok(ScoreProducts {
             pool: thread_pool(threads)?,
             head_dim: source.head_dim,
             tokens: shape.tokens,
             keys: filled("keys to multiply", elements, 0.5)?,
-            blocks: all.chain(blocks(last)).collect(),
+            blocks: probes.chain(all).chain(blocks(last)).collect(),
             times: match source.lse {
                 Lse::Recomputed if shape.tokens > KEYS => 2,
                 _ => 1,

@@ -249,7 +249,7 @@ impl FusedMap<'_> {
         let block_rows = block_rows(self.maps.problem, len);
         let rows = blocks.start * block_rows..len.min(blocks.end * block_rows);
         parts.fill(0.0);
-        if self.is_read_from_maps() && all_carry(step.relevance, len, rows.clone()) {
+        if self.takes_blocks() && all_carry(step.relevance, len, rows.clone()) {
             self.run(rows, block_rows, step, parts);
             return true;
         }
@@ -289,7 +289,7 @@ impl FusedMap<'_> {
     }
 
     /// Adds what adjoining rows that carry weight contribute to `parts`: those of one block, or of several of `block_rows`
-    /// rows where they are [read from maps](FusedMap::is_read_from_maps).
+    /// rows where they are [taken so](FusedMap::takes_blocks).
     fn run(&self, run: Range<usize>, block_rows: usize, step: &mut Step<'_>, parts: &mut [f32]) {
         let problem = self.maps.problem;
         let len = self.maps.len();

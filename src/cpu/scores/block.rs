@@ -1,5 +1,6 @@
 //! The scores of some queries and keys of one head, and what they are shifted and multiplied by to be attention.
 
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 use super::inner::{Entries, Exponential, HeadScores, QUERIES, Statistics};
@@ -8,7 +9,7 @@ use crate::cpu::gemm::{self, MatrixMut, MatrixRef};
 use crate::cpu::simd::{MOST_LANES, Simd};
 use crate::dtype::{Element, with_element};
 use crate::layer::HostTensor;
-use crate::queries_keys::{Lse, MOST_HEAD_DIM, TokenStrides};
+use crate::queries_keys::{Lse, TokenStrides};
 
 /// Keys of a block: with as many queries, scores that stay in a second-level cache.
 pub(crate) const KEYS: usize = 1024;
@@ -51,11 +52,14 @@ impl Queries {
 pub(super) struct Scoring<'a> {
     /// `[head_dim, queries]`.
     pub queries: &'a mut [f32],
+    /// `[PACKED, head_dim]`.
+    pub wide: &'a mut [f32],
     /// `[keys, head_dim]`, where they are not read in place.
     pub keys: &'a mut [f32],
     /// `[keys, queries]`.
     pub scores: &'a mut [f32],
-    /// What is added to scaled scores before, and what their exponentials are multiplied by after: `[heads, queries]`.
+    /// What is added to scaled scores, which are logarithms of base two, before, and what their powers are multiplied by
+    /// after: `[heads, queries]`.
     pub shifts: &'a mut [f32],
     pub factors: &'a mut [f32],
 }
@@ -77,28 +81,29 @@ impl ItemScores<'_> {
         start..end
     }
 
-    /// Shows `take` the scores of every head and chunk of keys, all heads of one chunk before the next.
+    /// Shows `take` the scores of the heads `heads` and every chunk of keys, all heads of one chunk before the next.
     pub(super) fn visit(
         &self,
         simd: Simd,
+        heads: Range<usize>,
         queries: Queries,
         scoring: &mut Scoring<'_>,
         mut take: impl FnMut(&HeadScores<'_>),
     ) {
-        let heads = self.problem.shape().heads;
         let present = self.present(queries);
         let in_one = chunks(present.clone()).count() == 1;
         match self.source.lse {
             Lse::Given(base) => {
-                (0..heads).for_each(|head| self.given(head, base.ln(), queries, scoring));
+                let log2 = base.ln() * std::f64::consts::LOG2_E;
+                (heads.clone()).for_each(|head| self.given(head, log2, queries, scoring));
             }
             Lse::Recomputed if in_one => {}
             Lse::Recomputed => {
-                (0..heads).for_each(|head| self.recompute(simd, head, queries, scoring));
+                (heads.clone()).for_each(|head| self.recompute(simd, head, queries, scoring));
             }
         }
         for keys in chunks(present) {
-            for head in 0..heads {
+            for head in heads.clone() {
                 let scale = self.score(head, keys.clone(), queries, scoring);
                 // Where all scores of a row are here at once, their exponentials are computed but once.
                 let are_exponentials = in_one && self.source.lse == Lse::Recomputed;
@@ -125,12 +130,12 @@ impl ItemScores<'_> {
     }
 
     /// Shifts and factors of one head from the LSE given.
-    fn given(&self, head: usize, ln_base: f64, queries: Queries, scoring: &mut Scoring<'_>) {
+    fn given(&self, head: usize, log2_base: f64, queries: Queries, scoring: &mut Scoring<'_>) {
         let at = lanes(head, queries);
         scoring.shifts[at.clone()].fill(NONE);
         scoring.factors[at.clone()].fill(0.0);
         for lane in 0..queries.count {
-            let lse = self.given_lse(head, queries.row(lane), ln_base);
+            let lse = self.given_lse(head, queries.row(lane), log2_base);
             if !lse.is_infinite() {
                 scoring.shifts[at.start + lane] = -lse;
                 scoring.factors[at.start + lane] = 1.0;
@@ -138,13 +143,13 @@ impl ItemScores<'_> {
         }
     }
 
-    /// The natural LSE given for a row; NaN where none is.
-    pub(super) fn given_lse(&self, head: usize, row: usize, ln_base: f64) -> f32 {
+    /// The LSE given for a row, times `unit`: the logarithm of its base, of the base wanted. NaN where none is given.
+    pub(super) fn given_lse(&self, head: usize, row: usize, unit: f64) -> f32 {
         let strides = self.source.strides(self.problem.shape(), self.layer).lse;
         let token = self.problem.windows()[self.item].start + row;
         let at = strides.at(self.item, head, token);
         let given = self.lse.map_or(f32::NAN, |lse| lse.get(at));
-        (f64::from(given) * ln_base) as f32
+        (f64::from(given) * unit) as f32
     }
 
     /// Shifts and factors of one head from all its scores: less the largest, and divided by the sum.
@@ -168,7 +173,7 @@ impl ItemScores<'_> {
         let sink = self
             .source
             .sink(self.problem.shape().heads, self.layer, head);
-        let (largest, sum) = sink.map_or((f32::MIN, 0.0), |sink| (sink, 1.0));
+        let (largest, sum) = sink.map_or((f32::MIN, 0.0), |sink| (LOG2_E * sink, 1.0));
         scoring.shifts[lanes(head, queries)].fill(largest);
         scoring.factors[lanes(head, queries)].fill(sum);
     }
@@ -211,7 +216,7 @@ impl ItemScores<'_> {
     }
 
     /// Writes the scores of `queries` and `keys` of one head, what is masked infinitely low. What they still are to be
-    /// multiplied by.
+    /// multiplied by, to be logarithms of base two.
     fn score(
         &self,
         head: usize,
@@ -224,12 +229,15 @@ impl ItemScores<'_> {
         let strides = self.source.strides(shape, self.layer);
         let stride = queries.stride();
         let packed = &mut scoring.queries[..dim * stride];
-        packed.fill(0.0);
         with_element!(self.queries.dtype(), T => {
             let all = self.queries.as_slice::<T>().unwrap_or_default();
-            for lane in 0..queries.count {
+            let query = |lane: usize| {
                 let at = strides.queries.at(self.item, head, start + queries.row(lane));
-                pack(&all[at..at + dim], &mut packed[lane..], stride);
+                &all[at..at + dim]
+            };
+            for first in (0..stride).step_by(PACKED) {
+                let lanes = first..queries.count.min(first + PACKED);
+                pack(lanes.map(query), scoring.wide, &mut packed[first..], stride);
             }
         });
         let key_head = self.source.key_head(shape.heads, head);
@@ -254,7 +262,7 @@ impl ItemScores<'_> {
         gemm::multiply(to, false, left, right);
         let scale = self.adjust(head, keys.clone(), queries, scores);
         self.mask(keys, queries, scores);
-        scale
+        LOG2_E * scale
     }
 
     /// Caps scores and lowers them by distance, where that is asked for. What they still are to be multiplied by.
@@ -282,6 +290,9 @@ impl ItemScores<'_> {
     fn mask(&self, keys: Range<usize>, queries: Queries, scores: &mut [f32]) {
         let causal = self.problem.config().causal;
         let window = self.source.sliding_window(self.layer);
+        if !causal && window.is_none() {
+            return;
+        }
         let is_masked = |row: usize, key: usize| {
             causal && key > row || window.is_some_and(|window| row.abs_diff(key) >= window)
         };
@@ -309,12 +320,31 @@ fn in_place<'a>(keys: &HostTensor<'a>, strides: TokenStrides, dim: usize) -> Opt
     keys.as_slice().filter(|_| strides.token >= dim)
 }
 
-/// Writes a query, as f32, into every `stride`-th element of `to`.
-fn pack<T: Element>(query: &[T], to: &mut [f32], stride: usize) {
-    let mut wide = [0.0; MOST_HEAD_DIM];
-    let wide = &mut wide[..query.len()];
-    T::widen(query, wide);
-    for (to, element) in to.iter_mut().step_by(stride).zip(wide) {
-        *to = *element;
+/// Queries that are packed at a time.
+pub(super) const PACKED: usize = 4;
+
+/// Writes queries, one a lane, as f32 into [`PACKED`] lanes of each of the rows of `to`, `stride` elements apart; 0 where
+/// there are fewer. They are widened to `wide`, `[PACKED, head_dim]`.
+fn pack<'a, T: Element>(
+    queries: impl Iterator<Item = &'a [T]>,
+    wide: &mut [f32],
+    to: &mut [f32],
+    stride: usize,
+) {
+    let dim = wide.len() / PACKED;
+    wide.fill(0.0);
+    for (query, wide) in queries.zip(wide.chunks_exact_mut(dim)) {
+        T::widen(query, wide);
+    }
+    // Four elements of each at a time, so that a compiler transposes them in registers.
+    for first in (0..dim).step_by(4) {
+        let few: [[f32; 4]; PACKED] = std::array::from_fn(|lane| {
+            let at = lane * dim + first;
+            [wide[at], wide[at + 1], wide[at + 2], wide[at + 3]]
+        });
+        for element in 0..4 {
+            let lanes: [f32; PACKED] = std::array::from_fn(|lane| few[lane][element]);
+            to[(first + element) * stride..][..PACKED].copy_from_slice(&lanes);
+        }
     }
 }

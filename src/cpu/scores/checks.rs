@@ -1,12 +1,14 @@
 //! Whether queries, keys and a given LSE belong together: what is known of sums of relevance, and the LSE of some rows.
 
+use std::f32::consts::LN_2;
+
 use super::block::{Queries, lanes};
 use super::inner::QUERIES;
 use super::{Buffers, ItemScores};
 use crate::cpu::simd::{MOST_LANES, Simd};
 use crate::cpu::team::Member;
 use crate::error::Result;
-use crate::problem::Mass;
+use crate::problem::{Mass, Problem};
 use crate::queries_keys::{Lse, QueriesKeys};
 
 impl ItemScores<'_> {
@@ -106,14 +108,10 @@ impl ItemScores<'_> {
         let Lse::Given(base) = self.source.lse else {
             return Ok(());
         };
-        if !self.problem.probes_lse() {
-            return Ok(());
-        }
-        let (shape, len) = (self.problem.shape(), self.len());
-        let rows = QueriesKeys::PROBED_ROWS.div_ceil(shape.batch);
-        let rows = rows.max(MOST_LANES).min(len);
+        let len = self.len();
+        let rows = probed_rows(self.problem).min(len);
         let Buffers { mut scoring, .. } = self.buffers();
-        for head in member.part(shape.heads) {
+        for head in member.part(self.problem.shape().heads) {
             for first in (0..rows).step_by(QUERIES) {
                 let step = len / rows;
                 let queries = Queries {
@@ -125,7 +123,7 @@ impl ItemScores<'_> {
                 let at = lanes(head, queries).start;
                 for lane in 0..queries.count {
                     let (shift, factor) = (scoring.shifts[at + lane], scoring.factors[at + lane]);
-                    let expected = -shift - factor.ln();
+                    let expected = -shift * LN_2 - factor.ln();
                     let got = self.given_lse(head, queries.row(lane), base.ln());
                     let row = queries.row(lane);
                     let (layer, item) = (self.layer, self.item);
@@ -134,5 +132,15 @@ impl ItemScores<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Rows of each head, layer and item of which a given LSE is looked at, if there are as many; 0 where none is.
+pub(crate) fn probed_rows(problem: &Problem) -> usize {
+    match problem.probes_lse() {
+        false => 0,
+        true => QueriesKeys::PROBED_ROWS
+            .div_ceil(problem.shape().batch)
+            .max(MOST_LANES),
     }
 }

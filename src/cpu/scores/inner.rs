@@ -78,7 +78,7 @@ pub(super) enum Entries<'a> {
     AsTheyAre,
 }
 
-/// `exp(scale * score + shift)`.
+/// `2^(scale * score + shift)`.
 #[derive(Clone, Copy)]
 pub(super) struct Exponential<'a> {
     pub scale: f32,
@@ -97,7 +97,7 @@ impl Entry for Exponential<'_> {
         for v in 0..V {
             values[v] = lanes.mul_add(values[v], lanes.splat(self.scale), shifts[v]);
         }
-        lanes.exp(values)
+        lanes.exp2(values)
     }
 }
 
@@ -312,7 +312,7 @@ impl<E: Entry, F: fold::Fold> OverLanes for FoldKey<'_, E, F> {
     }
 }
 
-/// The largest scaled scores of each query so far, and the sum of the exponentials of how far the others are below. To
+/// The largest scaled scores of each query so far, and the sum of the powers of two of how far the others are below. To
 /// `KEEP` these, they are written in place of the scores, which are all there are.
 pub(super) struct Statistics<'a, const KEEP: bool> {
     /// `[keys, queries]`.
@@ -342,19 +342,23 @@ impl<const KEEP: bool> OverLanes for Statistics<'_, KEEP> {
         let (stride, scale) = (self.stride, lanes.splat(self.scale));
         let keys = self.scores.len() / stride;
         let before = load::<L, V>(lanes, &self.largest[lane..]);
-        let mut largest = before;
+        // A score that is NaN makes the sum NaN; here it need not be seen.
+        let mut largest = [lanes.splat(f32::NEG_INFINITY); V];
         for key in 0..keys {
             let scores = load::<L, V>(lanes, &self.scores[key * stride + lane..]);
             for v in 0..V {
-                largest[v] = lanes.max(largest[v], lanes.mul(scores[v], scale));
+                largest[v] = lanes.at_least(largest[v], scores[v]);
             }
+        }
+        for v in 0..V {
+            largest[v] = lanes.at_least(before[v], lanes.mul(largest[v], scale));
         }
         let (mut shift, mut above) = (largest, largest);
         for v in 0..V {
             shift[v] = lanes.mul(largest[v], lanes.splat(-1.0));
             above[v] = lanes.add(before[v], shift[v]);
         }
-        let kept = lanes.exp(above);
+        let kept = lanes.exp2(above);
         let mut sums = load::<L, V>(lanes, &self.sums[lane..]);
         for v in 0..V {
             sums[v] = lanes.mul(sums[v], kept[v]);
@@ -369,7 +373,7 @@ impl<const KEEP: bool> OverLanes for Statistics<'_, KEEP> {
                 for v in 0..V {
                     scaled[v] = lanes.mul_add(scaled[v], scale, shift[v]);
                 }
-                let exponentials = lanes.exp(scaled);
+                let exponentials = lanes.exp2(scaled);
                 for v in 0..V {
                     few[v] = lanes.add(few[v], exponentials[v]);
                     if KEEP {
