@@ -124,6 +124,8 @@ fn plan_for(model: &str, args: &PlanArgs, problem: &Problem) -> Result<()> {
                 "launches": candidate.schedule.launches(),
                 "workspace_bytes": candidate.schedule.workspace_bytes(),
                 "estimate_us": candidate.estimate_us,
+                "estimate_origin": candidate.estimate_origin.to_string(),
+                "estimate_source": candidate.estimate_origin.source(),
                 "floor_us": candidate.floor_us,
             })
         });
@@ -149,12 +151,13 @@ fn plan_for(model: &str, args: &PlanArgs, problem: &Problem) -> Result<()> {
         bytes(schedule.workspace_bytes())
     ))?;
     report::line(
-        "estimated by constants measured on an H200 or predicted for one, scaled to the model:",
+        "estimates, each with the weakest origin of the rates that it goes by: assumed, published, predicted or measured",
     )?;
     for candidate in &candidates[..listed] {
         report::line(format_args!(
-            "{:8.1} us  launches: {:2}  {} ({})",
+            "{:8.1} us  {:9}  launches: {:2}  {} ({})",
             candidate.estimate_us,
+            candidate.estimate_origin,
             candidate.schedule.launches(),
             candidate.schedule.pipeline(),
             variants(candidate).join(", ")

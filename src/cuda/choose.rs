@@ -1,11 +1,13 @@
 //! Which pipeline computes a problem: a pure function of the problem, the device's limits and the options.
 //!
 //! Every pipeline that can compute the problem, and every way of dividing the rows of an item among blocks that is worth
-//! a look, is given an [estimate] of its time, and the one of least time is taken.
+//! a look, is given an [estimate] of its time by the [rates] of the device, and the one of least time is taken.
 
 mod candidates;
 mod estimate;
+mod figure;
 mod matrix;
+mod rates;
 mod ring;
 mod scores;
 
@@ -19,6 +21,10 @@ use crate::config::Output;
 use crate::error::{Error, Result};
 use crate::layer::Operand;
 use crate::problem::Problem;
+
+use rates::Rates;
+
+pub use figure::Origin;
 
 /// Estimates that differ by less tell nothing: then launches count.
 const NEAR: f64 = 1.1;
@@ -40,9 +46,11 @@ pub fn choose(problem: &Problem, limits: &DeviceLimits, options: &Options) -> Re
 pub struct Candidate {
     /// What a plan would launch.
     pub schedule: Schedule,
-    /// The time of a run in microseconds, as it is estimated: within about 1.5 of what a model of an H200 predicts, and
-    /// scaled to other devices by their multiprocessors and memory.
+    /// The time of a run in microseconds, as it is estimated: within about 1.5 of what a model of an H200 or an H100 predicts,
+    /// and scaled to other devices by their multiprocessors and memory.
     pub estimate_us: f64,
+    /// The weakest origin of the rates that the estimate goes by.
+    pub estimate_origin: Origin,
     /// What memory takes at its peak to move the maps and the output once, in microseconds; NaN where the peak is unknown.
     pub floor_us: f64,
 }
@@ -73,10 +81,14 @@ pub(super) fn candidates_for(
         0 => f64::NAN,
         peak => f64::from(peak),
     };
-    let candidate = |schedule: Schedule| Candidate {
-        estimate_us: work.microseconds(schedule.pipeline),
-        floor_us: schedule.floor_bytes() as f64 / peak,
-        schedule,
+    let candidate = |schedule: Schedule| {
+        let estimate = work.microseconds(schedule.pipeline);
+        Candidate {
+            estimate_us: estimate.value,
+            estimate_origin: estimate.origin,
+            floor_us: schedule.floor_bytes() as f64 / peak,
+            schedule,
+        }
     };
     let mut others = work.candidates(options.precision);
     others.retain(|&(_, pipeline)| pipeline != chosen.pipeline);
@@ -173,6 +185,7 @@ fn preferred(candidates: &[(f64, Pipeline)]) -> Option<Pipeline> {
 struct Workload<'a> {
     problem: &'a Problem,
     limits: &'a DeviceLimits,
+    rates: &'a Rates,
     common: Common,
     /// Items of one run.
     batch: f64,
@@ -199,6 +212,7 @@ impl<'a> Workload<'a> {
         Workload {
             problem,
             limits,
+            rates: Rates::of(limits),
             common: Common::new(problem),
             batch: batch as f64,
             item_bytes: problem.map_bytes() as f64 / problem.shape().batch.max(1) as f64,

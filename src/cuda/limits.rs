@@ -36,13 +36,7 @@ impl DeviceLimits {
         ("l4", DeviceLimits::ada(58, 48, 300_048)),
         ("l40s", DeviceLimits::ada(142, 96, 864_096)),
         ("rtx4090", DeviceLimits::ada(128, 72, 1_008_096)),
-        (
-            "h100",
-            DeviceLimits {
-                memory_bytes_per_us: 3_352_320,
-                ..DeviceLimits::H200
-            },
-        ),
+        ("h100", DeviceLimits::H100),
         ("h200", DeviceLimits::H200),
         (
             "b200",
@@ -70,7 +64,7 @@ impl DeviceLimits {
         models.find_map(|(model, limits)| (model == name).then_some(limits))
     }
 
-    /// An NVIDIA H200; an H100 SXM differs only in its memory.
+    /// An NVIDIA H200.
     pub const H200: DeviceLimits = DeviceLimits {
         arch: 90,
         multiprocessors: 132,
@@ -81,6 +75,12 @@ impl DeviceLimits {
         l2_bytes: 50 << 20,
         memory_bytes_per_us: 4_916_736,
         clusters: true,
+    };
+
+    /// An NVIDIA H100 SXM, which differs only in its memory.
+    pub const H100: DeviceLimits = DeviceLimits {
+        memory_bytes_per_us: 3_352_320,
+        ..DeviceLimits::H200
     };
 
     /// An NVIDIA A100 with 80 GB.

@@ -67,7 +67,7 @@ mod schedule;
 #[doc(hidden)]
 pub mod variant;
 
-pub use choose::{Candidate, candidates, choose, choose_streaming};
+pub use choose::{Candidate, Origin, candidates, choose, choose_streaming};
 pub use cudarc;
 pub use driver::{DeviceInfo, available, context, driver_version, limits, memory};
 pub use limits::DeviceLimits;

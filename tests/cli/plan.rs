@@ -43,12 +43,22 @@ fn a_gpu_that_is_not_here_is_planned_for() {
     let floor_us = one[0]["floor_us"].as_f64().unwrap();
     assert!((floor_us * 4.916_736e6 / f64::from(bytes) - 1.0).abs() < 1e-6);
     assert!(one[0]["estimate_us"].as_f64().unwrap() > floor_us);
+    // Eight items in pairs of blocks leave multiprocessors idle, and nobody predicted what a ring can take then.
+    let origins = all
+        .iter()
+        .map(|candidate| candidate["estimate_origin"].as_str());
+    let expected = ["predicted", "predicted", "assumed"].map(Some);
+    assert!(origins.eq(expected), "{all:?}");
+    let source = &one[0]["estimate_source"];
+    assert_eq!(source, "tests/ptxtime/src/machine/h200.rs");
 
     let half = plan("--gpu t4 --precision half --output-kind matrix");
     let pipeline = &half["candidates"][0]["pipeline"];
     assert_eq!(pipeline, "product, f32, matrix", "no tensor cores there");
     let lines = print("--gpu a100 --explain");
     assert!(lines.contains("gpu        a100"), "{lines}");
+    assert!(lines.contains(" us  assumed    launches:  1  "), "{lines}");
+    assert!(!lines.contains("us  predicted"), "{lines}");
     assert!(
         lines.contains("ring rows, 13 blocks to an item, by words"),
         "{lines}"

@@ -2,7 +2,7 @@
 
 use attention_rollout::cuda::kernel::Arithmetic;
 use attention_rollout::cuda::{
-    Candidate, DeviceLimits, GroupPlan, HostPlan, Options, Plan, Precision, Schedule,
+    Candidate, DeviceLimits, GroupPlan, HostPlan, Options, Origin, Plan, Precision, Schedule,
     StreamingPlan, candidates, choose, choose_streaming,
 };
 use attention_rollout::{
@@ -457,6 +457,7 @@ fn every_model_has_a_way_whose_estimate_is_no_less_than_the_floor() {
                 for Candidate {
                     schedule,
                     estimate_us,
+                    estimate_origin,
                     floor_us,
                 } in &all
                 {
@@ -466,6 +467,8 @@ fn every_model_has_a_way_whose_estimate_is_no_less_than_the_floor() {
                         estimate_us.is_finite() && estimate_us >= floor_us,
                         "{what}: {estimate_us} us, floor {floor_us} us: {schedule}"
                     );
+                    let is_assumed = matches!(estimate_origin, Origin::Assumed(_));
+                    assert!(is_assumed || name == "h200", "{what}: {estimate_origin:?}");
                 }
                 let pipelines: Vec<_> = all.iter().map(|one| one.schedule.pipeline()).collect();
                 for (index, pipeline) in pipelines.iter().enumerate() {

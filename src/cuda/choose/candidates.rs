@@ -32,7 +32,7 @@ impl Workload<'_> {
         pipelines.retain(|&pipeline| self.can_launch(pipeline));
         pipelines
             .into_iter()
-            .map(|pipeline| (self.microseconds(pipeline), pipeline))
+            .map(|pipeline| (self.microseconds(pipeline).value, pipeline))
             .collect()
     }
 

@@ -1,75 +1,35 @@
 //! The time that a pipeline is expected to take: latencies that nothing hides, bytes over bandwidth, operations over
-//! rate, and launches.
-//!
-//! Each constant has one of three origins. *Measured*: derived from `benches/results/h200/2026-11-26.csv`, an H200.
-//! *Predicted*: by a model of one multiprocessor that replays what the kernels execute, and was held to that file.
-//! *Published*: by the maker. They serve for every device, scaled by its multiprocessors.
+//! rate, and launches, all by the [rates](super::rates) of the device.
 
 use super::Workload;
+use super::figure::Figure;
 use crate::cuda::kernel::{Arithmetic, Form, Kernel, MAX_WARPS, RolloutProduct, Splits};
+use crate::cuda::limits::DeviceLimits;
 use crate::cuda::pipeline::{Pipeline, cuts_when_read, operands};
 use crate::cuda::schedule::l2_budget;
 use crate::cuda::variant::Entry;
 use crate::dtype::DType;
 
-/// From one launch to the next where nothing else limits. Predicted 1.0 in a graph, measured 1.45 more on a stream.
-pub(super) const LAUNCH_US: f64 = 2.0;
-/// The share of its peak that memory is read at. Measured: 4.3 of 4.9 TB/s, of which 32,000 bytes for each of 132
-/// multiprocessors are taken.
-const READ_SHARE: f64 = 0.859;
-/// The same where a driver tells no peak: what a multiprocessor of an H200 gets in a microsecond.
-const UNKNOWN_BYTES_PER_US: f64 = 32_000.0;
-/// Bytes that a block of `rollout_rows` gets in a microsecond beside others: 16 KB on their way for a latency of 700 ns.
-const GROUPED_BYTES_PER_US: f64 = 23_000.0;
-/// Bytes that one multiprocessor gets from L2 in a microsecond. Predicted: 5.6 TB/s over 132.
-const L2_BYTES_PER_US: f64 = 42_000.0;
-/// From asking for granules of maps to having fused them, nothing else being on its way. Measured with what memory takes
-/// for the bytes: 0.9 at batch 16 of DeiT-Ti, by the turns of a warp in a layer.
-const TURN_US: f64 = 0.85;
-/// Issuing the instructions of such a turn, for each warp of a multiprocessor. Predicted: unaligned 16-bit granules are
-/// shifted twice as often.
-const ISSUE_US: f64 = 0.04;
-const ISSUE_16_BIT_US: f64 = 0.07;
 /// Entries that a warp of `head_fusion` fuses.
 const FUSION_WARP_ENTRIES: f64 = 128.0;
-/// What its instructions take of a multiprocessor, and those of each head. Predicted.
-const FUSION_WARP_US: f64 = 0.042;
-const FUSION_HEAD_US: f64 = 0.003;
-/// From asking for [`HEADS_IN_FLIGHT`] heads of them to having added these: nothing hides those of the first. Predicted.
-const FUSION_TURN_US: f64 = 0.7;
-/// The share of what memory takes for the bytes of the maps that the turns do not hide. Predicted.
-const UNHIDDEN: f64 = 0.5;
 /// Heads that `fuse.cuh` and `head_fusion` ask for in one turn.
 pub(super) const HEADS_IN_FLIGHT: usize = 4;
-/// One addition of the serial loop over partial sums: an L2 hit. Measured: 0.18 and 0.20 at ViT-L/14@336.
-const PARTIAL_US: f64 = 0.18;
-/// One group of warps adding its sums to those of the block. Predicted.
-const GROUP_US: f64 = 0.06;
-/// The two barriers at the end of a layer of a cluster. Predicted.
-const CLUSTER_US: f64 = 0.25;
-/// One addition of a sum that lies in another block of the cluster. Predicted.
-const PEER_US: f64 = 0.1;
-/// 16 columns of a `rollout_product` tile: a round trip to L2 that nothing hides. Measured: 0.78 to 0.87, without the
-/// launch.
-const STEP_US: f64 = 0.8;
-/// Columns of such a step.
-const STEP: u32 = 16;
-/// What a tile takes beside its steps. Predicted.
-const PRODUCT_REST_US: f64 = 1.5;
+/// Columns of a step of a `rollout_product` tile.
+const PRODUCT_STEP: u32 = 16;
 
 impl Workload<'_> {
     /// The estimated time of a pipeline.
-    pub(super) fn microseconds(&self, pipeline: Pipeline) -> f64 {
+    pub(super) fn microseconds(&self, pipeline: Pipeline) -> Figure {
         let fusing = match pipeline {
-            Pipeline::ScoreRows(_) => 0.0,
+            Pipeline::ScoreRows(_) => Figure::ZERO,
             _ if self.problem.queries_keys().is_some() => self.score_fusion_us(),
             Pipeline::Rows { .. } | Pipeline::RingRows(_) if self.fused_first => {
-                self.fusion_us() + 2.0 * LAUNCH_US
+                self.fusion_us() + 2.0 * self.rates.launch_us
             }
             Pipeline::RingMatrix(_) if self.matrix_fused_first => {
-                self.memory_us() + 2.0 * LAUNCH_US
+                self.memory_us() + 2.0 * self.rates.launch_us
             }
-            _ => 0.0,
+            _ => Figure::ZERO,
         };
         fusing
             + match pipeline {
@@ -95,20 +55,23 @@ impl Workload<'_> {
     }
 
     /// Bytes that each multiprocessor gets from memory in a microsecond while all read.
-    pub(super) fn bytes_per_us(&self) -> f64 {
-        match self.limits.memory_bytes_per_us {
-            0 => UNKNOWN_BYTES_PER_US,
-            peak => READ_SHARE * f64::from(peak) / f64::from(self.limits.multiprocessors.max(1)),
-        }
+    pub(super) fn bytes_per_us(&self) -> Figure {
+        // Where a driver tells no peak, the one of an H200.
+        let limits = match self.limits.memory_bytes_per_us {
+            0 => &DeviceLimits::H200,
+            _ => self.limits,
+        };
+        let multiprocessors = f64::from(limits.multiprocessors.max(1));
+        self.rates.read_share * f64::from(limits.memory_bytes_per_us) / multiprocessors
     }
 
     /// Time to move `bytes` between memory and all multiprocessors.
-    pub(super) fn moving_us(&self, bytes: f64) -> f64 {
+    pub(super) fn moving_us(&self, bytes: f64) -> Figure {
         bytes / (self.bytes_per_us() * f64::from(self.limits.multiprocessors))
     }
 
     /// Time to read the maps.
-    fn memory_us(&self) -> f64 {
+    fn memory_us(&self) -> Figure {
         self.moving_us(self.batch * self.item_bytes)
     }
 
@@ -118,35 +81,35 @@ impl Workload<'_> {
     }
 
     /// Time of `head_fusion` over all layers.
-    pub(super) fn fusion_us(&self) -> f64 {
+    pub(super) fn fusion_us(&self) -> Figure {
         let len = f64::from(self.common.window_len);
         let warps = len.powi(2) * self.layers() * self.batch / FUSION_WARP_ENTRIES;
         let heads = (self.problem.shape().heads * operands(self.problem)) as f64;
-        let warp_us = FUSION_WARP_US + heads * FUSION_HEAD_US;
+        let warp_us = self.rates.fusion_warp_us + heads * self.rates.fusion_head_us;
         let issue_us = warps / f64::from(self.limits.multiprocessors) * warp_us;
-        let first_us = (heads / HEADS_IN_FLIGHT as f64).ceil() * FUSION_TURN_US;
+        let first_us = (heads / HEADS_IN_FLIGHT as f64).ceil() * self.rates.fusion_turn_us;
         first_us + self.memory_us().max(issue_us)
     }
 
     /// Time of one turn of the warps of all `blocks`, of which `resident`, each of `warps`, fit on a multiprocessor.
-    fn turn_us(&self, dtype: DType, blocks: f64, resident: u32, warps: u32) -> f64 {
+    fn turn_us(&self, dtype: DType, blocks: f64, resident: u32, warps: u32) -> Figure {
         let issue_us = match dtype {
-            DType::F32 => ISSUE_US,
-            DType::F16 | DType::Bf16 => ISSUE_16_BIT_US,
+            DType::F32 => self.rates.issue_us,
+            DType::F16 | DType::Bf16 => self.rates.issue_16_bit_us,
         };
         let multiprocessors = f64::from(self.limits.multiprocessors);
-        let one_us = |blocks: f64| TURN_US.max(blocks * f64::from(warps) * issue_us);
+        let one_us = |blocks: f64| self.rates.turn_us.max(blocks * f64::from(warps) * issue_us);
         let wave = multiprocessors * f64::from(resident);
         let (full, rest) = ((blocks / wave).floor(), blocks % wave);
         let last_us = if rest > 0.0 {
             one_us((rest / multiprocessors).ceil())
         } else {
-            0.0
+            Figure::ZERO
         };
         full * one_us(f64::from(resident)) + last_us
     }
 
-    fn rows_us(&self, rows: u32, splits: Splits) -> f64 {
+    fn rows_us(&self, rows: u32, splits: Splits) -> Figure {
         let columns = self.columns(true);
         let len = self.common.window_len;
         let groups = columns.row_groups();
@@ -171,7 +134,7 @@ impl Workload<'_> {
         let active = blocks.min(f64::from(self.limits.multiprocessors));
         let turns_us = match self.grouped {
             // While a block waits, those of other members work.
-            true => layer_bytes / blocks / GROUPED_BYTES_PER_US.min(self.bytes_per_us()),
+            true => layer_bytes / blocks / self.rates.grouped_bytes_per_us.min(self.bytes_per_us()),
             false => {
                 turns as f64
                     * self.turn_us(
@@ -182,23 +145,27 @@ impl Workload<'_> {
                     )
             }
         };
-        let reading_us = reading_us(turns_us, layer_bytes / (active * self.bytes_per_us()));
-        let adding_us = waves * f64::from(groups) * GROUP_US;
+        let memory_us = layer_bytes / (active * self.bytes_per_us());
+        let reading_us = memory_us.max(turns_us + self.rates.unhidden_by_turns * memory_us);
+        let adding_us = waves * f64::from(groups) * self.rates.group_us;
         let layer_us = reading_us + adding_us;
         if splits.clustered {
-            let peers_us = f64::from(splits.blocks) * columns_per_thread * PEER_US;
-            return LAUNCH_US + self.layers() * (layer_us + waves * (CLUSTER_US + peers_us));
+            let peers_us = f64::from(splits.blocks) * columns_per_thread * self.rates.peer_us;
+            return self.rates.launch_us
+                + self.layers() * (layer_us + waves * (self.rates.cluster_us + peers_us));
         }
         if splits.blocks * columns.tiles == 1 {
-            return LAUNCH_US + self.layers() * layer_us;
+            return self.rates.launch_us + self.layers() * layer_us;
         }
         // Every block of every launch but the first, and the last launch, adds up all partial sums of the launch before.
         let start_rows = self.problem.start_rows() as f64;
         let partials = start_rows * f64::from(splits.blocks);
-        let alone_us = partials * columns_per_thread * PARTIAL_US;
+        let alone_us = partials * columns_per_thread * self.rates.partial_us;
         let traffic = 4.0 * blocks * partials * f64::from(len);
-        let partials_us = (waves * alone_us).max(traffic / (active * L2_BYTES_PER_US));
-        self.layers() * (LAUNCH_US + layer_us + partials_us) + LAUNCH_US + alone_us
+        let partials_us = (waves * alone_us).max(traffic / (active * self.rates.l2_bytes_per_us));
+        self.layers() * (self.rates.launch_us + layer_us + partials_us)
+            + self.rates.launch_us
+            + alone_us
     }
 
     /// Parts of the batch that go through the product pipeline one after the other. Two fused maps and two states of each share L2.
@@ -210,7 +177,7 @@ impl Workload<'_> {
     }
 
     /// The product pipeline: each step of a tile waits for L2, whatever the arithmetic.
-    fn product_us(&self, arithmetic: Arithmetic, form: Form) -> f64 {
+    fn product_us(&self, arithmetic: Arithmetic, form: Form) -> Figure {
         let kernel = RolloutProduct {
             arithmetic,
             form,
@@ -225,20 +192,15 @@ impl Workload<'_> {
         };
         let tiles = rows.div_ceil(RolloutProduct::TILE) * len.div_ceil(RolloutProduct::TILE);
         let waves = self.waves(self.batch / chunks * f64::from(tiles), resident);
-        let steps_us = f64::from(len.div_ceil(STEP)) * STEP_US;
-        let product_us = LAUNCH_US + waves * (steps_us + PRODUCT_REST_US);
+        let steps_us = f64::from(len.div_ceil(PRODUCT_STEP)) * self.rates.product_step_us;
+        let product_us = self.rates.launch_us + waves * (steps_us + self.rates.product_rest_us);
         let fusions = if chunks > 1.0 {
             self.layers() * chunks
         } else {
             1.0
         };
-        self.fusion_us() + fusions * LAUNCH_US + self.layers() * chunks * product_us
+        self.fusion_us() + fusions * self.rates.launch_us + self.layers() * chunks * product_us
     }
-}
-
-/// Time to read maps in turns of `turns_us`, one after the other, that memory alone delivers in `memory_us`.
-fn reading_us(turns_us: f64, memory_us: f64) -> f64 {
-    memory_us.max(turns_us + UNHIDDEN * memory_us)
 }
 
 #[cfg(test)]
@@ -246,7 +208,6 @@ pub(super) mod tests {
     use super::*;
     use crate::config::{Output, RolloutConfig};
     use crate::cuda::kernel::{Exchange, RingRows};
-    use crate::cuda::limits::DeviceLimits;
     use crate::cuda::options::Precision;
     use crate::dtype::DType::{F16, F32};
     use crate::layout::Shape;

@@ -1,50 +1,26 @@
-//! The time that whole matrices are expected to take by a ring and by a tree. The constants are *predicted* by the model of one
-//! multiprocessor.
+//! The time that whole matrices are expected to take by a ring and by a tree.
 
 use super::Workload;
-use super::estimate::LAUNCH_US;
+use super::figure::Figure;
 use crate::config::Output;
 use crate::cuda::kernel::{MatrixStream, RingMatrix, SplitProduct};
 use crate::cuda::pipeline::TreeShape;
 
-/// A slab of `matrix_stream`: its products, what its warps wait for, and writing it. Predicted, as what follows.
-const SLAB_US: f64 = 0.75;
-/// The end of a layer of `matrix_stream`: D is split and written.
-const MATRIX_LAYER_US: f64 = 1.0;
-/// Of its share of what memory gives to all, a ring can take so much: 100 KB on their way for 0.8 us. Assumed.
-const RING_SHARE: f64 = 3.0;
 /// Columns of k that a block of `split_product` copies and multiplies at a time.
 const TREE_STEP: u32 = 32;
-/// The first copies of a level's blocks, and what its last ones add and write. Predicted.
-const TREE_LEVEL_US: f64 = 0.8;
 
-/// Time of a block of `split_product`. Predicted.
+/// Time of a block of `split_product`.
 struct TreeBlock {
     /// A step, of a block alone on its multiprocessor, and of one of many.
-    step_alone_us: f64,
-    step_us: f64,
+    step_alone_us: Figure,
+    step_us: Figure,
     /// What one of many takes beside its steps.
-    rest_us: f64,
-}
-
-impl TreeBlock {
-    const fn of(kernel: SplitProduct) -> Self {
-        let (step_alone_us, step_us, rest_us) = match kernel.tile {
-            32 => (0.19, 0.175, 0.27),
-            64 => (0.62, 0.42, 0.7),
-            _ => (1.16, 0.71, 1.2),
-        };
-        TreeBlock {
-            step_alone_us,
-            step_us,
-            rest_us,
-        }
-    }
+    rest_us: Figure,
 }
 
 impl Workload<'_> {
     /// All layers in one launch, a block or a cluster to an item: the longer of streaming and of multiplying.
-    pub(super) fn ring_matrix_us(&self, ring_matrix: RingMatrix) -> f64 {
+    pub(super) fn ring_matrix_us(&self, ring_matrix: RingMatrix) -> Figure {
         let RingMatrix { kernel, sets, .. } = ring_matrix;
         let slabs = f64::from(self.common.window_len.div_ceil(16));
         let cluster = f64::from(kernel.cluster());
@@ -52,22 +28,25 @@ impl Workload<'_> {
             true => (self.fused_bytes(), 1),
             false => (self.item_bytes, self.problem.shape().heads),
         };
-        let slab_us = SLAB_US + heads as f64 * slab_head_us(kernel);
+        let slab_us = self.rates.slab_us + heads as f64 * self.slab_head_us(kernel);
         // What the others leave: a few blocks get more, up to what a ring can have on its way.
         let multiprocessors = f64::from(self.limits.multiprocessors);
-        let share = (multiprocessors / (f64::from(sets) * cluster)).clamp(1.0, RING_SHARE);
+        let share = match multiprocessors / (f64::from(sets) * cluster) {
+            more if more > 1.0 => self.rates.matrix_ring_shares.min(more),
+            _ => Figure::from(1.0),
+        };
         let streaming_us = bytes / (self.bytes_per_us() * share * cluster);
-        let multiplying_us = self.layers() * (slabs * slab_us + MATRIX_LAYER_US);
+        let multiplying_us = self.layers() * (slabs * slab_us + self.rates.matrix_layer_us);
         let items = match self.grouped {
             // Blocks take what others have not.
             true => self.batch / f64::from(self.limits.multiprocessors),
             false => (self.batch / f64::from(sets)).ceil(),
         };
-        LAUNCH_US + items * streaming_us.max(multiplying_us)
+        self.rates.launch_us + items * streaming_us.max(multiplying_us)
     }
 
     /// The tree of products: of each part of the batch and of the layers, fusing, and a launch for each level.
-    pub(super) fn tree_us(&self, kernel: Option<SplitProduct>) -> f64 {
+    pub(super) fn tree_us(&self, kernel: Option<SplitProduct>) -> Figure {
         let all = self.problem.layers().len();
         let len = self.common.window_len;
         let shape = TreeShape::new(all, self.batch as usize, len, self.limits);
@@ -79,37 +58,64 @@ impl Workload<'_> {
             let products = level.len() * shape.items;
             let fitting = || SplitProduct::fitting(products, len, multiprocessors);
             let kernel = kernel.unwrap_or_else(fitting);
-            let block = TreeBlock::of(kernel);
+            let block = self.tree_block(kernel);
             let blocks = products as f64 * kernel.item_blocks(len) as f64;
             let block_us = steps * block.step_us + block.rest_us;
             let all_us = blocks / f64::from(multiprocessors) * block_us;
-            LAUNCH_US + TREE_LEVEL_US + all_us.max(steps * block.step_alone_us)
+            self.rates.launch_us
+                + self.rates.tree_level_us
+                + all_us.max(steps * block.step_alone_us)
         };
         let first = (0..all).step_by(shape.layers);
         let part_us = first.map(|first| {
             let layers = shape.layers.min(all - first);
             let levels = TreeShape::levels(layers + usize::from(first > 0), cumulative);
-            LAUNCH_US + levels.iter().map(level_us).sum::<f64>()
+            self.rates.launch_us + levels.iter().map(level_us).sum::<Figure>()
         });
-        self.fusion_us() + parts * part_us.sum::<f64>()
+        self.fusion_us() + parts * part_us.sum::<Figure>()
+    }
+
+    fn tree_block(&self, kernel: SplitProduct) -> TreeBlock {
+        let rates = self.rates;
+        let (step_alone_us, step_us, rest_us) = match kernel.tile {
+            32 => (
+                rates.tree_32_step_alone_us,
+                rates.tree_32_step_us,
+                rates.tree_32_rest_us,
+            ),
+            64 => (
+                rates.tree_64_step_alone_us,
+                rates.tree_64_step_us,
+                rates.tree_64_rest_us,
+            ),
+            _ => (
+                rates.tree_128_step_alone_us,
+                rates.tree_128_step_us,
+                rates.tree_128_rest_us,
+            ),
+        };
+        TreeBlock {
+            step_alone_us,
+            step_us,
+            rest_us,
+        }
+    }
+
+    /// Fusing a head of a slab.
+    fn slab_head_us(&self, kernel: MatrixStream) -> Figure {
+        match (kernel.tokens, kernel.dtype.size_bytes()) {
+            (64, _) => self.rates.slab_64_head_us,
+            (128, 4) => self.rates.slab_128_head_us,
+            (128, _) => self.rates.slab_128_16_bit_head_us,
+            (_, 4) => self.rates.slab_208_head_us,
+            (_, _) => self.rates.slab_208_16_bit_head_us,
+        }
     }
 
     /// Bytes of the fused maps of one item.
     fn fused_bytes(&self) -> f64 {
         let len = f64::from(self.common.window_len);
         4.0 * self.layers() * len * len
-    }
-}
-
-/// Fusing a head of a slab.
-fn slab_head_us(kernel: MatrixStream) -> f64 {
-    match (kernel.tokens, kernel.dtype.size_bytes()) {
-        // Of which two share a multiprocessor.
-        (64, _) => 0.1,
-        (128, 4) => 0.095,
-        (128, _) => 0.05,
-        (_, 4) => 0.125,
-        (_, _) => 0.076,
     }
 }
 

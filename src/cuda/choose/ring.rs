@@ -2,33 +2,12 @@
 
 use super::Workload;
 use super::candidates::ROWS_CLUSTERS;
-use super::estimate::LAUNCH_US;
+use super::figure::Figure;
 use crate::cuda::kernel::{Exchange, Kernel, RingRows, RowsStream, Sets};
 use crate::cuda::pipeline::Pipeline;
 
 /// Columns of a lane in a grouped launch: members that take the same kernel are launched together.
 const GROUPED_COLUMNS: u32 = 4;
-
-// Predicted, as all that follows: by the model of a multiprocessor for the shapes in the tests of `estimate`.
-
-/// Machine instructions that a multiprocessor issues in a microsecond: three of four schedulers at 1980 MHz.
-const SLOTS_PER_US: f64 = 5900.0;
-/// Machine instructions of one warp in a microsecond, where it has its scheduler for itself.
-const SLOTS_OF_WARP_PER_US: f64 = 1200.0;
-/// Machine instructions for an entry of each lane, and for a row of each warp besides.
-const ENTRY_SLOTS: f64 = 2.2;
-const ENTRY_16_BIT_SLOTS: f64 = 3.3;
-const ROW_SLOTS: f64 = 60.0;
-/// For each column that a thread has beyond its first.
-const COLUMN_US: f64 = 0.4;
-/// From the last row of a layer to the first of the next: sums, what blocks tell each other, barriers.
-const END_US: f64 = 0.9;
-const CLUSTER_END_US: f64 = 1.3;
-const WORDS_END_US: f64 = 1.4;
-/// The share of it that each further start row takes. Assumed.
-const ROWS_END: f64 = 0.25;
-/// The share of the shorter of computing and streaming that the longer does not hide.
-const UNHIDDEN: f64 = 0.1;
 
 impl Workload<'_> {
     /// Every way of streaming rows.
@@ -87,16 +66,16 @@ impl Workload<'_> {
 
     /// The time of a launch of `rows_stream`: layer by layer the longer of streaming and of computing with the layer's
     /// end.
-    pub(super) fn ring_rows_us(&self, RingRows { kernel, sets, ring }: RingRows) -> f64 {
+    pub(super) fn ring_rows_us(&self, RingRows { kernel, sets, ring }: RingRows) -> Figure {
         let len = f64::from(self.common.window_len);
         let element_slots = match kernel.reading.dtype.size_bytes() {
-            4 => ENTRY_SLOTS,
-            _ => ENTRY_16_BIT_SLOTS,
+            4 => self.rates.ring_entry_slots,
+            _ => self.rates.ring_entry_16_bit_slots,
         };
         let start_rows = self.problem.start_rows() as f64;
         let entries = f64::from(kernel.columns);
         let warp_slots = entries * (self.source_heads() as f64 * element_slots + start_rows);
-        let warp_slots = warp_slots + ROW_SLOTS;
+        let warp_slots = warp_slots + self.rates.ring_row_slots;
         let panels = (len / f64::from(ring.panel_columns)).ceil();
         // Row sums of rows that are looked at in panels take a pass of their own.
         let passes = match panels > 1.0 && self.problem.config().normalize_rows {
@@ -104,29 +83,32 @@ impl Workload<'_> {
             false => 1.0,
         };
         let rows = (len / f64::from(sets.blocks)).ceil() * panels * passes;
-        let issue_us = rows * f64::from(ring.column_warps) * warp_slots / SLOTS_PER_US;
+        let issue_us =
+            rows * f64::from(ring.column_warps) * warp_slots / self.rates.ring_slots_per_us;
         let turns = (rows / f64::from(ring.groups(&kernel))).ceil();
-        let turns_us = turns * warp_slots / SLOTS_OF_WARP_PER_US;
+        let turns_us = turns * warp_slots / self.rates.ring_warp_slots_per_us;
         let end_us = match (sets.exchange, sets.blocks) {
-            (Exchange::Cluster, 1) => END_US,
-            (Exchange::Cluster, _) => CLUSTER_END_US,
-            (Exchange::Words, _) => WORDS_END_US,
+            (Exchange::Cluster, 1) => self.rates.ring_end_us,
+            (Exchange::Cluster, _) => self.rates.ring_cluster_end_us,
+            (Exchange::Words, _) => self.rates.ring_words_end_us,
         };
         let threads = f64::from(kernel.variant().block);
-        let columns_us = ((len / threads).ceil() - 1.0) * COLUMN_US * start_rows;
-        let computing_us =
-            issue_us.max(turns_us) + end_us * (1.0 + ROWS_END * (start_rows - 1.0)) + columns_us;
+        let columns_us = ((len / threads).ceil() - 1.0) * self.rates.ring_column_us * start_rows;
+        let computing_us = issue_us.max(turns_us)
+            + end_us * (self.rates.ring_rows_end * (start_rows - 1.0) + 1.0)
+            + columns_us;
         let layer_bytes = match self.fused_first {
             true => 4.0 * len * len,
             false => self.item_bytes / self.layers(),
         };
         let streaming_us = passes * layer_bytes / (self.bytes_per_us() * f64::from(sets.blocks));
-        let layer_us = computing_us.max(streaming_us) + UNHIDDEN * computing_us.min(streaming_us);
+        let layer_us = computing_us.max(streaming_us)
+            + self.rates.ring_unhidden * computing_us.min(streaming_us);
         let items = match self.grouped {
             // Blocks take what others have not.
             true => self.batch / f64::from(self.limits.multiprocessors),
             false => (self.batch / f64::from(sets.sets)).ceil(),
         };
-        LAUNCH_US + items * self.layers() * layer_us
+        self.rates.launch_us + items * self.layers() * layer_us
     }
 }

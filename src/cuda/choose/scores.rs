@@ -1,32 +1,15 @@
 //! The time that rollout from queries and keys is expected to take, and how its rows are divided.
 
 use super::Workload;
-use super::estimate::LAUNCH_US;
+use super::figure::Figure;
 use crate::cuda::kernel::{MAX_SCORE_ROWS, ScoreRows, ScoreSplits};
 use crate::cuda::options::LayerOrder;
 use crate::cuda::pipeline::Pipeline;
 use crate::cuda::schedule::l2_budget;
 use crate::queries_keys::QueriesKeys;
 
-// Predicted by the model of a multiprocessor for the shapes in the tests below, f16 and 64 elements of a query; for other
-// sizes assumed to grow with the bytes.
-
 /// Queries, and keys, of a tile.
 const TILE: u32 = 32;
-/// A tile of one head whose entries are multiplied with one row, beside others on its multiprocessor.
-const TILE_US: f64 = 0.06;
-/// For each byte of a query or key.
-const TILE_BYTE_US: f64 = 0.0003;
-/// A block that takes a tile of each of its warps so long, by itself.
-const TURN_US: f64 = 2.5;
-/// How much longer tiles take whose entries are fused ...
-const FUSED: f64 = 1.5;
-/// ... and how long a block does, by itself.
-const FUSED_TURN_US: f64 = 1.4;
-/// How much longer tiles take whose exponentials are summed by rows, after the largest score is known.
-const SUMMED: f64 = 1.25;
-/// What a layer of rows takes beside its tiles and launches.
-const LAYER_US: f64 = 2.5;
 /// Blocks of a multiprocessor.
 const RESIDENT: u32 = 3;
 
@@ -67,28 +50,33 @@ impl Workload<'_> {
     }
 
     /// The time of it.
-    pub(super) fn score_rows_us(&self, splits: ScoreSplits) -> f64 {
+    pub(super) fn score_rows_us(&self, splits: ScoreSplits) -> Figure {
         let Some(source) = self.problem.queries_keys() else {
-            return 0.0;
+            return Figure::ZERO;
         };
         let heads = self.problem.shape().heads as f64;
         let side = self.tiles(TILE);
         let count = self.batch * side * side * heads;
         let turns = (side / f64::from(splits.queries)).ceil();
         let tiles_us = match ScoreRows::of(self.problem, splits).one_row {
-            true => self.tiles_us(source, count, turns * TURN_US),
+            true => self.tiles_us(source, count, turns * self.rates.score_turn_us),
             false => {
                 let turns = turns * heads / f64::from(splits.heads);
-                self.tiles_us(source, FUSED * count, turns * FUSED_TURN_US)
+                self.tiles_us(
+                    source,
+                    self.rates.score_fused * count,
+                    turns * self.rates.score_fused_turn_us,
+                )
             }
         };
-        self.layers() * (tiles_us + LAYER_US + 2.0 * LAUNCH_US) + self.sums_us(source)
+        self.layers() * (tiles_us + self.rates.score_layer_us + 2.0 * self.rates.launch_us)
+            + self.sums_us(source)
     }
 
     /// The time until fused maps of queries and keys are there; 0 of other sources.
-    pub(super) fn score_fusion_us(&self) -> f64 {
+    pub(super) fn score_fusion_us(&self) -> Figure {
         let Some(source) = self.problem.queries_keys() else {
-            return 0.0;
+            return Figure::ZERO;
         };
         let len = f64::from(self.common.window_len);
         let heads = self.problem.shape().heads as f64;
@@ -102,19 +90,27 @@ impl Workload<'_> {
             false => 2.0 * self.batch * item_bytes,
         };
         let memory_us = self.moving_us(spilled);
-        let tiles_us = self.tiles_us(source, FUSED * count, heads * FUSED_TURN_US);
-        tiles_us + self.sums_us(source) + memory_us + LAUNCH_US
+        let tiles_us = self.tiles_us(
+            source,
+            self.rates.score_fused * count,
+            heads * self.rates.score_fused_turn_us,
+        );
+        tiles_us + self.sums_us(source) + memory_us + self.rates.launch_us
     }
 
     /// The time of a pass over all scores, where the LSE is not given.
-    fn sums_us(&self, source: &QueriesKeys) -> f64 {
+    fn sums_us(&self, source: &QueriesKeys) -> Figure {
         if source.has_lse() {
-            return 0.0;
+            return Figure::ZERO;
         }
         let side = self.tiles(TILE);
         let heads = self.problem.shape().heads as f64;
         let count = self.layers() * self.batch * side * side * heads;
-        self.tiles_us(source, SUMMED * count, side * TURN_US) + LAUNCH_US
+        self.tiles_us(
+            source,
+            self.rates.score_summed * count,
+            side * self.rates.score_turn_us,
+        ) + self.rates.launch_us
     }
 
     /// Tiles of so many tokens of the longest window.
@@ -123,15 +119,15 @@ impl Workload<'_> {
     }
 
     /// The time of `count` tiles of one head, where each block takes `alone_us` at least.
-    fn tiles_us(&self, source: &QueriesKeys, count: f64, alone_us: f64) -> f64 {
+    fn tiles_us(&self, source: &QueriesKeys, count: impl Into<Figure>, alone_us: Figure) -> Figure {
         let bytes = source.head_dim * self.problem.dtype().size_bytes();
-        let tile_us = TILE_US + TILE_BYTE_US * bytes as f64;
+        let tile_us = self.rates.score_tile_us + self.rates.score_byte_us * bytes as f64;
         let half = if self.problem.config().causal {
             0.5
         } else {
             1.0
         };
-        let all_us = half * count * tile_us / f64::from(self.limits.multiprocessors);
+        let all_us = half * count.into() * tile_us / f64::from(self.limits.multiprocessors);
         all_us.max(alone_us)
     }
 }
