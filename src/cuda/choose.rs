@@ -4,6 +4,7 @@
 //! a look, is given an [estimate] of its time by the [rates] of the device, and the one of least time is taken.
 
 mod candidates;
+mod cuts;
 mod estimate;
 mod figure;
 mod matrix;
@@ -182,6 +183,7 @@ fn preferred(candidates: &[(f64, Pipeline)]) -> Option<Pipeline> {
 }
 
 /// A problem on a device, with what every estimate asks for.
+#[derive(Clone, Copy)]
 struct Workload<'a> {
     problem: &'a Problem,
     limits: &'a DeviceLimits,

@@ -227,6 +227,12 @@ pub(super) fn l2_budget(limits: &DeviceLimits) -> usize {
     limits.l2_bytes / 5 * 4
 }
 
+/// Of at most `most` items, each of which takes so many bytes of fused maps and states, those that stay in L2 together: one at
+/// least.
+pub(super) fn items_in_l2(limits: &DeviceLimits, item_bytes: usize, most: usize) -> usize {
+    (l2_budget(limits) / item_bytes.max(1)).clamp(1, most.max(1))
+}
+
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.title)?;

@@ -6,7 +6,7 @@ use super::figure::Figure;
 use crate::cuda::kernel::{Arithmetic, Form, Kernel, MAX_WARPS, RolloutProduct, Splits};
 use crate::cuda::limits::DeviceLimits;
 use crate::cuda::pipeline::{Pipeline, cuts_when_read, operands};
-use crate::cuda::schedule::l2_budget;
+use crate::cuda::schedule::{items_in_l2, l2_budget};
 use crate::cuda::variant::Entry;
 use crate::dtype::DType;
 
@@ -18,20 +18,43 @@ pub(super) const HEADS_IN_FLIGHT: usize = 4;
 const PRODUCT_STEP: u32 = 16;
 
 impl Workload<'_> {
-    /// The estimated time of a pipeline.
+    /// The estimated time of a pipeline: of the parts of the batch one after the other, where it reads fused maps of as many
+    /// items as stay in L2.
     pub(super) fn microseconds(&self, pipeline: Pipeline) -> Figure {
+        let reads_fused = match pipeline {
+            Pipeline::Rows { .. } | Pipeline::RingRows(_) => self.fused_first,
+            Pipeline::RingMatrix(_) => self.matrix_fused_first,
+            Pipeline::ScoreRows(_) | Pipeline::Product { .. } | Pipeline::Tree(_) => false,
+        };
+        let part = match reads_fused && self.order.is_none() {
+            true => self.fused_items(),
+            false => self.batch,
+        };
+        let of_items = |batch| {
+            let part = Workload { batch, ..*self };
+            part.part_us(pipeline, reads_fused)
+        };
+        let full = ((self.batch / part.max(1.0)).ceil() - 1.0).max(0.0);
+        full * of_items(part) + of_items(self.batch - full * part)
+    }
+
+    /// The time of all items together.
+    fn part_us(&self, pipeline: Pipeline, reads_fused: bool) -> Figure {
+        // Excluded tokens are taken out of fused maps by one launch more.
+        let excludes = !self.problem.config().exclude_from_attention.is_empty();
+        let fused_launches = if excludes { 2.0 } else { 1.0 };
         let fusing = match pipeline {
             Pipeline::ScoreRows(_) => Figure::ZERO,
             _ if self.problem.queries_keys().is_some() => self.score_fusion_us(),
-            Pipeline::Rows { .. } | Pipeline::RingRows(_) if self.fused_first => {
-                self.fusion_us() + 2.0 * self.rates.launch_us
-            }
-            Pipeline::RingMatrix(_) if self.matrix_fused_first => {
-                self.memory_us() + 2.0 * self.rates.launch_us
-            }
+            _ if reads_fused => self.fusion_us() + fused_launches * self.rates.launch_us,
             _ => Figure::ZERO,
         };
+        let cutting = match reads_fused {
+            true => self.cuts_us(self.batch, self.problem.layers().len()),
+            false => Figure::ZERO,
+        };
         fusing
+            + cutting
             + match pipeline {
                 Pipeline::ScoreRows(splits) => self.score_rows_us(splits),
                 Pipeline::Rows { rows, splits } => self.rows_us(rows, splits),
@@ -40,6 +63,13 @@ impl Workload<'_> {
                 Pipeline::Tree(kernel) => self.tree_us(kernel),
                 Pipeline::Product { arithmetic, form } => self.product_us(arithmetic, form),
             }
+    }
+
+    /// Items of which the fused maps of all layers stay in L2 together.
+    fn fused_items(&self) -> f64 {
+        let layers = self.problem.layers().len();
+        let item_bytes = size_of::<f32>() * layers * self.common.fused_floats();
+        items_in_l2(self.limits, item_bytes, self.batch as usize) as f64
     }
 
     pub(super) fn layers(&self) -> f64 {
@@ -194,178 +224,15 @@ impl Workload<'_> {
         let waves = self.waves(self.batch / chunks * f64::from(tiles), resident);
         let steps_us = f64::from(len.div_ceil(PRODUCT_STEP)) * self.rates.product_step_us;
         let product_us = self.rates.launch_us + waves * (steps_us + self.rates.product_rest_us);
-        let fusions = if chunks > 1.0 {
-            self.layers() * chunks
-        } else {
-            1.0
+        let (fusions, layers) = match chunks > 1.0 {
+            true => (self.layers() * chunks, 1),
+            false => (1.0, self.problem.layers().len()),
         };
-        self.fusion_us() + fusions * self.rates.launch_us + self.layers() * chunks * product_us
+        let cuts_us = self.cuts_us(self.batch / chunks, layers);
+        let fusing_us = self.fusion_us() + fusions * (self.rates.launch_us + cuts_us);
+        fusing_us + self.layers() * chunks * product_us
     }
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::*;
-    use crate::config::{Output, RolloutConfig};
-    use crate::cuda::kernel::{Exchange, RingRows};
-    use crate::cuda::options::Precision;
-    use crate::dtype::DType::{F16, F32};
-    use crate::layout::Shape;
-    use crate::problem::Problem;
-
-    const fn apart(blocks: u32) -> Pipeline {
-        let splits = Splits {
-            blocks,
-            clustered: false,
-        };
-        Pipeline::Rows { rows: 1, splits }
-    }
-
-    const fn cluster(blocks: u32) -> Pipeline {
-        let splits = Splits {
-            blocks,
-            clustered: true,
-        };
-        Pipeline::Rows { rows: 1, splits }
-    }
-
-    const PRODUCT: Pipeline = Pipeline::Product {
-        arithmetic: Arithmetic::F16x3,
-        form: Form::Rows,
-    };
-
-    /// `rows_stream`: columns of a lane, blocks of an item, how these tell each other their sums, and the time.
-    type RingTimes = &'static [(u32, u32, Exchange, f64)];
-    /// Pipelines with their times.
-    type Times = &'static [(Pipeline, f64)];
-    type Predicted = ([usize; 4], DType, Times);
-
-    /// What the model of a multiprocessor predicts for one row on an H200, in microseconds in a CUDA graph: `[layers,
-    /// batch, heads, tokens]`, type, and pipelines with their times. Predictions, not measurements.
-    #[rustfmt::skip]
-    const PREDICTED: &[Predicted] = &[
-        ([6, 4, 12, 28], F32, &[(apart(1), 68.0), (cluster(2), 42.0), (cluster(4), 26.0), (cluster(8), 26.0), (apart(4), 37.0), (PRODUCT, 24.1)]),
-        ([12, 8, 12, 197], F32, &[(apart(17), 199.0), (apart(25), 174.0), (apart(33), 183.0), (apart(50), 277.0), (apart(13), 204.0), (apart(9), 259.0), (cluster(4), 467.0), (cluster(8), 260.0), (cluster(2), 889.0), (PRODUCT, 159.8)]),
-        ([24, 1, 16, 577], F32, &[(apart(145), 3121.0), (apart(97), 2397.0), (apart(73), 2148.0), (apart(49), 2093.0), (apart(37), 2254.0), (apart(25), 2796.0), (cluster(8), 6979.0), (PRODUCT, 683.3)]),
-        ([12, 2, 12, 512], F32, &[(apart(16), 626.0), (apart(22), 524.0), (apart(32), 440.0), (apart(43), 427.0), (apart(64), 460.0), (apart(86), 547.0), (cluster(8), 1064.0), (PRODUCT, 318.3), (apart(128), 700.0)]),
-        ([12, 1, 12, 197], F32, &[(apart(17), 176.0), (apart(25), 158.0), (apart(33), 173.0), (apart(50), 179.0), (apart(9), 258.0), (cluster(8), 260.0), (PRODUCT, 124.5)]),
-        ([12, 16, 12, 128], F32, &[(apart(4), 175.0), (apart(6), 147.0), (apart(8), 121.0), (apart(11), 131.0), (apart(16), 111.0), (cluster(2), 282.0), (cluster(4), 153.0), (cluster(8), 91.0), (PRODUCT, 117.9)]),
-        ([12, 16, 3, 197], F32, &[(apart(9), 140.0), (apart(13), 124.0), (apart(17), 136.0), (apart(25), 182.0), (cluster(4), 185.0), (cluster(8), 108.0), (PRODUCT, 142.1), (apart(12), 127.0), (apart(7), 149.0)]),
-        ([12, 64, 12, 197], F32, &[(apart(4), 553.0), (apart(6), 479.0), (cluster(2), 898.0), (cluster(4), 538.0), (cluster(8), 553.0), (PRODUCT, 473.6), (apart(5), 570.0), (apart(9), 580.0)]),
-        ([12, 8, 12, 197], F16, &[(apart(9), 175.0), (apart(13), 146.0), (apart(17), 161.0), (apart(25), 148.0), (cluster(4), 287.0), (cluster(8), 174.0), (PRODUCT, 139.4)]),
-        ([12, 1, 12, 197], F16, &[(apart(9), 174.0), (apart(13), 144.0), (apart(17), 149.0), (apart(25), 132.0), (cluster(8), 173.0), (PRODUCT, 121.8)]),
-        ([12, 2, 12, 512], F16, &[(apart(16), 391.0), (apart(22), 348.0), (apart(32), 324.0), (apart(43), 340.0), (apart(64), 402.0), (cluster(8), 591.0), (PRODUCT, 285.1)]),
-        ([24, 1, 16, 577], F16, &[(apart(97), 1919.0), (apart(73), 1592.0), (apart(49), 1436.0), (apart(37), 1457.0), (apart(25), 1693.0), (cluster(8), 3876.0), (PRODUCT, 627.3)]),
-        ([12, 64, 12, 197], F16, &[(apart(4), 381.0), (cluster(2), 520.0), (cluster(4), 364.0), (cluster(8), 386.0), (PRODUCT, 315.1), (apart(5), 433.0), (apart(7), 438.0)]),
-    ];
-
-    /// The same for `rows_stream`; no measurement has ever confirmed the mechanisms it uses.
-    #[rustfmt::skip]
-    const RING_PREDICTED: &[([usize; 4], DType, RingTimes)] = &[
-        ([6, 4, 12, 28], F32, &[(1, 8, Exchange::Cluster, 10.2)]),
-        ([12, 8, 12, 197], F32, &[(7, 16, Exchange::Words, 45.1)]),
-        ([24, 1, 16, 577], F32, &[(7, 132, Exchange::Words, 127.6)]),
-        ([12, 2, 12, 512], F32, &[(4, 66, Exchange::Words, 68.8)]),
-        ([12, 1, 12, 197], F32, &[(4, 132, Exchange::Words, 22.8), (1, 132, Exchange::Words, 22.6)]),
-        ([12, 16, 12, 128], F32, &[(4, 8, Exchange::Cluster, 35.4)]),
-        ([12, 16, 3, 197], F32, &[(7, 8, Exchange::Cluster, 27.5)]),
-        ([12, 64, 12, 197], F32, &[(7, 2, Exchange::Cluster, 291.0)]),
-        ([12, 8, 12, 197], F16, &[(7, 16, Exchange::Words, 30.9)]),
-        ([12, 4, 12, 197], F16, &[(7, 33, Exchange::Words, 27.6)]),
-        ([12, 1, 12, 197], F16, &[(4, 132, Exchange::Words, 23.2)]),
-        ([12, 2, 12, 512], F16, &[(4, 66, Exchange::Words, 45.4)]),
-        ([24, 1, 16, 577], F16, &[(7, 132, Exchange::Words, 96.0)]),
-        ([12, 64, 12, 197], F16, &[(7, 2, Exchange::Cluster, 148.8)]),
-        ([12, 32, 12, 197], F16, &[(7, 4, Exchange::Cluster, 77.4)]),
-        ([12, 33, 12, 128], F16, &[(4, 4, Exchange::Cluster, 40.7)]),
-    ];
-
-    /// What was predicted for a pipeline.
-    fn predicted_us(shape: [usize; 4], dtype: DType, pipeline: Pipeline) -> Option<f64> {
-        if let Pipeline::RingRows(RingRows { kernel, sets, .. }) = pipeline {
-            let of_shape = |row: &&([usize; 4], DType, RingTimes)| (row.0, row.1) == (shape, dtype);
-            let (_, _, times) = RING_PREDICTED.iter().find(of_shape)?;
-            let way = (kernel.columns, sets.blocks, sets.exchange);
-            let time = times.iter().find(|time| (time.0, time.1, time.2) == way);
-            return time.map(|time| time.3);
-        }
-        let of_shape = |row: &&Predicted| (row.0, row.1) == (shape, dtype);
-        let (_, _, times) = PREDICTED.iter().find(of_shape)?;
-        let time = times.iter().find(|(known, _)| *known == pipeline);
-        time.map(|&(_, us)| us)
-    }
-
-    /// What an H200 has to choose from.
-    pub fn candidates(
-        [layers, batch, heads, tokens]: [usize; 4],
-        dtype: DType,
-        output: Output,
-    ) -> Vec<(f64, Pipeline)> {
-        let shape = Shape {
-            layers,
-            batch,
-            heads,
-            tokens,
-        };
-        let config = RolloutConfig {
-            output,
-            ..RolloutConfig::default()
-        };
-        let problem = Problem::new(shape, dtype, config).unwrap();
-        Workload::new(&problem, batch, &DeviceLimits::H200, false).candidates(Precision::F32)
-    }
-
-    #[test]
-    fn the_cheapest_way_to_a_row_is_within_1_3_of_the_best_predicted() {
-        let rings = RING_PREDICTED
-            .iter()
-            .map(|&(shape, dtype, _)| (shape, dtype));
-        for (shape, dtype) in rings {
-            let mut all = candidates(shape, dtype, Output::default());
-            // Where there is no ring, too.
-            for has_ring in [true, false] {
-                let is_ring = |pipeline| matches!(pipeline, Pipeline::RingRows(_));
-                all.retain(|&(_, pipeline)| has_ring || !is_ring(pipeline));
-                all.sort_by(|a, b| a.0.total_cmp(&b.0));
-                let predicted = |pipeline| predicted_us(shape, dtype, pipeline);
-                let times = all.iter().filter_map(|&(_, pipeline)| predicted(pipeline));
-                let best = times.fold(f64::INFINITY, f64::min);
-                if best.is_infinite() {
-                    continue;
-                }
-                let chosen = super::super::preferred(&all).unwrap();
-                let us = predicted(chosen)
-                    .unwrap_or_else(|| panic!("{shape:?} {dtype}: nobody predicted {chosen:?}"));
-                assert!(
-                    us <= 1.3 * best,
-                    "{shape:?} {dtype}: {chosen:?} {us} us, the best {best}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn estimates_are_near_what_is_predicted() {
-        let mut compared = [0, 0];
-        let rings = RING_PREDICTED
-            .iter()
-            .map(|&(shape, dtype, _)| (shape, dtype));
-        for (shape, dtype) in rings {
-            for (estimate, pipeline) in candidates(shape, dtype, Output::default()) {
-                let Some(us) = predicted_us(shape, dtype, pipeline) else {
-                    continue;
-                };
-                let factor = (estimate / us).max(us / estimate);
-                assert!(
-                    factor < 1.5,
-                    "{shape:?} {dtype} {pipeline:?}: {estimate} us, predicted {us}"
-                );
-                compared[usize::from(matches!(pipeline, Pipeline::RingRows(_)))] += 1;
-            }
-        }
-        assert!(
-            compared[0] >= 60 && compared[1] >= 16,
-            "{compared:?} estimates compared"
-        );
-    }
-}
+pub(super) mod tests;

@@ -68,6 +68,11 @@ rates! {
     /// From asking for the heads of a turn to having added these: nothing hides those of the first.
     fusion_turn_us,
 
+    /// Counting an entry of a fused map by a digit, a pass of `discard`.
+    cut_entry_us,
+    /// What a pass of a block takes beside: the histogram is cleared, added up over the cluster, and searched.
+    cut_pass_us,
+
     /// 16 columns of a `rollout_product` tile: a round trip to L2 that nothing hides.
     product_step_us,
     /// What a tile takes beside its steps.

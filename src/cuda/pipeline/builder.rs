@@ -16,7 +16,7 @@ use crate::cuda::kernel::{
 use crate::cuda::launch::Launch;
 use crate::cuda::limits::DeviceLimits;
 use crate::cuda::options::LayerOrder;
-use crate::cuda::schedule::{Lane, Schedule, Step, Table, bytes_of_parts, l2_budget};
+use crate::cuda::schedule::{Lane, Schedule, Step, Table, bytes_of_parts, items_in_l2, l2_budget};
 use crate::cuda::variant::Variant;
 use crate::layout::Shape;
 use crate::problem::Problem;
@@ -121,7 +121,7 @@ impl<'a> Builder<'a> {
 
     /// Items, each of which takes so many bytes of fused maps and states, that stay in L2 together: one at least.
     pub fn items_in_l2(&self, item_bytes: usize) -> usize {
-        (l2_budget(self.limits) / item_bytes).clamp(1, self.room)
+        items_in_l2(self.limits, item_bytes, self.room)
     }
 
     /// Whether so many bytes stay in L2.
@@ -195,8 +195,7 @@ impl<'a> Builder<'a> {
 
     /// Elements of one item's fused map.
     pub fn fused_floats(&self) -> usize {
-        let len = self.common.window_len as usize;
-        len * padded(len)
+        self.common.fused_floats()
     }
 
     /// Room for fused maps `[layers, items, len, len]`, and for their cuts where the problem discards.

@@ -1,6 +1,6 @@
 //! What the launches of a problem have in common, whatever pipeline they make up.
 
-use crate::cuda::kernel::{Columns, Fusion, MapSource, RowsStream};
+use crate::cuda::kernel::{Columns, Fusion, MapSource, RowsStream, padded};
 use crate::dtype::DType;
 use crate::problem::Problem;
 
@@ -35,6 +35,12 @@ impl Common {
             window_len: problem.longest_window() as u32,
             aligned: strides_aligned && starts_aligned,
         }
+    }
+
+    /// Elements of one item's fused map.
+    pub fn fused_floats(&self) -> usize {
+        let len = self.window_len as usize;
+        len * padded(len)
     }
 
     /// How the columns of the longest row of `source` are divided.

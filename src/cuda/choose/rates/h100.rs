@@ -37,6 +37,9 @@ impl Rates {
         fusion_head_us: predicted(0.003),
         fusion_turn_us: predicted(0.7),
 
+        cut_entry_us: predicted(0.0004),
+        cut_pass_us: predicted(2.0),
+
         product_step_us: assumed(0.8, "as an H200, whose die it has"),
         product_rest_us: predicted(1.5),
 

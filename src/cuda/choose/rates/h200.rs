@@ -44,6 +44,9 @@ impl Rates {
         fusion_head_us: predicted(0.003),
         fusion_turn_us: predicted(0.7),
 
+        cut_entry_us: predicted(0.0004),
+        cut_pass_us: predicted(2.0),
+
         // 0.78 to 0.87, without the launch.
         product_step_us: measured(0.8),
         product_rest_us: predicted(1.5),
