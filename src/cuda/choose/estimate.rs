@@ -26,10 +26,7 @@ impl Workload<'_> {
             Pipeline::RingMatrix(_) => self.matrix_fused_first,
             Pipeline::ScoreRows(_) | Pipeline::Product { .. } | Pipeline::Tree(_) => false,
         };
-        let part = match reads_fused && self.order.is_none() {
-            true => self.fused_items(),
-            false => self.batch,
-        };
+        let part = self.items_at_a_time(reads_fused);
         let of_items = |batch| {
             let part = Workload { batch, ..*self };
             part.part_us(pipeline, reads_fused)
@@ -65,8 +62,11 @@ impl Workload<'_> {
             }
     }
 
-    /// Items of which the fused maps of all layers stay in L2 together.
-    fn fused_items(&self) -> f64 {
+    /// Items that go through all layers together: all, or those whose fused maps stay in L2.
+    pub(super) fn items_at_a_time(&self, reads_fused: bool) -> f64 {
+        if !reads_fused || self.order.is_some() {
+            return self.batch;
+        }
         let layers = self.problem.layers().len();
         let item_bytes = size_of::<f32>() * layers * self.common.fused_floats();
         items_in_l2(self.limits, item_bytes, self.batch as usize) as f64

@@ -37,7 +37,8 @@ impl Workload<'_> {
     /// Ways to divide items among blocks, of which a multiprocessor has one: one for each item; clusters; as many as
     /// there are. Grouped, every item is a block by itself.
     fn ring_sets(&self) -> Vec<Sets> {
-        let (batch, multiprocessors) = (self.batch as u32, self.limits.multiprocessors);
+        let multiprocessors = self.limits.multiprocessors;
+        let batch = self.items_at_a_time(self.fused_first) as u32;
         let sets = |blocks: u32, exchange| Sets {
             sets: batch.min(multiprocessors / blocks).max(1),
             blocks,
@@ -45,7 +46,7 @@ impl Workload<'_> {
         };
         if self.grouped {
             return vec![Sets {
-                sets: batch,
+                sets: self.batch as u32,
                 blocks: 1,
                 exchange: Exchange::Cluster,
             }];
