@@ -28,7 +28,7 @@ struct Slices {
 };
 DEVICE u32 most_rows(u32 tokens, u32 blocks) { return (tokens + blocks - 1) / blocks; }
 
-// The rows of a slice that are read: all, or those with a bit.
+// The rows of a slice that are read: of the first `rows` all, or those with a bit.
 struct Wanted {
   const u32 *weighted;  // null: all
   u32 rows;
@@ -52,6 +52,22 @@ struct Wanted {
   }
 };
 
+// One past the last row of a window of `len` rows that carries weight in any start row; 0: none does. From the end on: the
+// last token is what is asked for most.
+DEVICE u32 end_of_weight(const RowsStreamParams &params, u32 item, u32 len) {
+  const u32 lane = threadIdx.x % WARP;
+  const float *start = params.start + item * params.start_stride_batch;
+  for (u32 end = len; end > 0; end -= min_u32(end, WARP)) {
+    bool weighs = false;
+    for (u32 m = 0; m < params.start_rows; ++m) {
+      weighs |= lane < end && start[m * params.maps.tokens + end - 1 - lane] != 0.0f;
+    }
+    const u32 bits = __ballot_sync(FULL_WARP, weighs);
+    if (bits) return end - (__ffs(bits) - 1);
+  }
+  return 0;
+}
+
 // The warp that fills the ring: all tiles of an item.
 DEVICE void produce(const RowsStreamParams &params, u32 item, u32 block, Ring &ring, u32 *weighted) {
   const Maps &maps = params.maps;
@@ -62,10 +78,12 @@ DEVICE void produce(const RowsStreamParams &params, u32 item, u32 block, Ring &r
   const u32 passes = params.normalize && panels > 1 ? 2 : 1;
   const Slices slices(window.len, params.blocks);
 
-  u32 index = block;
+  u32 index = block, end = window.len;
   for (u32 layer = maps.layers; layer-- > 0; index = index + 1 == params.blocks ? 0 : index + 1) {
     const Slice slice = slices.slice(index);
-    Wanted wanted = {nullptr, slice.rows};
+    // No row of a causal map gives weight to one behind it. Looked for when the copies of the last layer are on their way.
+    if (maps.causal && layer + 2 == maps.layers) end = end_of_weight(params, item, window.len);
+    Wanted wanted = {nullptr, min_u32(slice.rows, max_u32(end, slice.first) - slice.first)};
     if (layer + 1 == maps.layers) {
       const float *start = params.start + item * params.start_stride_batch + slice.first;
 #pragma unroll 4
@@ -90,9 +108,9 @@ DEVICE void produce(const RowsStreamParams &params, u32 item, u32 block, Ring &r
         u32 row = wanted.next(0);
         bool more = true;  // a panel without rows has one tile without any, which ends it
         while (more) {
-          const u32 rows = row < slice.rows ? wanted.run(row, layout.rows) : 0;
+          const u32 rows = row < wanted.rows ? wanted.run(row, layout.rows) : 0;
           const u32 following = wanted.next(row + rows);
-          more = following < slice.rows;
+          more = following < wanted.rows;
           const u32 flags = (pass + 1 < passes ? SUMS_ONLY : 0) | (more ? 0 : ENDS_PANEL) |
                             (last_panel && !more ? ENDS_LAYER : 0);
           send_tile(maps, source, layout, planes, ring, slice.first + row, row, rows, column, columns, flags);

@@ -8,7 +8,8 @@
 //
 // The other warps are groups of `column_warps`, which share a row; a lane holds every 32nd column of its warp's part.
 // Groups take rows in turns, whatever tile they come in, and add their sums up in order: results repeat to the bit. Of
-// the last layer only rows with weight are read; rows without are never looked at.
+// the last layer only rows with weight are read, and of a causal map none behind the last of these; rows without are never
+// looked at.
 //
 // Rows that are longer than the warps hold are looked at in panels of columns, the slice once for each; row sums then
 // take a pass of their own.

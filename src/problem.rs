@@ -205,7 +205,8 @@ impl Problem {
 
     /// Bytes of map elements, and of as many gradients where they take part, that any evaluation must read at least once:
     /// the windows, of the triangle where the maps are causal, and of the last layer only rows that carry start weight. Of
-    /// queries, keys and LSE those inside the windows.
+    /// queries, keys and LSE those inside the windows. What lies behind all start rows of a causal map is counted in the other
+    /// layers, though no row needs it.
     pub fn map_bytes(&self) -> usize {
         let Shape { heads, .. } = self.shape;
         if let Some(source) = &self.queries_keys {

@@ -131,6 +131,26 @@ pub const ENTRIES: &[Entry] = &[
         },
     },
     Entry {
+        // What lies behind the last start row of a causal map takes no part.
+        name: "stream_behind",
+        kernels: KERNELS,
+        short: true,
+        run: |lab| {
+            let old = StreamWay { arch: 80, ..ONE };
+            let ways = [ONE, old, ONE.blocks(3, Exchange::Cluster)];
+            for (way, rows) in ways.into_iter().zip([&[33][..], &[0], &[5, 31, 2]]) {
+                let case = Case::new([3, 2, 2, 70])
+                    .windows(&[(0, 70), (8, 40)])
+                    .start(StartRows::Rows(rows.to_vec()))
+                    .config(|c| c.causal = true);
+                case.clone().check(lab, Path::Stream(way))?;
+                case.config(|c| c.normalize_rows = true)
+                    .check(lab, Path::Stream(way))?;
+            }
+            Ok(())
+        },
+    },
+    Entry {
         // Both tensors have an alignment of their own, on both kinds of rings.
         name: "stream_gradients",
         kernels: &["gradients", "rows_stream"],
