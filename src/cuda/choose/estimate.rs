@@ -224,12 +224,16 @@ impl Workload<'_> {
         let waves = self.waves(self.batch / chunks * f64::from(tiles), resident);
         let steps_us = f64::from(len.div_ceil(PRODUCT_STEP)) * self.rates.product_step_us;
         let product_us = self.rates.launch_us + waves * (steps_us + self.rates.product_rest_us);
-        let (fusions, layers) = match chunks > 1.0 {
-            true => (self.layers() * chunks, 1),
-            false => (1.0, self.problem.layers().len()),
+        let fusions = if chunks > 1.0 {
+            self.layers() * chunks
+        } else {
+            1.0
         };
-        let cuts_us = self.cuts_us(self.batch / chunks, layers);
-        let fusing_us = self.fusion_us() + fusions * (self.rates.launch_us + cuts_us);
+        let cuts_us = match self.order.is_some() || self.items_at_a_time(true) == self.batch {
+            true => self.cuts_us(self.batch, self.problem.layers().len()),
+            false => self.layers() * chunks * self.cuts_us(self.batch / chunks, 1),
+        };
+        let fusing_us = self.fusion_us() + fusions * self.rates.launch_us + cuts_us;
         fusing_us + self.layers() * chunks * product_us
     }
 }
