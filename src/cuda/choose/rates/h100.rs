@@ -20,7 +20,7 @@ impl Rates {
         read_share: assumed(0.859, "as an H200, whose die it has"),
         l2_bytes_per_us: assumed(
             42_000.0,
-            "5.6 TB/s over 132 multiprocessors, as others found of an H100 PCIe",
+            "5.6 TB/s over 132 multiprocessors, of the order that others measured of an H100 PCIe",
         ),
 
         turn_us: assumed(0.85, "as an H200, whose die it has"),

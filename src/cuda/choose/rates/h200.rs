@@ -25,7 +25,7 @@ impl Rates {
         read_share: measured(0.859),
         l2_bytes_per_us: assumed(
             42_000.0,
-            "5.6 TB/s over 132 multiprocessors, as others found of an H100 PCIe",
+            "5.6 TB/s over 132 multiprocessors, of the order that others measured of an H100 PCIe",
         ),
 
         // With what memory takes for the bytes: 0.9 at batch 16 of DeiT-Ti, by the turns of a warp in a layer.
