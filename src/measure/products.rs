@@ -149,7 +149,8 @@ impl PanelProduct {
 }
 
 /// The products `[keys, head_dim]` by `[head_dim, queries]` of a row form of queries and keys, in the blocks that it takes: of the
-/// last layer those of the start rows, of the others all, and of a recomputed LSE once more where not all keys are one block.
+/// last layer those of the start rows, of the others all, of a recomputed LSE once more where not all keys are one block, and
+/// of a given one those of the rows that are looked at.
 /// Keys in f32; as in a rollout, blocks of queries pass over those of one head after the other.
 pub struct ScoreProducts {
     pool: rayon::ThreadPool,
@@ -248,7 +249,7 @@ impl ScoreProducts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DType, RolloutConfig, Shape, StartRows};
+    use crate::{DType, LogBase, RolloutConfig, Shape, StartRows};
 
     #[test]
     fn every_item_is_multiplied_whole_however_it_is_shared_out() {
@@ -301,6 +302,21 @@ mod tests {
         // Two layers whole, and one row of the last, for each of 8 heads.
         assert_eq!(products.operations(), 2 * 8 * 16 * 70 * (2 * 70 + 1));
         assert!(products.time() > Duration::ZERO);
+        let given = QueriesKeys {
+            lse: Lse::Given(LogBase::E),
+            ..source.clone()
+        };
+        let problem = Problem::builder(shape, DType::F32).queries_keys(given);
+        let problem = problem.build().unwrap();
+        let of = Products::of(&problem, NonZeroUsize::MIN).unwrap();
+        let Some(Products::Scores(products)) = of else {
+            panic!("rows of queries and keys, LSE given");
+        };
+        // And half of 64 rows of each item and layer.
+        assert_eq!(
+            products.operations(),
+            2 * 8 * 16 * 70 * (2 * 70 + 1 + 3 * 32)
+        );
         let mean = RolloutConfig {
             output: Output::Rows(StartRows::Mean),
             ..RolloutConfig::default()

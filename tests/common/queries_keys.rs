@@ -190,7 +190,7 @@ impl ScoresCase {
                             .map(|(&q, &k)| f64::from(q) * f64::from(k))
                             .sum();
                         let mut score = dot * f64::from(source.scale());
-                        if let Some(cap) = pick(&source.soft_caps, 1, 0) {
+                        if let Some(cap) = pick(&source.soft_caps, 1, 0).filter(|&cap| cap != 0.0) {
                             score = cap * (score / cap).tanh();
                         }
                         if let Some(slope) = pick(&source.alibi_slopes, shape.heads, head) {

@@ -332,9 +332,12 @@ fn pack<'a, T: Element>(
     stride: usize,
 ) {
     let dim = wide.len() / PACKED;
-    wide.fill(0.0);
-    for (query, wide) in queries.zip(wide.chunks_exact_mut(dim)) {
-        T::widen(query, wide);
+    let mut queries = queries.fuse();
+    for wide in wide.chunks_exact_mut(dim) {
+        match queries.next() {
+            Some(query) => T::widen(query, wide),
+            None => wide.fill(0.0),
+        }
     }
     // Four elements of each at a time, so that a compiler transposes them in registers.
     for first in (0..dim).step_by(4) {
