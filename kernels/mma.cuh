@@ -14,11 +14,12 @@ DEVICE u32 pack_f16(float low, float high) {
   return packed;
 }
 
-// Four (transposed) 8x8 tiles of 16-bit entries; lane l gives the address of row l % 8 of tile l / 8.
+// Four (transposed) 8x8 tiles of 16-bit entries; lane l gives the address of row l % 8 of tile l / 8, OFFSET bytes before.
+template <u32 OFFSET = 0>
 DEVICE void load_tiles(u32 (&tile)[4], u32 address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4+%5];"
                : "=r"(tile[0]), "=r"(tile[1]), "=r"(tile[2]), "=r"(tile[3])
-               : "r"(address)
+               : "r"(address), "n"(OFFSET)
                : "memory");
 }
 DEVICE void load_tiles_transposed(u32 (&tile)[4], u32 address) {

@@ -9,7 +9,7 @@
 #include "score_ring.cuh"
 
 // Warps along the queries, and along the keys.
-constexpr u32 QUERY_WARPS = 2, KEY_WARPS = THREADS / WARP / QUERY_WARPS;
+constexpr u32 QUERY_WARPS = 2, KEY_WARPS = (THREADS / WARP - 1) / QUERY_WARPS;
 
 DEVICE void fuse_scores(const ScoreFusionParams &params, const Place &place) {
   __shared__ RowSum sums[ScoreSteps<false>::ROOM][QUERY_WARPS * TILE];
@@ -22,19 +22,16 @@ DEVICE void fuse_scores(const ScoreFusionParams &params, const Place &place) {
   const u32 first_row = query + warp_row, first_column = key + warp_column;
   const bool masked = item.masks_all(query, QUERY_WARPS * TILE, key, KEY_WARPS * TILE);
   const bool warp_masked = item.masks_all(first_row, TILE, first_column, TILE);
-  const ScoreSteps<false> steps(0, scores.heads, masked ? 0 : 1, scores.head_dim * ELEMENT::BYTES);
+  const ScoreSteps<false> steps(scores, 0, scores.heads, masked ? 0 : 1, scores.head_dim * ELEMENT::BYTES);
   const auto token = [&](u32) { return query; };
-  const auto copy = [&](u32 slot, u32 head, u32 first) {
-    if (threadIdx.x < QUERY_WARPS * TILE) item.copy_row_sum(sums[slot][threadIdx.x], head, first + threadIdx.x);
-  };
+  const PassingSums<ScoreSteps<false>::ROOM, QUERY_WARPS * TILE, ELEMENT> known = {item, sums};
   HeadTerms terms;
   const auto begin = [&](const ScoreTile &tile) { terms = HeadTerms::of<FUSION>(item, tile.head); };
   FusedTile<FUSION> fused;
-  visit<true, QUERY_WARPS>(item, place.threads, steps, key, token, copy, begin,
-                           [&](const ScoreTile &tile, u32 slot, const Products &products) {
-                             const RowSum own = item.known(sums[slot][warp_row + threadIdx.x % WARP]);
-                             fused.add(item, tile, terms, own, products);
-                           });
+  const auto add = [&](const ScoreTile &tile, u32 slot, const Products &products) {
+    fused.add(item, tile, terms, &sums[slot][warp_row], products);
+  };
+  if (!visit<true, QUERY_WARPS>(item, place.threads, steps, key, token, known, begin, add)) return;
   float *map = params.fused + layer * params.stride_layer + place.x * params.stride_batch;
 #pragma unroll
   for (u32 r = 0; r < Products::ROWS; ++r) {

@@ -69,58 +69,88 @@ DEVICE void list_tiles(const ScoreRowsParams &params, const Place &place, const 
   __syncthreads();  // the tiles are known
 }
 
-// The sum over the rows of the lanes that have the same columns.
-DEVICE float sum_of_rows(float value) {
+// The sums over the rows of all lanes, of columns that each has a part of: a lane is left with one of them, `column_of_lane`.
+DEVICE float sum_of_rows(float (&sum)[Products::COLUMNS]) {
 #pragma unroll
-  for (u32 d = 4; d < WARP; d *= 2) value += __shfl_xor_sync(FULL_WARP, value, d);
-  return value;
+  for (u32 left = Products::COLUMNS / 2, d = WARP / 2; left; left /= 2, d /= 2) {
+    const bool upper = threadIdx.x & d;
+#pragma unroll
+    for (u32 c = 0; c < left; ++c) {
+      const float kept = upper ? sum[c + left] : sum[c], given = upper ? sum[c] : sum[c + left];
+      sum[c] = kept + __shfl_xor_sync(FULL_WARP, given, d);
+    }
+  }
+  return sum[0];
 }
+DEVICE u32 column_of_lane() { return lane_column(threadIdx.x % WARP / 4); }
+
+// The sums of rows that pass by, with what one start row and the head weigh them by in their factors.
+using Sums = PassingSums<ScoreSteps<ONE_ROW>::ROOM, TILE, ELEMENT>;
+struct WeighedRows {
+  float weights[ScoreSteps<ONE_ROW>::ROOM][TILE];
+  u32 some_weigh_nothing[ScoreSteps<ONE_ROW>::ROOM];
+};
+struct PassingRows {
+  const Sums &known;
+  WeighedRows &rows;
+  const float *relevance;
+  float of_head;
+
+  DEVICE void copy(u32 slot, u32 head, u32 first) const {
+    known.copy(slot, head, first);
+    const u32 lane = threadIdx.x % WARP, row = first + lane;
+    const bool wanted = row < known.item.len;
+    const u64 weight = global_address(relevance + (wanted ? row : 0));
+    copy_or_zeros<4>(shared_address(&rows.weights[slot][lane]), weight, wanted);
+  }
+  // Nothing that a query says which weighs nothing matters, be it NaN.
+  DEVICE void settle(u32 slot, u32 first) const {
+    known.settle(slot, first);
+    const u32 lane = threadIdx.x % WARP;
+    RowSum &sum = known.sums[slot][lane];
+    const float weight = rows.weights[slot][lane] * of_head;
+    sum.factor = weight == 0.0f ? 0.0f : sum.factor * weight;
+    const bool nothing = sum.factor == 0.0f && first + lane < known.item.len;
+    const bool some = __any_sync(FULL_WARP, nothing);
+    if (lane == 0) rows.some_weigh_nothing[slot] = some;
+  }
+};
 
 DEVICE void multiply_rows(const ScoreRowsParams &params, const Place &place) {
   __shared__ QueryTiles tiles;
   __shared__ RowSum sums[ScoreSteps<ONE_ROW>::ROOM][TILE];
   const Scores &scores = params.scores;
-  const u32 keys = place.threads, key = place.z * keys;  // one for each lane of a warp
+  const u32 keys = takers(place.threads) * WARP, key = place.z * keys;  // one for each lane of a warp
   const ItemScores<ELEMENT> item(scores, 0, place.x);
   if (key >= item.len) return;
   const u32 first_column = key + threadIdx.x / WARP * TILE;
   const float *relevance = params.relevance + place.x * params.stride_batch;
   list_tiles(params, place, item, relevance, key, keys, tiles);
-  const u32 head_split = place.y / params.query_splits, head_splits = place.grid_y / params.query_splits;
-  const u32 first_head = head_split * scores.heads / head_splits;
-  const u32 heads = (head_split + 1) * scores.heads / head_splits - first_head;
-  const ScoreSteps<ONE_ROW> steps(first_head, heads, tiles.count, scores.head_dim * ELEMENT::BYTES);
+  // For one row, blocks take a head each.
+  const u32 head_split = place.y / params.query_splits;
+  const u32 head_splits = ONE_ROW ? scores.heads : place.grid_y / params.query_splits;
+  const u32 first_head = ONE_ROW ? head_split : head_split * scores.heads / head_splits;
+  const u32 heads = ONE_ROW ? 1 : (head_split + 1) * scores.heads / head_splits - first_head;
+  const ScoreSteps<ONE_ROW> steps(scores, first_head, heads, tiles.count, scores.head_dim * ELEMENT::BYTES);
   const auto token = [&](u32 place) { return tiles.tile[place] * TILE; };
-  const u32 lane = threadIdx.x % WARP;
-  const auto copy_sum = [&](u32 slot, u32 head, u32 first) {
-    if (threadIdx.x < TILE) item.copy_row_sum(sums[slot][threadIdx.x], head, first + threadIdx.x);
-  };
+  const Sums known = {item, sums};
   float *out = params.partials + (u64(place.y) * scores.batch + place.x) * params.rows * scores.sums_len;
   if constexpr (ONE_ROW) {
+    __shared__ WeighedRows rows;
     const HeadTerms terms = HeadTerms::of<FUSION>(item, first_head);
-    __shared__ float weights[ScoreSteps<ONE_ROW>::ROOM][TILE];
-    const auto copy = [&](u32 slot, u32 head, u32 first) {
-      copy_sum(slot, head, first);
-      const u32 row = first + threadIdx.x;
-      const u64 weight = global_address(relevance + (row < item.len ? row : 0));
-      if (threadIdx.x < TILE) copy_or_zeros<4>(shared_address(&weights[slot][threadIdx.x]), weight, row < item.len);
-    };
+    const bool plain = item.is_plain(terms.slope), all_plain = plain && item.maskless;
+    const PassingRows weighed = {known, rows, relevance, terms.weight};
     float of_column[Products::COLUMNS] = {};
     const auto add = [&](const ScoreTile &tile, u32 slot, const Products &products) {
-      // With the sum goes what the row weighs. Nothing that a query says which weighs nothing matters, be it NaN.
-      RowSum own = item.known(sums[slot][lane]);
-      own.factor *= terms.weight * weights[slot][lane];
-      exponentials<true>(item, tile, terms.slope, own, products, [&](u32, u32 c, float value, float factor) {
-        of_column[c] = fmaf(value, factor, of_column[c]);
-      });
+      const bool plain_tile =
+          !rows.some_weigh_nothing[slot] && (all_plain || plain && item.masks_none(tile.query, tile.key));
+      const auto take = [&](u32, u32 c, float value, float factor) { of_column[c] = fmaf(value, factor, of_column[c]); };
+      exponentials<true>(item, tile, terms.slope, plain_tile, sums[slot], products, take);
     };
-    visit<true, 1>(item, place.threads, steps, key, token, copy, [](const ScoreTile &) {}, add);
-#pragma unroll
-    for (u32 c = 0; c < Products::COLUMNS; ++c) {
-      const float sum = FUSION::finish(sum_of_rows(of_column[c]), scores.head_scale);
-      const u32 column = first_column + lane_column(c);
-      if (lane < 4 && column < item.len) out[column] = sum;
-    }
+    if (!visit<true, 1>(item, place.threads, steps, key, token, weighed, [](const ScoreTile &) {}, add)) return;
+    const float sum = FUSION::finish(sum_of_rows(of_column), scores.head_scale);
+    const u32 column = first_column + column_of_lane();
+    if (column < item.len) out[column] = sum;
   } else {
     HeadTerms terms;
     const auto begin = [&](const ScoreTile &tile) { terms = HeadTerms::of<FUSION>(item, tile.head); };
@@ -129,7 +159,7 @@ DEVICE void multiply_rows(const ScoreRowsParams &params, const Place &place) {
     __syncwarp();  // a warp adds to its own
     FusedTile<FUSION> fused;
     const auto add = [&](const ScoreTile &tile, u32 slot, const Products &products) {
-      fused.add(item, tile, terms, item.known(sums[slot][lane]), products);
+      fused.add(item, tile, terms, sums[slot], products);
       if (tile.head + 1 < first_head + heads) return;
 #pragma unroll 1
       for (u32 m = 0; m < params.rows; ++m) {
@@ -142,15 +172,11 @@ DEVICE void multiply_rows(const ScoreRowsParams &params, const Place &place) {
 #pragma unroll
           for (u32 c = 0; c < Products::COLUMNS; ++c) sum[c] += weight * fused.finished(r, c, scores.head_scale);
         }
-#pragma unroll
-        for (u32 c = 0; c < Products::COLUMNS; ++c) {
-          sum[c] = sum_of_rows(sum[c]);
-          if (lane < 4) of_columns[m][threadIdx.x / WARP * TILE + lane_column(c)] += sum[c];
-        }
+        of_columns[m][threadIdx.x / WARP * TILE + column_of_lane()] += sum_of_rows(sum);
       }
       fused.start();
     };
-    visit<true, 1>(item, place.threads, steps, key, token, copy_sum, begin, add);
+    if (!visit<true, 1>(item, place.threads, steps, key, token, known, begin, add)) return;
     __syncwarp();  // the sums of all lanes are there
     const u32 column = key + threadIdx.x;
     for (u32 m = 0; m < params.rows; ++m) {

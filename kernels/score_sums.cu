@@ -40,6 +40,12 @@ DEVICE void add_scores(Largest &known, const Score &score, const Hidden &hidden)
   known.largest = largest;
 }
 
+// Of keys that pass by there is nothing else to know.
+struct NothingMore {
+  DEVICE void copy(u32, u32, u32) const {}
+  DEVICE void settle(u32, u32) const {}
+};
+
 // Where the LSE of a row of a head goes.
 DEVICE Probe &probe(const ScoreSumsParams &params, const Place &place, u32 head, u32 row) {
   const u32 heads = params.scores.heads;
@@ -48,7 +54,7 @@ DEVICE Probe &probe(const ScoreSumsParams &params, const Place &place, u32 head,
 
 DEVICE void sum_scores(const ScoreSumsParams &params, const Place &place) {
   const Scores &scores = params.scores;
-  const u32 head = place.z % scores.heads, queries = place.threads;  // one for each lane of a warp
+  const u32 head = place.z % scores.heads, queries = takers(place.threads) * WARP;  // one for each lane of a warp
   const ItemScores<ELEMENT> item(scores, place.z / scores.heads, place.x);
   const bool probes = params.probes;
   const u32 query = probes ? item.len - min_u32(item.len, PROBED_ROWS) : place.y * queries;
@@ -67,7 +73,7 @@ DEVICE void sum_scores(const ScoreSumsParams &params, const Place &place) {
   Largest lane[Products::ROWS];
 #pragma unroll
   for (u32 r = 0; r < Products::ROWS; ++r) lane[r] = {-3.402823466e38f, 0.0f};
-  const ScoreSteps<true> steps(head, 1, tiles, scores.head_dim * ELEMENT::BYTES);
+  const ScoreSteps<true> steps(scores, head, 1, tiles, scores.head_dim * ELEMENT::BYTES);
   const auto token = [&](u32 place) { return (first_tile + place) * TILE; };
   const auto add = [&](const ScoreTile &tile, u32, const Products &products) {
     const bool all = plain && tile.key + TILE <= item.len && item.masks_none(tile.query, tile.key);
@@ -86,7 +92,7 @@ DEVICE void sum_scores(const ScoreSumsParams &params, const Place &place) {
       }
     }
   };
-  visit<false, 1>(item, place.threads, steps, query, token, [](u32, u32, u32) {}, [](const ScoreTile &) {}, add);
+  if (!visit<false, 1>(item, place.threads, steps, query, token, NothingMore(), [](const ScoreTile &) {}, add)) return;
 #pragma unroll
   for (u32 r = 0; r < Products::ROWS; ++r) {
     Largest whole = lane[r];

@@ -52,25 +52,26 @@ struct LanePlaces {
   }
 };
 
-// Adds the products of 32 bytes of the tokens of two panels, of which a lane's begin there: 16 elements of 2 bytes, or 8 of 4.
+// Adds the products of 32 bytes of the tokens of two panels, of which a lane's begin AT bytes behind there: 16 elements of 2
+// bytes, or 8 of 4.
 constexpr u32 STEP_BYTES = 32;
-template <class Element>
+template <class Element, u32 AT>
 DEVICE void add_step(Products &products, u32 queries, u32 keys) {
   if constexpr (Element::BYTES == 2) {
-    u32 a[2][4];
+    u32 a[2][4], b[2][4];
+    load_tiles<AT>(a[0], queries);
+    load_tiles<AT + 16 * PITCH>(a[1], queries);
+    load_tiles<AT>(b[0], keys);
+    load_tiles<AT + 16 * PITCH>(b[1], keys);
 #pragma unroll
-    for (u32 m = 0; m < 2; ++m) load_tiles(a[m], queries + m * 16 * PITCH);
-#pragma unroll
-    for (u32 n = 0; n < 4; n += 2) {
-      u32 b[4];
-      load_tiles(b, keys + n * 8 * PITCH);
+    for (u32 n = 0; n < 4; ++n) {
 #pragma unroll
       for (u32 m = 0; m < 2; ++m) {
-        multiply_16_bit(products.sum[m][n], a[m], b[0], b[1], Element());
-        multiply_16_bit(products.sum[m][n + 1], a[m], b[2], b[3], Element());
+        multiply_16_bit(products.sum[m][n], a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1], Element());
       }
     }
   } else {
+    static_assert(AT == 0, "steps of f32 would take more registers side by side");
     const auto split = [](u32 from, u32 &hi, u32 &lo) { SplitTf32::split(load_shared(from), hi, lo); };
     u32 hi[2][4], lo[2][4];
 #pragma unroll
@@ -93,51 +94,56 @@ DEVICE void add_step(Products &products, u32 queries, u32 keys) {
   }
 }
 
-// Adds the products of the first `bytes` bytes of two panels, at `queries` and `keys` in shared memory.
+// Adds the products of the first `bytes` bytes of two panels in shared memory, of which a lane's begin at `queries` and `keys`.
 template <class Element>
-DEVICE void add_products(Products &products, u32 queries, u32 keys, const LanePlaces<Element> &places, u32 bytes) {
-  queries += places.queries;
-  keys += places.keys;
-  // Steps of f32 take many registers, and would take more side by side.
-  if (Element::BYTES == 2 && bytes == CHUNK_BYTES) {
-#pragma unroll
-    for (u32 at = 0; at < CHUNK_BYTES; at += STEP_BYTES) add_step<Element>(products, queries + at, keys + at);
-  } else {
-#pragma unroll 1
-    for (u32 at = 0; at < bytes; at += STEP_BYTES) add_step<Element>(products, queries + at, keys + at);
+DEVICE void add_products(Products &products, u32 queries, u32 keys, u32 bytes) {
+  if constexpr (Element::BYTES == 2) {
+    if (bytes == CHUNK_BYTES) {
+      add_step<Element, 0>(products, queries, keys);
+      add_step<Element, STEP_BYTES>(products, queries, keys);
+      add_step<Element, 2 * STEP_BYTES>(products, queries, keys);
+      add_step<Element, 3 * STEP_BYTES>(products, queries, keys);
+      return;
+    }
   }
+#pragma unroll 1
+  for (u32 at = 0; at < bytes; at += STEP_BYTES) add_step<Element, 0>(products, queries + at, keys + at);
 }
+static_assert(CHUNK_BYTES == 4 * STEP_BYTES);
 
-// The queries or the keys of one item of a layer, as a thread copies them: the same granule of every so many tokens.
+// The queries or the keys of one item of a layer, as a lane copies them: the same granule of every fourth token.
 struct Tokens {
-  u64 origin;  // head 0, first token of the window, and of these what the thread begins with
+  u64 origin;  // head 0, first token of the window, and of these what the lane begins with
   u64 stride_head, stride_token;  // in bytes
-  u32 token, within;  // the thread's first token of a copy, and its bytes of a chunk
+  u32 token, within;  // the lane's first token of a panel, and its bytes of a chunk
   bool aligned;  // all begin at multiples of 16 bytes
 
   DEVICE Tokens(const void *base, u64 stride_batch, u64 stride_head, u64 stride_token, u32 element_bytes, u32 item,
                 u32 window_start)
       : stride_head(stride_head * element_bytes),
         stride_token(stride_token * element_bytes),
-        token(threadIdx.x / GRANULES),
+        token(threadIdx.x % WARP / GRANULES),
         within(threadIdx.x % GRANULES * GRANULE_BYTES) {
-    const u64 first = global_address(base) + (item * stride_batch + window_start * stride_token) * element_bytes;
+    const u64 first = global_address(base) + (item * stride_batch + (window_start + token) * stride_token) * element_bytes;
     aligned = (first | this->stride_head | this->stride_token) % GRANULE_BYTES == 0;
-    origin = first + token * this->stride_token + within;
+    origin = first + within;
   }
 
-  // Starts copying a chunk, from byte `begin` to byte `end` at most, of the tokens of a head from `first` on into `panels`
-  // panels of shared memory. Zeros where there is no token, or nothing more of it. All `threads` threads of the block take part.
+  // Starts copying a chunk, from byte `begin` to byte `end` at most, of the tokens of a head from `first` on into a panel of
+  // shared memory. Zeros where there is no token, or nothing more of it. One warp.
   template <class Element>
-  DEVICE void fetch(u32 to, u32 panels, u32 threads, u32 head, u32 first, u32 len, u32 begin, u32 end) const {
-    const u32 step = threads / GRANULES;
+  DEVICE void fetch(u32 to, u32 head, u32 first, u32 len, u32 begin, u32 end) const {
     const u32 left = begin + within < end && first < len ? len - first : 0;
     u64 from = origin + head * stride_head + first * stride_token + begin;
     u32 place = to + token * PITCH + within;
-    for (u32 t = token; t < panels * TILE; t += step, from += step * stride_token, place += step * PITCH) {
-      if (aligned) {
-        copy_granule_or_zeros(place, from, t < left);
-      } else {
+    if (aligned) {
+#pragma unroll
+      for (u32 t = 0; t < TILE; t += STEP, from += STEP * stride_token) {
+        copy_granule_or_zeros(place + t * PITCH, from, token + t < left);
+      }
+    } else {
+#pragma unroll 1
+      for (u32 t = token; t < TILE; t += STEP, from += STEP * stride_token, place += STEP * PITCH) {
         store_shared_granule(place, t < left ? load_elements<Element>(from) : Granule{});
       }
     }
@@ -145,6 +151,7 @@ struct Tokens {
 
  private:
   static constexpr u32 GRANULES = CHUNK_BYTES / GRANULE_BYTES;
+  static constexpr u32 STEP = WARP / GRANULES;  // tokens of a warp at a time
 
   // 16 bytes from wherever their elements may begin.
   template <class Element>
@@ -172,7 +179,6 @@ struct ItemScores {
   const HeadScores *heads;
   u32 layer_number, item, window_start, len;
   bool maskless;
-  Tokens queries, keys;
 
   DEVICE ItemScores(const Scores &scores, u32 layer, u32 item)
       : scores(scores),
@@ -182,11 +188,15 @@ struct ItemScores {
         item(item),
         window_start(scores.windows[item].start),
         len(scores.windows[item].len),
-        maskless(!scores.causal && !this->layer.sliding_window),
-        queries(this->layer.queries, this->layer.queries_batch, this->layer.queries_head, this->layer.queries_token,
-                Element::BYTES, item, window_start),
-        keys(this->layer.keys, this->layer.keys_batch, this->layer.keys_head, this->layer.keys_token, Element::BYTES, item,
-             window_start) {}
+        maskless(!scores.causal && !this->layer.sliding_window) {}
+
+  DEVICE Tokens queries() const {
+    return Tokens(layer.queries, layer.queries_batch, layer.queries_head, layer.queries_token, Element::BYTES, item,
+                  window_start);
+  }
+  DEVICE Tokens keys() const {
+    return Tokens(layer.keys, layer.keys_batch, layer.keys_head, layer.keys_token, Element::BYTES, item, window_start);
+  }
 
   // Whether a query and a key are apart by a mask.
   DEVICE bool masks(u32 row, u32 column) const {
@@ -197,7 +207,8 @@ struct ItemScores {
   // Whether none of a tile are.
   DEVICE bool masks_none(u32 query, u32 key) const {
     if (maskless) return true;
-    const u32 last_query = query + TILE - 1, last_key = key + TILE - 1;
+    // Not computed where nobody asks.
+    const u32 last_query = unknown(query) + TILE - 1, last_key = unknown(key) + TILE - 1;
     if (scores.causal && last_key > query) return false;
     const u32 apart = max_u32(distance(query, last_key), distance(last_query, key));
     return !layer.sliding_window || apart < layer.sliding_window;
@@ -206,7 +217,7 @@ struct ItemScores {
   // Whether all of `queries` queries and `keys` keys are.
   DEVICE bool masks_all(u32 query, u32 queries, u32 key, u32 keys) const {
     if (maskless) return false;
-    const u32 last_query = query + queries - 1, last_key = key + keys - 1;
+    const u32 last_query = unknown(query) + queries - 1, last_key = unknown(key) + keys - 1;
     if (scores.causal && key > last_query) return true;
     const u32 between = key > last_query ? key - last_query : query > last_key ? query - last_key : 0;
     return layer.sliding_window && between >= layer.sliding_window;
@@ -287,26 +298,42 @@ struct HeadTerms {
   }
 };
 
-// Shows `take` the exponentials that follow from the products of a tile, entry by entry, and the factor of each. A lane
-// brings what is known of the row of its number. Rows without a factor are passed over where PASSES_OVER. Of masked entries
-// the exponentials are 0.
+// The sums of the rows of `ROWS` queries that pass by, for each of `ROOM` slots, as one warp copies them.
+template <u32 ROOM, u32 ROWS, class Element>
+struct PassingSums {
+  const ItemScores<Element> &item;
+  RowSum (&sums)[ROOM][ROWS];
+
+  DEVICE void copy(u32 slot, u32 head, u32 first) const {
+    for (u32 row = threadIdx.x % WARP; row < ROWS; row += WARP) item.copy_row_sum(sums[slot][row], head, first + row);
+  }
+  DEVICE void settle(u32 slot, u32) const {
+    for (u32 row = threadIdx.x % WARP; row < ROWS; row += WARP) sums[slot][row] = item.known(sums[slot][row]);
+  }
+};
+
+// Shows `take` the exponentials that follow from the products of a tile, entry by entry, and the factor of each. Where all
+// scores are products times the scale, and nothing else, the tile is `plain`; else those of masked entries are 0, and rows
+// without a factor are passed over where PASSES_OVER. What is known of its rows begins at `sums`.
 template <bool PASSES_OVER, class Element, class Take>
-DEVICE void exponentials(const ItemScores<Element> &item, const ScoreTile &tile, float slope, const RowSum &own,
+DEVICE void exponentials(const ItemScores<Element> &item, const ScoreTile &tile, float slope, bool plain, const RowSum *sums,
                          const Products &products, const Take &take) {
-  const bool plain = item.is_plain(slope) && item.masks_none(tile.query, tile.key);
-  const u32 first_row = unknown(lane_row(0));
+  sums += lane_row(0);
+  if (plain) {
 #pragma unroll
-  for (u32 r = 0; r < Products::ROWS; ++r) {
-    const RowSum sum = {__shfl_sync(FULL_WARP, own.shift, first_row + r * 8),
-                        __shfl_sync(FULL_WARP, own.factor, first_row + r * 8)};
-    if (PASSES_OVER && sum.factor == 0.0f) continue;
-    if (plain) {
+    for (u32 r = 0; r < Products::ROWS; ++r) {
+      const RowSum sum = sums[lane_row(r) - lane_row(0)];
 #pragma unroll
       for (u32 c = 0; c < Products::COLUMNS; ++c) {
         take(r, c, ItemScores<Element>::power_of_2(item.plain_score(products.at(r, c), sum.shift)), sum.factor);
       }
-      continue;
     }
+    return;
+  }
+#pragma unroll
+  for (u32 r = 0; r < Products::ROWS; ++r) {
+    const RowSum sum = sums[lane_row(r) - lane_row(0)];
+    if (PASSES_OVER && sum.factor == 0.0f) continue;
     // Not once for all heads: it would take registers.
     const u32 row = unknown(tile.query + lane_row(r));
 #pragma unroll
@@ -337,11 +364,12 @@ struct FusedTile {
     }
   }
 
-  // Adds the head of a tile, of whose rows that much is known by the lanes.
+  // Adds the head of a tile, of whose rows that much is known.
   template <class Element>
-  DEVICE void add(const ItemScores<Element> &item, const ScoreTile &tile, const HeadTerms &terms, const RowSum &own,
+  DEVICE void add(const ItemScores<Element> &item, const ScoreTile &tile, const HeadTerms &terms, const RowSum *sums,
                   const Products &products) {
-    exponentials<false>(item, tile, terms.slope, own, products, [&](u32 r, u32 c, float value, float factor) {
+    const bool plain = item.is_plain(terms.slope) && item.masks_none(tile.query, tile.key);
+    exponentials<false>(item, tile, terms.slope, plain, sums, products, [&](u32 r, u32 c, float value, float factor) {
       entry[r][c] = Fusion::add(entry[r][c], value * factor, terms.weight);
     });
   }

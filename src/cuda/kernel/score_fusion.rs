@@ -1,8 +1,8 @@
 //! `score_fusion`: fused f32 maps of queries and keys.
 
-use super::parts::WARP;
 use super::scores::{
-    ROOM_OF_HEADS, ScoreOperands, Scores, TILE, example, passing_bytes, score_variant,
+    ROOM_OF_HEADS, ScoreOperands, Scores, TILE, block_threads, example, passing_bytes,
+    score_variant,
 };
 use super::{Fused, Fusion, Kernel};
 use crate::config::Output;
@@ -31,7 +31,7 @@ const SIDE_WARPS: u32 = 2;
 /// Queries, and keys, of a block.
 const SIDE: u32 = SIDE_WARPS * TILE;
 /// Threads of a block.
-const THREADS: u32 = SIDE_WARPS * SIDE_WARPS * WARP;
+const THREADS: u32 = block_threads(SIDE_WARPS * SIDE_WARPS);
 /// Dynamic shared memory: queries and keys come with every tile.
 const SHARED_BYTES: u32 = passing_bytes(2 * SIDE_WARPS);
 

@@ -1,9 +1,8 @@
 //! `score_rows`: rows of relevance times the fused map of one layer of queries and keys.
 
-use super::parts::WARP;
 use super::scores::{
-    ROOM, ROOM_OF_HEADS, STAYING_THREADS, ScoreOperands, Scores, TILE, example, passing_bytes,
-    score_variant, staying_block,
+    ROOM, ROOM_OF_HEADS, STAYING_THREADS, ScoreOperands, Scores, TILE, block_threads, example,
+    passing_bytes, score_variant, staying_block, staying_blocks,
 };
 use super::{Fusion, Kernel, Matrices};
 use crate::config::{Output, StartRows};
@@ -22,7 +21,7 @@ pub const MAX_SCORE_ROWS: usize = 8;
 const MAX_QUERY_TILES: u32 = 2048;
 /// Most panels of keys that stay with a block: any device has room for them beside the queries and what is static.
 const PANELS: u32 = 14;
-/// Most warps of a block that takes one head after the other.
+/// Most warps that take tiles in a block that takes one head after the other.
 const FUSING_WARPS: u32 = 4;
 
 params! {
@@ -70,13 +69,18 @@ impl ScoreSplits {
         self.queries * self.heads
     }
 
-    /// As many as make `tiles` tiles of keys about `blocks` blocks, on windows of `window_len` tokens and of `heads` heads that
-    /// blocks may share.
+    /// As many as make `tiles` tiles of keys about `blocks` blocks, which are there at the same time, on windows of `window_len`
+    /// tokens and of `heads` heads that blocks may share.
     pub fn filling(blocks: u32, tiles: u32, window_len: u32, heads: u32) -> Self {
         let wanted = blocks.div_ceil(tiles.max(1));
-        // All take as many tiles of queries as the one that takes most.
+        // All take as many tiles of queries as the one that takes most, and blocks that find no room follow the others.
         let query_tiles = window_len.div_ceil(TILE).max(1);
-        let queries = query_tiles.div_ceil(query_tiles.div_ceil(wanted));
+        let turns = |queries: &u32| {
+            let waves = tiles.saturating_mul(*queries).div_ceil(blocks);
+            waves.saturating_mul(query_tiles.div_ceil(*queries))
+        };
+        let most = wanted.clamp(1, query_tiles);
+        let queries = (1..=most).rev().min_by_key(turns).unwrap_or(1);
         ScoreSplits {
             queries,
             heads: wanted.div_ceil(queries).clamp(1, heads),
@@ -113,7 +117,7 @@ impl ScoreRows {
         }
     }
 
-    /// Warps of a block, each of which has 32 keys, and its dynamic shared memory.
+    /// Warps of a block that take tiles, each of which has 32 keys, and its dynamic shared memory.
     fn block(&self, source: &QueriesKeys, window_len: u32) -> (u32, u32) {
         if self.one_row {
             return staying_block(source, self.dtype, window_len, PANELS);
@@ -159,7 +163,7 @@ impl ScoreRows {
         let unused = params.scores.unused_bytes();
         let geometry = Geometry {
             shared_bytes,
-            ..Geometry::new(grid, warps * WARP)
+            ..Geometry::new(grid, block_threads(warps))
         };
         Launch::new(self.variant(), geometry, &params, unused)
     }
@@ -167,11 +171,9 @@ impl ScoreRows {
 
 impl Kernel for ScoreRows {
     fn variant(&self) -> Variant {
-        let (threads, blocks) = match (self.one_row, self.dtype) {
-            // What f32 is split into takes registers.
-            (true, DType::F32) => (STAYING_THREADS, 2),
-            (true, _) => (STAYING_THREADS, 3),
-            (false, _) => (FUSING_WARPS * WARP, 3),
+        let (threads, blocks) = match self.one_row {
+            true => (STAYING_THREADS, staying_blocks(self.dtype)),
+            false => (block_threads(FUSING_WARPS), 3),
         };
         let fusion = Some(self.fusion);
         let mut variant = score_variant("score_rows", self.dtype, fusion, threads, blocks);
@@ -181,7 +183,7 @@ impl Kernel for ScoreRows {
         variant.defines.push(("ONE_ROW", flag(self.one_row)));
         // The tiles; and what is known of rows and what they weigh, or the sums of columns.
         let beside = match self.one_row {
-            true => ROOM * TILE * (8 + 4),
+            true => ROOM * (TILE * (8 + 4) + 4),
             false => ROOM_OF_HEADS * TILE * 8 + 4 * threads * MAX_SCORE_ROWS as u32,
         };
         variant.static_shared_bytes = (16 + 2 * MAX_QUERY_TILES) + beside;

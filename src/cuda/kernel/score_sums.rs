@@ -1,9 +1,8 @@
 //! `score_sums`: the sums by which rows of scores are normalised, where the LSE is not given.
 
-use super::parts::WARP;
 use super::scores::{
-    PROBED_ROWS, STAYING_THREADS, ScoreOperands, Scores, TILE, example, score_variant,
-    staying_block,
+    PROBED_ROWS, STAYING_THREADS, ScoreOperands, Scores, TILE, block_threads, example,
+    score_variant, staying_block, staying_blocks,
 };
 use super::{Fusion, Kernel};
 use crate::config::Output;
@@ -80,7 +79,7 @@ impl SumScores {
         let grid = [scores.batch, blocks, scores.heads * scores.layers];
         let geometry = Geometry {
             shared_bytes,
-            ..Geometry::new(grid, warps * WARP)
+            ..Geometry::new(grid, block_threads(warps))
         };
         Launch::new(self.variant(), geometry, params, scores.unused_bytes())
     }
@@ -88,7 +87,13 @@ impl SumScores {
 
 impl Kernel for SumScores {
     fn variant(&self) -> Variant {
-        score_variant("score_sums", self.dtype, None, STAYING_THREADS, 2)
+        score_variant(
+            "score_sums",
+            self.dtype,
+            None,
+            STAYING_THREADS,
+            staying_blocks(self.dtype),
+        )
     }
 
     fn example(&self, layers: usize, tokens: usize) -> Result<Problem> {

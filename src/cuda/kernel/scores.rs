@@ -30,10 +30,15 @@ pub(super) const ROOM_OF_HEADS: u32 = 3;
 const CHUNK_BYTES: usize = 128;
 /// Shared memory of such bytes of the tokens of a tile.
 const PANEL_BYTES: u32 = TILE * (CHUNK_BYTES as u32 + 16);
-/// Most warps of a block of which the tokens of one head stay.
+/// Most warps that take tiles in a block of which the tokens of one head stay.
 const STAYING_WARPS: u32 = 7;
-/// Threads of such a block.
-pub(super) const STAYING_THREADS: u32 = STAYING_WARPS * WARP;
+/// Threads of such a block at most.
+pub(super) const STAYING_THREADS: u32 = block_threads(STAYING_WARPS);
+
+/// Threads of a block of which so many warps take tiles: one more brings them.
+pub(super) const fn block_threads(takers: u32) -> u32 {
+    (takers + 1) * WARP
+}
 
 /// The variant of a kernel that `score_ring.cuh` brings queries and keys of type `dtype` to, which folds heads by `fusion`
 /// where it folds them: with blocks of `threads` threads, of which so many share a multiprocessor.
@@ -66,7 +71,7 @@ pub(super) const fn passing_bytes(panels: u32) -> u32 {
     ROOM_OF_HEADS * panels * PANEL_BYTES
 }
 
-/// Warps of a block on windows of `window_len` tokens, and its dynamic shared memory, where of one head of `source`, of
+/// Warps that take tiles in a block on windows of `window_len` tokens, and its dynamic shared memory, where of one head of `source`, of
 /// elements of type `dtype`, 32 tokens stay with each warp: as many as at most `panels` panels take, and not many more than
 /// needed.
 pub(super) fn staying_block(
@@ -81,6 +86,14 @@ pub(super) fn staying_block(
     let tiles = window_len.div_ceil(TILE).max(1);
     let warps = tiles.div_ceil(tiles.div_ceil(most));
     (warps, (ROOM + warps * chunks) * PANEL_BYTES)
+}
+
+/// Such blocks that share a multiprocessor: what f32 is split into takes registers.
+pub(super) fn staying_blocks(dtype: DType) -> u32 {
+    match dtype {
+        DType::F32 => 2,
+        DType::F16 | DType::Bf16 => 3,
+    }
 }
 
 /// Rows of each head whose LSE is probed.

@@ -84,10 +84,10 @@ impl Rates {
         tree_128_step_us: predicted(0.71),
         tree_128_rest_us: predicted(1.2),
 
-        score_tile_us: predicted(0.06),
+        score_tile_us: predicted(0.045),
         score_byte_us: predicted(0.0003),
         score_turn_us: predicted(2.5),
-        score_fused: predicted(1.5),
+        score_fused: predicted(1.75),
         score_fused_turn_us: predicted(1.4),
         score_summed: predicted(1.25),
         score_layer_us: predicted(2.5),

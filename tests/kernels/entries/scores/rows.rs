@@ -36,6 +36,10 @@ pub const ENTRIES: &[Entry] = &[
             let mut case = rows([1, 1, 2, 140], 8, LSE[0]);
             case.case.config.output = Output::Rows(StartRows::Rows(vec![3, 130]));
             check(lab, case, split(1, 1), 0)?;
+            // Heads of which the fourth is the second that shares its keys.
+            let mut case = rows([1, 1, 6, 40], 8, LSE[1]);
+            case.source.key_heads = 3;
+            check(lab, case, split(1, 2), 0)?;
             let mut case = rows([3, 3, 2, 70], 8, LSE[0]);
             case.case.windows = windows(70);
             case.case.config.output = Output::Rows(StartRows::Last);
@@ -67,6 +71,10 @@ pub const ENTRIES: &[Entry] = &[
                 case.case.config.output = Output::Rows(StartRows::Last);
                 case.case.config.head_fusion = HeadFusion::Weighted(vec![0.3, 0.7]);
                 case.case.config.causal = causal;
+                match causal {
+                    true => case.source.alibi_slopes = vec![0.1, 0.0, 0.2, 0.3],
+                    false => case.source.soft_caps = vec![0.0, 1.5],
+                }
                 case.source.sliding_windows = sliding_windows;
                 let splits = ScoreSplits {
                     queries: 1,
@@ -132,8 +140,12 @@ pub const ENTRIES: &[Entry] = &[
         kernels: &["score_rows"],
         short: false,
         run: |lab| {
-            for weighing in [vec![3, 17], vec![17]] {
-                let mut case = rows([1, 1, 2, 20], 8, LSE[1]);
+            for (weighing, lse) in [
+                (vec![3, 17], LSE[1]),
+                (vec![17], LSE[1]),
+                (vec![17], LSE[0]),
+            ] {
+                let mut case = rows([1, 1, 2, 20], 8, lse);
                 case.case.dtype = DType::F32;
                 case.case.config.output = Output::Rows(StartRows::Rows(weighing.clone()));
                 let generated = case.generate();
