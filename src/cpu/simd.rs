@@ -186,7 +186,7 @@ pub(crate) trait Lanes: Copy {
             9.618_437e-3,
             5.550_332_4e-2,
             2.402_264_8e-1,
-            6.931_471_8e-1,
+            std::f32::consts::LN_2,
         ];
         let mut power = x;
         for v in 0..V {
