@@ -13,7 +13,7 @@ use std::ops::Range;
 use crate::config::HeadFusion;
 use crate::cpu::fuse::Accumulate;
 use crate::cpu::memory::Parts;
-use crate::cpu::simd::Simd;
+use crate::cpu::simd::{MOST_LANES, Simd};
 use crate::cpu::team::Shared;
 use crate::layer::HostTensor;
 use crate::problem::Problem;
@@ -21,11 +21,20 @@ use crate::queries_keys::QueriesKeys;
 
 pub(crate) use block::KEYS;
 use block::{PACKED, Queries, Scoring};
-pub(crate) use checks::probed_rows;
 use inner::{Entries, Fold, HeadScores, QUERIES, Weigh};
 
 /// Rows that are computed at a time: fewer take as long.
 pub(crate) const ROWS: usize = QUERIES;
+
+/// Rows of each head, layer and item of which a given LSE is looked at, if there are as many; 0 where none is.
+pub(crate) fn probed_rows(problem: &Problem) -> usize {
+    match problem.probes_lse() {
+        false => 0,
+        true => QueriesKeys::PROBED_ROWS
+            .div_ceil(problem.shape().batch)
+            .max(MOST_LANES),
+    }
+}
 
 /// One item's queries and keys of one layer, and memory of the member's own to compute entries in.
 #[derive(Clone, Copy)]

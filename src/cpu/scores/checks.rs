@@ -4,12 +4,12 @@ use std::f32::consts::LN_2;
 
 use super::block::{Queries, lanes};
 use super::inner::QUERIES;
-use super::{Buffers, ItemScores};
-use crate::cpu::simd::{MOST_LANES, Simd};
+use super::{Buffers, ItemScores, probed_rows};
+use crate::cpu::simd::Simd;
 use crate::cpu::team::Member;
 use crate::error::Result;
-use crate::problem::{Mass, Problem};
-use crate::queries_keys::{Lse, QueriesKeys};
+use crate::problem::Mass;
+use crate::queries_keys::Lse;
 
 impl ItemScores<'_> {
     /// Notes what the rows of relevance `[start rows, len]` must sum to after this layer, where that is known.
@@ -132,15 +132,5 @@ impl ItemScores<'_> {
             }
         }
         Ok(())
-    }
-}
-
-/// Rows of each head, layer and item of which a given LSE is looked at, if there are as many; 0 where none is.
-pub(crate) fn probed_rows(problem: &Problem) -> usize {
-    match problem.probes_lse() {
-        false => 0,
-        true => QueriesKeys::PROBED_ROWS
-            .div_ceil(problem.shape().batch)
-            .max(MOST_LANES),
     }
 }
