@@ -52,7 +52,7 @@
 //!
 //! Of short rows instructions count: 4 heads of 60 tokens took 0.9 us (f32) where they lay in a cache, and 1.3 is what memory
 //! takes by its bandwidth. Sums that stay in registers while all heads pass by as one stream took 0.5. Times the read there,
-//! one row, by layers x batch x heads x tokens:
+//! one row, all layers of an item before the next one, by layers x batch x heads x tokens:
 //!
 //! | f32, f16 | 3x256x4x60 | 6x64x12x48 | 6x4x12x28 |
 //! |---|---|---|---|

@@ -95,11 +95,15 @@ impl ItemScores<'_> {
         match self.source.lse {
             Lse::Given(base) => {
                 let log2 = base.ln() * std::f64::consts::LOG2_E;
-                (heads.clone()).for_each(|head| self.given(head, log2, queries, scoring));
+                heads
+                    .clone()
+                    .for_each(|head| self.given(head, log2, queries, scoring));
             }
             Lse::Recomputed if in_one => {}
             Lse::Recomputed => {
-                (heads.clone()).for_each(|head| self.recompute(simd, head, queries, scoring));
+                heads
+                    .clone()
+                    .for_each(|head| self.recompute(simd, head, queries, scoring));
             }
         }
         for keys in chunks(present) {

@@ -25,6 +25,12 @@ macro_rules! rates {
                 Rates { $($name: Figure::new(self.$name.value, origin),)* }
             }
 
+            /// The same rates of a device of the same die: what was predicted is also by the model of that one, the file
+            /// `machine`; what was measured nobody confirmed.
+            const fn of_same_die(&self, machine: &'static str, instead: &'static str) -> Rates {
+                Rates { $($name: of_same_die(self.$name, machine, instead),)* }
+            }
+
             /// Each with its name.
             #[cfg(test)]
             pub fn all(&mut self) -> Vec<(&'static str, &mut Figure)> {
@@ -149,6 +155,15 @@ rates! {
     score_summed,
     /// What a layer of rows takes beside its tiles and launches.
     score_layer_us,
+}
+
+const fn of_same_die(rate: Figure, machine: &'static str, instead: &'static str) -> Figure {
+    let origin = match rate.origin {
+        Origin::Predicted(_) => Origin::Predicted(machine),
+        Origin::Measured(_) => Origin::Assumed(instead),
+        other => other,
+    };
+    Figure::new(rate.value, origin)
 }
 
 /// For a device that no table is of.

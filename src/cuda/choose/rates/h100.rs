@@ -1,87 +1,11 @@
 //! NVIDIA H100 SXM. Nobody measured one; what does not wait for memory is predicted to be as of an H200, which has the same
 //! die.
 
-use super::{Figure, Origin, Rates};
-
-/// By the model of a multiprocessor, for the shapes in the tests of estimates.
-const fn predicted(value: f64) -> Figure {
-    let source = "tests/ptxtime/src/machine/h100.rs";
-    Figure::new(value, Origin::Predicted(source))
-}
-
-const fn assumed(value: f64, instead: &'static str) -> Figure {
-    Figure::new(value, Origin::Assumed(instead))
-}
+use super::Rates;
 
 impl Rates {
-    pub(in super::super) const H100: Rates = Rates {
-        // Predicted 1.0 in a graph; measured 1.45 more on a stream.
-        launch_us: predicted(2.0),
-        read_share: assumed(0.859, "as an H200, whose die it has"),
-        l2_bytes_per_us: assumed(
-            42_000.0,
-            "5.6 TB/s over 132 multiprocessors, of the order that others measured of an H100 PCIe",
-        ),
-
-        turn_us: assumed(0.85, "as an H200, whose die it has"),
-        issue_us: predicted(0.04),
-        issue_16_bit_us: predicted(0.07),
-        unhidden_by_turns: predicted(0.5),
-        grouped_bytes_per_us: assumed(23_000.0, "16 KB on their way for a latency of 700 ns"),
-        partial_us: assumed(0.18, "as an H200, whose die it has"),
-        group_us: predicted(0.06),
-        cluster_us: predicted(0.25),
-        peer_us: predicted(0.1),
-
-        fusion_warp_us: predicted(0.042),
-        fusion_head_us: predicted(0.003),
-        fusion_turn_us: predicted(0.7),
-
-        cut_entry_us: predicted(0.0004),
-        cut_pass_us: predicted(2.0),
-
-        product_step_us: assumed(0.8, "as an H200, whose die it has"),
-        product_rest_us: predicted(1.5),
-
-        // Three of four schedulers at 1980 MHz.
-        ring_slots_per_us: predicted(5900.0),
-        ring_warp_slots_per_us: predicted(1200.0),
-        ring_entry_slots: predicted(2.2),
-        ring_entry_16_bit_slots: predicted(3.3),
-        ring_row_slots: predicted(60.0),
-        ring_column_us: predicted(0.4),
-        ring_end_us: predicted(0.9),
-        ring_cluster_end_us: predicted(1.3),
-        ring_words_end_us: predicted(1.4),
-        ring_rows_end: assumed(0.25, "a quarter of what the first start row takes"),
-        ring_unhidden: predicted(0.1),
-
-        slab_us: predicted(0.75),
-        slab_64_head_us: predicted(0.1),
-        slab_128_head_us: predicted(0.095),
-        slab_128_16_bit_head_us: predicted(0.05),
-        slab_208_head_us: predicted(0.125),
-        slab_208_16_bit_head_us: predicted(0.076),
-        matrix_layer_us: predicted(1.0),
-        matrix_ring_shares: assumed(3.0, "100 KB on their way for 0.8 us"),
-
-        tree_level_us: predicted(0.8),
-        tree_32_step_alone_us: predicted(0.19),
-        tree_32_step_us: predicted(0.175),
-        tree_32_rest_us: predicted(0.27),
-        tree_64_step_alone_us: predicted(0.62),
-        tree_64_step_us: predicted(0.42),
-        tree_64_rest_us: predicted(0.7),
-        tree_128_step_alone_us: predicted(1.16),
-        tree_128_step_us: predicted(0.71),
-        tree_128_rest_us: predicted(1.2),
-
-        score_tile_us: predicted(0.045),
-        score_byte_us: predicted(0.0003),
-        score_turn_us: predicted(2.5),
-        score_fused: predicted(1.75),
-        score_fused_turn_us: predicted(1.4),
-        score_summed: predicted(1.25),
-        score_layer_us: predicted(2.5),
-    };
+    pub(in super::super) const H100: Rates = Rates::H200.of_same_die(
+        "tests/ptxtime/src/machine/h100.rs",
+        "as an H200, whose die it has",
+    );
 }
