@@ -100,6 +100,34 @@ fn more_keys_than_are_taken_at_a_time() {
     }
 }
 
+/// Rows that weigh differently, in several blocks of queries, which are taken head by head.
+#[test]
+fn more_queries_than_are_taken_at_a_time() {
+    let shape = Shape {
+        layers: 3,
+        batch: 2,
+        heads: 3,
+        tokens: 150,
+    };
+    for (lse, rows) in [
+        (Lse::Recomputed, vec![70]),
+        (Lse::Given(LogBase::Two), vec![3, 149]),
+    ] {
+        let mut case = Case::new(shape, 5);
+        case.config.output = Output::Rows(StartRows::Rows(rows));
+        let source = QueriesKeys {
+            lse,
+            ..QueriesKeys::new(&shape, 8)
+        };
+        let generated = ScoresCase { case, source }.generate();
+        for count in [1, 2, 3] {
+            let mut plan = Plan::new(&generated.problem, &threads(count)).unwrap();
+            let got = plan.run_to_vec(&generated.layers()).unwrap();
+            check(&format!("{lse:?}, {count} threads"), &generated, &got).unwrap();
+        }
+    }
+}
+
 /// A problem whose rows of attention must sum to 1.
 fn sound(base: LogBase) -> ScoresCase {
     let shape = Shape {
