@@ -19,11 +19,16 @@ const MOST_ENTRIES: usize = 64;
 /// Vectors of sums that fit into 16 registers, beside a weight and an entry.
 const MOST_VECTORS: usize = 8;
 
+/// Whether a row of so many entries is short.
+pub(super) fn is_short(len: usize) -> bool {
+    len <= MOST_ENTRIES
+}
+
 /// Vectors of a row, where it is short and its sums fit into the registers.
 #[inline(always)]
 pub(super) fn vectors<L: Lanes>(from: &MapRows<'_>) -> Option<usize> {
     let (len, vectors) = (from.len, from.len.div_ceil(L::LANES));
-    let is_short = L::LANES <= len && len <= MOST_ENTRIES && vectors <= MOST_VECTORS;
+    let is_short = L::LANES <= len && is_short(len) && vectors <= MOST_VECTORS;
     (is_short && from.causal_from.is_none()).then_some(vectors)
 }
 

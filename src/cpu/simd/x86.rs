@@ -58,6 +58,24 @@ impl Avx512 {
     }
 }
 
+/// The bits that are set in each byte, from the lowest on, and zeros.
+static SET_BITS: [[u8; 8]; 256] = {
+    let mut bits = [[0; 8]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let (mut bit, mut at) = (0, 0);
+        while bit < 8 {
+            if byte >> bit & 1 == 1 {
+                bits[byte][at] = bit as u8;
+                at += 1;
+            }
+            bit += 1;
+        }
+        byte += 1;
+    }
+    bits
+};
+
 impl Lanes for Avx2 {
     type Vector = __m256;
     const LANES: usize = 8;
@@ -201,15 +219,13 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn compress(self, vector: __m256, mask: u32, to: &mut [f32]) {
-        let to = &mut to[..8];
-        let mut values = [0.0; 8];
-        self.store(vector, &mut values);
-        let (mut mask, mut at) = (mask & 0xff, 0);
-        while mask != 0 {
-            to[at] = values[mask.trailing_zeros() as usize];
-            mask &= mask - 1;
-            at += 1;
-        }
+        let lanes = &SET_BITS[mask as usize & 0xff];
+        // SAFETY: `self` proves AVX2; eight bytes are borrowed.
+        let packed = unsafe {
+            let lanes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(lanes.as_ptr().cast()));
+            _mm256_permutevar8x32_ps(vector, lanes)
+        };
+        self.store(packed, to);
     }
 
     #[inline(always)]
