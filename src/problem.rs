@@ -204,9 +204,8 @@ impl Problem {
     }
 
     /// Bytes of map elements, and of as many gradients where they take part, that any evaluation must read at least once:
-    /// the windows, of the triangle where the maps are causal, and of the last layer only rows that carry start weight. Of
-    /// queries, keys and LSE those inside the windows. What lies behind all start rows of a causal map is counted in the other
-    /// layers, though no row needs it.
+    /// the windows, of the triangle where the maps are causal, up to the last start row, and of the last layer only rows that
+    /// carry start weight. Of queries, keys and LSE those inside the windows.
     pub fn map_bytes(&self) -> usize {
         let Shape { heads, .. } = self.shape;
         if let Some(source) = &self.queries_keys {
@@ -215,40 +214,41 @@ impl Problem {
             let lse = usize::from(source.has_lse()) * heads * size_of::<f32>();
             return self.layers.len() * tokens * (elements * self.dtype.size_bytes() + lse);
         }
-        let row_elements = |i: usize, len: usize| if self.config.causal { i + 1 } else { len };
         let mut elements = 0;
         for (item, window) in self.windows.iter().enumerate() {
-            let all = match self.config.causal {
-                true => window.len * (window.len + 1) / 2,
-                false => window.len * window.len,
+            let rows = |count: usize| match self.config.causal {
+                true => count * (count + 1) / 2,
+                false => count * window.len,
             };
-            let last: usize = match self.start_rows() {
-                0 => all,
-                rows => {
-                    let mut carries = vec![false; window.len];
-                    let mut weights = vec![0.0; window.len];
-                    for row in 0..rows {
-                        self.start_weights(item, row, &mut weights);
-                        for (carries, &weight) in carries.iter_mut().zip(&weights) {
-                            *carries |= weight != 0.0;
-                        }
-                    }
-                    (0..window.len)
-                        .filter(|&i| carries[i])
-                        .map(|i| row_elements(i, window.len))
-                        .sum()
-                }
-            };
+            let all = rows(window.len);
             // Discard selects over the whole map, so it reads the rows without weight too.
-            let last = if self.config.discard.is_some() {
-                all
-            } else {
-                last
+            let (others, last) = match self.config.output {
+                Output::Rows(_) if self.config.discard.is_none() => {
+                    let carry = self.rows_that_carry(item);
+                    let end = carry.last().map_or(0, |&row| row + 1);
+                    let others = if self.config.causal { rows(end) } else { all };
+                    (others, carry.iter().map(|&i| rows(i + 1) - rows(i)).sum())
+                }
+                _ => (all, all),
             };
-            elements += heads * (all * (self.layers.len() - 1) + last);
+            elements += heads * (others * (self.layers.len() - 1) + last);
         }
         let operands = 1 + usize::from(self.config.gradients.is_some());
         elements * operands * self.dtype.size_bytes()
+    }
+
+    /// The rows of an item's window that carry start weight, in order.
+    fn rows_that_carry(&self, item: usize) -> Vec<usize> {
+        let len = self.windows[item].len;
+        let mut carries = vec![false; len];
+        let mut weights = vec![0.0; len];
+        for row in 0..self.start_rows() {
+            self.start_weights(item, row, &mut weights);
+            for (carries, &weight) in carries.iter_mut().zip(&weights) {
+                *carries |= weight != 0.0;
+            }
+        }
+        (0..len).filter(|&row| carries[row]).collect()
     }
 
     /// The largest absolute value that an entry of the rollout or of a fused map can reach, on the way too, if every

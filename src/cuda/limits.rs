@@ -64,7 +64,7 @@ impl DeviceLimits {
         models.find_map(|(model, limits)| (model == name).then_some(limits))
     }
 
-    /// An NVIDIA H200.
+    /// An NVIDIA H200: all 60 MB of L2 of the die, since it has all 12 of its memory controllers; an H100 has 10.
     pub const H200: DeviceLimits = DeviceLimits {
         arch: 90,
         multiprocessors: 132,
@@ -72,13 +72,14 @@ impl DeviceLimits {
         shared_bytes_per_multiprocessor: 228 << 10,
         registers_per_multiprocessor: 65_536,
         threads_per_multiprocessor: 2048,
-        l2_bytes: 50 << 20,
+        l2_bytes: 60 << 20,
         memory_bytes_per_us: 4_916_736,
         clusters: true,
     };
 
-    /// An NVIDIA H100 SXM, which differs only in its memory.
+    /// An NVIDIA H100 SXM, which differs only in its memory and its L2.
     pub const H100: DeviceLimits = DeviceLimits {
+        l2_bytes: 50 << 20,
         memory_bytes_per_us: 3_352_320,
         ..DeviceLimits::H200
     };
