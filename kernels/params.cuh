@@ -249,6 +249,16 @@ struct ScoreRowsParams {
   Scores scores;              // of one layer
 };
 
+// score_short: one row of relevance times the fused map of one layer, in parts.
+struct ScoreShortParams {
+  const float *relevance;     // [batch or 1, len], counted from the window's start
+  i64 stride_batch;
+  float *partials;            // [heads, query splits, batch, scores.sums_len]
+  u32 query_splits;           // blocks that share the queries of a head
+  u32 reserved;
+  Scores scores;              // of one layer
+};
+
 // score_residual: the relevance after a layer from the parts of its product.
 struct ScoreResidualParams {
   const float *relevance;     // before the layer, as for score_rows

@@ -131,19 +131,19 @@ struct Tokens {
 
   // Starts copying a chunk, from byte `begin` to byte `end` at most, of the tokens of a head from `first` on into a panel of
   // shared memory. Zeros where there is no token, or nothing more of it. One warp.
-  template <class Element>
+  template <class Element, u32 TOKENS = TILE>
   DEVICE void fetch(u32 to, u32 head, u32 first, u32 len, u32 begin, u32 end) const {
     const u32 left = begin + within < end && first < len ? len - first : 0;
     u64 from = origin + head * stride_head + first * stride_token + begin;
     u32 place = to + token * PITCH + within;
     if (aligned) {
 #pragma unroll
-      for (u32 t = 0; t < TILE; t += STEP, from += STEP * stride_token) {
+      for (u32 t = 0; t < TOKENS; t += STEP, from += STEP * stride_token) {
         copy_granule_or_zeros(place + t * PITCH, from, token + t < left);
       }
     } else {
 #pragma unroll 1
-      for (u32 t = token; t < TILE; t += STEP, from += STEP * stride_token, place += STEP * PITCH) {
+      for (u32 t = token; t < TOKENS; t += STEP, from += STEP * stride_token, place += STEP * PITCH) {
         store_shared_granule(place, t < left ? load_elements<Element>(from) : Granule{});
       }
     }
@@ -202,6 +202,16 @@ struct ItemScores {
   DEVICE bool masks(u32 row, u32 column) const {
     if (maskless) return false;
     return scores.causal && column > row || layer.sliding_window && distance(row, column) >= layer.sliding_window;
+  }
+
+  // The keys that masks leave to a query, or some beyond the window's end.
+  DEVICE void attended(u32 row, u32 &begin, u32 &end) const {
+    begin = 0;
+    end = scores.causal ? row + 1 : ~0u;
+    if (!layer.sliding_window) return;
+    const u32 reach = layer.sliding_window - 1;
+    begin = row - min_u32(row, reach);
+    end = min_u32(end, row + min_u32(reach, ~0u - 1 - row) + 1);
   }
 
   // Whether none of a tile are.

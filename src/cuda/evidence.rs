@@ -48,7 +48,9 @@ impl Evidence {
         };
         let probed = problem.shape().heads * PROBED_ROWS;
         let blocks = match pipeline {
-            Pipeline::ScoreRows(_) => Some(AddResidual::blocks(problem.shape().tokens)),
+            Pipeline::ScoreRows(_) | Pipeline::ShortRows(_) => {
+                Some(AddResidual::blocks(problem.shape().tokens))
+            }
             _ => None,
         };
         let rows = blocks.map_or(window_len as usize, |blocks| problem.start_rows() * blocks);

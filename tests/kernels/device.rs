@@ -8,7 +8,7 @@ use std::sync::Arc;
 use attention_rollout::cuda::address::{Address, Base, Bases};
 use attention_rollout::cuda::kernel::{
     Fusion, Kernel, MatrixStream, Reading, RingMatrix, RingRows, RolloutRows, RowsStream, Sets,
-    SplitProduct, Splits,
+    ShortRows, ShortScores, SplitProduct, Splits,
 };
 use attention_rollout::cuda::launch::MAX_WORDS;
 use attention_rollout::cuda::pipeline::Pipeline;
@@ -216,6 +216,10 @@ fn pipeline(problem: &Problem, path: Path) -> Pipeline {
         Path::Product(arithmetic, form) => Pipeline::Product { arithmetic, form },
         Path::Stream(way) => stream(problem, way),
         Path::ScoreRows(splits) => Pipeline::ScoreRows(splits),
+        Path::ScoreShort(query_splits) => Pipeline::ShortRows(ShortRows {
+            kernel: ShortScores::of(problem, 1).expect("one row of plain scores"),
+            query_splits,
+        }),
         Path::Tree { tile, .. } => Pipeline::Tree(Some(SplitProduct { tile })),
     }
 }

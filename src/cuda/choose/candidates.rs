@@ -26,6 +26,7 @@ impl Workload<'_> {
         }
         pipelines.extend(self.ring_rows());
         pipelines.extend(self.score_rows());
+        pipelines.extend(self.short_rows());
         let limit = self.matrix_tokens().next();
         pipelines.extend(limit.and_then(|tokens| self.ring_matrix(arithmetic, tokens)));
         pipelines.extend(self.tree());
@@ -163,7 +164,10 @@ impl Workload<'_> {
     /// Whether the kernels of `pipeline` can be launched for the problem on the device at all.
     fn can_launch(&self, pipeline: Pipeline) -> bool {
         // Others keep the fused maps of all layers.
-        let one_by_one = matches!(pipeline, Pipeline::Product { .. } | Pipeline::ScoreRows(_));
+        let one_by_one = matches!(
+            pipeline,
+            Pipeline::Product { .. } | Pipeline::ScoreRows(_) | Pipeline::ShortRows(_)
+        );
         if self.order == Some(LayerOrder::TopDown) && !one_by_one {
             return false;
         }
@@ -183,6 +187,7 @@ impl Workload<'_> {
             }
             Pipeline::RingRows(ring_rows) => ring_rows.kernel.variant().runs_on(self.limits),
             Pipeline::ScoreRows(_) => true,
+            Pipeline::ShortRows(_) => true,
             Pipeline::Tree(kernel) => {
                 let can = |kernel: SplitProduct| {
                     // Blocks along y and z, and items of products along x.

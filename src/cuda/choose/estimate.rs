@@ -24,7 +24,10 @@ impl Workload<'_> {
         let reads_fused = match pipeline {
             Pipeline::Rows { .. } | Pipeline::RingRows(_) => self.fused_first,
             Pipeline::RingMatrix(_) => self.matrix_fused_first,
-            Pipeline::ScoreRows(_) | Pipeline::Product { .. } | Pipeline::Tree(_) => false,
+            Pipeline::ScoreRows(_)
+            | Pipeline::ShortRows(_)
+            | Pipeline::Product { .. }
+            | Pipeline::Tree(_) => false,
         };
         let part = self.items_at_a_time(reads_fused);
         let of_items = |batch| {
@@ -41,7 +44,7 @@ impl Workload<'_> {
         let excludes = !self.problem.config().exclude_from_attention.is_empty();
         let fused_launches = if excludes { 2.0 } else { 1.0 };
         let fusing = match pipeline {
-            Pipeline::ScoreRows(_) => Figure::ZERO,
+            Pipeline::ScoreRows(_) | Pipeline::ShortRows(_) => Figure::ZERO,
             _ if self.problem.queries_keys().is_some() => self.score_fusion_us(),
             _ if reads_fused => self.fusion_us() + fused_launches * self.rates.launch_us,
             _ => Figure::ZERO,
@@ -54,6 +57,7 @@ impl Workload<'_> {
             + cutting
             + match pipeline {
                 Pipeline::ScoreRows(splits) => self.score_rows_us(splits),
+                Pipeline::ShortRows(rows) => self.short_rows_us(rows),
                 Pipeline::Rows { rows, splits } => self.rows_us(rows, splits),
                 Pipeline::RingRows(ring_rows) => self.ring_rows_us(ring_rows),
                 Pipeline::RingMatrix(ring_matrix) => self.ring_matrix_us(ring_matrix),

@@ -155,6 +155,14 @@ rates! {
     score_summed,
     /// What a layer of rows takes beside its tiles and launches.
     score_layer_us,
+    /// A block of `score_short` beside its turns, in which each warp takes 16 queries.
+    score_short_us,
+    /// Such a turn, alone.
+    score_short_turn_us,
+    /// For each byte of a query or key.
+    score_short_byte_us,
+    /// How much longer it takes beside other blocks.
+    score_short_shared_us,
 }
 
 const fn of_same_die(rate: Figure, machine: &'static str, instead: &'static str) -> Figure {

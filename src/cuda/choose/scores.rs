@@ -2,7 +2,7 @@
 
 use super::Workload;
 use super::figure::Figure;
-use crate::cuda::kernel::{MAX_SCORE_ROWS, ScoreRows, ScoreSplits};
+use crate::cuda::kernel::{MAX_SCORE_ROWS, ScoreRows, ScoreSplits, ShortRows, ShortScores};
 use crate::cuda::options::LayerOrder;
 use crate::cuda::pipeline::Pipeline;
 use crate::cuda::schedule::l2_budget;
@@ -49,7 +49,48 @@ impl Workload<'_> {
         can.then_some(Pipeline::ScoreRows(splits))
     }
 
+    /// One row of short windows without a map, where that can be.
+    pub(super) fn short_rows(&self) -> Option<Pipeline> {
+        self.score_rows()?;
+        let kernel = ShortScores::of(self.problem, self.common.window_len)?;
+        let splits = 1..=ShortScores::turns(self.common.window_len, 1);
+        let rows = splits.map(|query_splits| ShortRows {
+            kernel,
+            query_splits,
+        });
+        let us = |rows: &ShortRows| self.short_layer_us(*rows).value;
+        let rows = rows.min_by(|a, b| us(a).total_cmp(&us(b)))?;
+        let fits = rows.kernel.shared_bytes(self.problem.queries_keys()?) as usize
+            <= self.limits.shared_bytes_per_block;
+        fits.then_some(Pipeline::ShortRows(rows))
+    }
+
     /// The time of it.
+    pub(super) fn short_rows_us(&self, rows: ShortRows) -> Figure {
+        self.layers() * (self.short_layer_us(rows) + 2.0 * self.rates.launch_us)
+    }
+
+    /// The time of the blocks of a layer: as one takes that has a multiprocessor for itself, or as all do that share it.
+    fn short_layer_us(&self, rows: ShortRows) -> Figure {
+        let Some(source) = self.problem.queries_keys() else {
+            return Figure::ZERO;
+        };
+        let bytes = source.head_dim * self.problem.dtype().size_bytes();
+        let turns = ShortScores::turns(self.common.window_len, rows.query_splits);
+        let turns = f64::from(turns);
+        let turn_us =
+            self.rates.score_short_turn_us + self.rates.score_short_byte_us * bytes as f64;
+        let alone_us = self.rates.score_short_us + turns * turn_us;
+        let shared_bytes = rows.kernel.shared_bytes(source) as usize;
+        let fitting = self.limits.shared_bytes_per_multiprocessor / shared_bytes.max(1);
+        let resident = f64::from(RESIDENT).min(fitting as f64).max(1.0);
+        let blocks =
+            self.batch * (self.problem.shape().heads as f64) * f64::from(rows.query_splits);
+        let waves = blocks / (resident * f64::from(self.limits.multiprocessors));
+        alone_us.max(waves * (alone_us + turns * self.rates.score_short_shared_us))
+    }
+
+    /// The time of rows by `score_rows`.
     pub(super) fn score_rows_us(&self, splits: ScoreSplits) -> Figure {
         let Some(source) = self.problem.queries_keys() else {
             return Figure::ZERO;
@@ -154,6 +195,50 @@ mod tests {
         ([6, 4, 12, 64], 36.1, Some(22.2)),
         ([4, 1, 32, 2048], 280.6, None),
     ];
+
+    /// The same where the LSE is recomputed, of short windows: by `score_short`, and by `score_sums` and what follows it.
+    const PREDICTED_SHORT: [([usize; 4], usize, f64, f64); 8] = [
+        ([12, 1, 12, 197], 64, 100.1, 109.0),
+        ([12, 8, 12, 197], 64, 130.3, 174.7),
+        ([12, 16, 12, 197], 64, 160.8, 248.3),
+        ([12, 64, 12, 197], 64, 394.8, 673.0),
+        ([12, 64, 12, 128], 64, 248.7, 340.6),
+        ([12, 64, 12, 64], 64, 174.0, 158.5),
+        ([6, 4, 12, 64], 64, 44.8, 42.0),
+        ([12, 64, 12, 197], 128, 782.1, 1245.5),
+    ];
+
+    #[test]
+    fn estimates_of_short_windows_are_near_what_is_predicted() {
+        for ([layers, batch, heads, tokens], head_dim, short, tiles) in PREDICTED_SHORT {
+            let shape = Shape {
+                layers,
+                batch,
+                heads,
+                tokens,
+            };
+            let problem = Problem::builder(shape, DType::F16);
+            let problem = problem.queries_keys(QueriesKeys::new(&shape, head_dim));
+            let problem = problem.build().unwrap();
+            let work = Workload::new(&problem, batch, &DeviceLimits::H200, true);
+            let all = work.candidates(Precision::F32);
+            let of_kind = |is_kind: fn(&Pipeline) -> bool| {
+                let mut of_kind = all.iter().filter(|(_, pipeline)| is_kind(pipeline));
+                of_kind.next().unwrap().0
+            };
+            let estimates = [
+                of_kind(|pipeline| matches!(pipeline, Pipeline::ShortRows(_))),
+                of_kind(|pipeline| matches!(pipeline, Pipeline::ScoreRows(_))),
+            ];
+            for (estimate, us) in estimates.into_iter().zip([short, tiles]) {
+                let factor = (estimate / us).max(us / estimate);
+                assert!(factor < 1.5, "{shape}: {estimate} us, predicted {us}");
+            }
+            if short.max(tiles) / short.min(tiles) > 1.3 {
+                assert_eq!(estimates[0] < estimates[1], short < tiles, "{shape}");
+            }
+        }
+    }
 
     #[test]
     fn estimates_are_near_what_is_predicted() {

@@ -29,7 +29,7 @@ pub(super) const ROOM_OF_HEADS: u32 = 3;
 /// Bytes of a query or key that are in shared memory at a time.
 const CHUNK_BYTES: usize = 128;
 /// Shared memory of such bytes of the tokens of a tile.
-const PANEL_BYTES: u32 = TILE * (CHUNK_BYTES as u32 + 16);
+pub(super) const PANEL_BYTES: u32 = TILE * (CHUNK_BYTES as u32 + 16);
 /// Most warps that take tiles in a block of which the tokens of one head stay.
 const STAYING_WARPS: u32 = 7;
 /// Threads of such a block at most.
@@ -71,6 +71,11 @@ pub(super) const fn passing_bytes(panels: u32) -> u32 {
     ROOM_OF_HEADS * panels * PANEL_BYTES
 }
 
+/// Chunks of a query or key of `source`, of elements of type `dtype`.
+pub(super) fn chunks(source: &QueriesKeys, dtype: DType) -> u32 {
+    (source.head_dim * dtype.size_bytes()).div_ceil(CHUNK_BYTES) as u32
+}
+
 /// Warps that take tiles in a block on windows of `window_len` tokens, and its dynamic shared memory, where of one head of `source`, of
 /// elements of type `dtype`, 32 tokens stay with each warp: as many as at most `panels` panels take, and not many more than
 /// needed.
@@ -80,8 +85,7 @@ pub(super) fn staying_block(
     window_len: u32,
     panels: u32,
 ) -> (u32, u32) {
-    let chunks = source.head_dim * dtype.size_bytes();
-    let chunks = chunks.div_ceil(CHUNK_BYTES) as u32;
+    let chunks = chunks(source, dtype);
     let most = (panels / chunks).clamp(1, STAYING_WARPS);
     let tiles = window_len.div_ceil(TILE).max(1);
     let warps = tiles.div_ceil(tiles.div_ceil(most));

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::cuda::kernel::{
-    Arithmetic, Exchange, Form, RingMatrix, RingRows, ScoreSplits, SplitProduct, Splits,
+    Arithmetic, Exchange, Form, RingMatrix, RingRows, ScoreSplits, ShortRows, SplitProduct, Splits,
 };
 
 /// A pipeline with its open choices made.
@@ -22,6 +22,8 @@ pub enum Pipeline {
     RingMatrix(RingMatrix),
     /// `score_rows` and `score_residual`.
     ScoreRows(ScoreSplits),
+    /// `score_short` and `score_residual`.
+    ShortRows(ShortRows),
     /// `head_fusion` that splits, and `split_product`: one kernel for all levels, or for each the one that fits.
     Tree(Option<SplitProduct>),
     /// `head_fusion` and `rollout_product`.
@@ -66,6 +68,9 @@ impl fmt::Display for Pipeline {
                     f,
                     "score rows, {queries} x {heads} blocks to a tile of keys"
                 )
+            }
+            Pipeline::ShortRows(ShortRows { query_splits, .. }) => {
+                write!(f, "short score rows, {query_splits} blocks to a head")
             }
             Pipeline::Tree(None) => write!(f, "tree"),
             Pipeline::Tree(Some(kernel)) => write!(f, "tree, tiles of {}", kernel.tile),

@@ -5,7 +5,8 @@
 //! - ring matrix: `matrix_stream`, the matrix of short windows, through such a ring, one block or cluster per item;
 //! - product: `head_fusion`, then `rollout_product` layer by layer, anything;
 //! - tree: `head_fusion` that splits, then `split_product` level by level, matrices;
-//! - score rows: `score_rows` and `score_residual` layer by layer, up to 8 start rows of queries and keys.
+//! - score rows: `score_rows` and `score_residual` layer by layer, up to 8 start rows of queries and keys;
+//! - short score rows: `score_short` instead, one row of short windows whose LSE is not given.
 //!
 //! Discard selects over whole fused maps, and a row without excluded tokens is divided by its sum, so with either the first
 //! three read fused maps instead of the caller's; and so does, with gradients, what has no variant that weighs by them.
@@ -30,6 +31,7 @@ use super::schedule::Schedule;
 use crate::problem::Problem;
 
 use builder::Builder;
+use score_rows::LayerProduct;
 
 pub use choice::Pipeline;
 
@@ -65,10 +67,9 @@ impl Pipeline {
             Pipeline::Product { arithmetic, form } => builder.product(arithmetic, form),
             Pipeline::Tree(kernel) => builder.tree(kernel),
             Pipeline::ScoreRows(splits) => {
-                if let Some(source) = problem.queries_keys() {
-                    builder.score_rows_of_batch(source, splits);
-                }
+                builder.score_rows_of_batch(LayerProduct::Tiles(splits));
             }
+            Pipeline::ShortRows(rows) => builder.score_rows_of_batch(LayerProduct::Short(rows)),
         }
         builder.finish()
     }
@@ -103,7 +104,8 @@ impl Pipeline {
             | Pipeline::RingRows(_)
             | Pipeline::RingMatrix(_)
             | Pipeline::Tree(_)
-            | Pipeline::ScoreRows(_) => tokens,
+            | Pipeline::ScoreRows(_)
+            | Pipeline::ShortRows(_) => tokens,
         };
         Builder::new(self, problem, batch, room, limits, start_stride)
     }

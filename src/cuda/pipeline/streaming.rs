@@ -3,6 +3,7 @@
 use super::builder::{Builder, chunks};
 use super::choice::Pipeline;
 use super::product::{Stage, Steps};
+use super::score_rows::LayerProduct;
 use crate::config::Output;
 use crate::cuda::kernel::{Arithmetic, Form, MapSource, Matrices, MatrixStream, RingMatrix};
 use crate::cuda::options::LayerOrder;
@@ -38,6 +39,7 @@ impl Builder<'_> {
                 Pipeline::Rows { .. }
                 | Pipeline::RingRows(_)
                 | Pipeline::ScoreRows(_)
+                | Pipeline::ShortRows(_)
                 | Pipeline::Tree(_),
             ) => self.streamed_matrix(Arithmetic::F32),
         }
@@ -63,7 +65,7 @@ impl Builder<'_> {
                 self.ring_rows(&items, MapSource::Fused(stage.fused), ring_rows, &between);
             }
             // Takes queries and keys from the last layer on, which are gone by then, or makes no rows: no candidates here.
-            Pipeline::ScoreRows(_) | Pipeline::Tree(_) => {}
+            Pipeline::ScoreRows(_) | Pipeline::ShortRows(_) | Pipeline::Tree(_) => {}
             Pipeline::Product { arithmetic, .. }
             | Pipeline::RingMatrix(RingMatrix {
                 kernel: MatrixStream { arithmetic, .. },
@@ -76,9 +78,12 @@ impl Builder<'_> {
 
     /// Rows times each layer when it is pushed, the last one first.
     fn rows_top_down(&mut self) {
-        match (self.pipeline, self.problem.queries_keys()) {
-            (Pipeline::ScoreRows(splits), Some(source)) => self.score_rows_of_batch(source, splits),
-            (Pipeline::Product { arithmetic, .. }, _) => {
+        match self.pipeline {
+            Pipeline::ScoreRows(splits) => {
+                self.score_rows_of_batch(LayerProduct::Tiles(splits));
+            }
+            Pipeline::ShortRows(rows) => self.score_rows_of_batch(LayerProduct::Short(rows)),
+            Pipeline::Product { arithmetic, .. } => {
                 let stage = self.stage(1, self.room);
                 self.rows_of_stage(arithmetic, &stage);
             }

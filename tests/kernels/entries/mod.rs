@@ -43,6 +43,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         group::ENTRIES,
         scores::ENTRIES,
         scores::rows::ENTRIES,
+        scores::short::ENTRIES,
         range::ENTRIES,
         inputs::ENTRIES,
         values::ENTRIES,

@@ -2,6 +2,7 @@
 
 mod evidence;
 pub mod rows;
+pub mod short;
 
 use attention_rollout::cuda::kernel::{Arithmetic, Form, MAX_SCORE_LAYERS};
 use attention_rollout::{

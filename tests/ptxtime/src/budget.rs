@@ -10,7 +10,7 @@ const PUBLISHED_BYTES_PER_US: f64 = 4.8e6;
 const FILLED: f64 = 0.5;
 
 /// The shapes: output, extents, element type.
-const SHAPES: [(&str, &str, &str); 30] = [
+const SHAPES: [(&str, &str, &str); 31] = [
     ("rows", "12x64x12x197", "f16"),
     ("rows", "12x64x12x197", "f32"),
     ("matrix", "12x64x12x197", "f16"),
@@ -41,6 +41,7 @@ const SHAPES: [(&str, &str, &str); 30] = [
     ("scores", "12x64x12x197", "f16"),
     ("scores", "12x8x12x197", "f16"),
     ("scores", "4x1x32x2048", "f16"),
+    ("recomputed", "12x64x12x197", "f16"),
 ];
 const CLINICAL: &str = "3x256x4x100;2x256x4x60;3x256x4x40;2x256x4x24;1x256x4x48;1x256x4x3";
 

@@ -15,11 +15,13 @@ const GRAPH: &str = "attention-rollout graph";
 /// A line of a benchmark: one output of one workload.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// `rows`, `matrix`, `discard`, `gradients`, which weighs maps for rows, or `scores`, rows from queries and keys.
+    /// `rows`, `matrix`, `discard`, `gradients`, which weighs maps for rows, `scores`, rows from queries and keys, or
+    /// `recomputed`, the same without their LSE.
     pub output: String,
     /// The workload's name.
     pub workload: String,
-    /// Layers, batch, heads and tokens of each of its problems: `12x8x12x197`, several with `;`.
+    /// Layers, batch, heads and tokens of each of its problems: `12x8x12x197`, several with `;`. Of queries and keys their
+    /// elements may follow; else these are 64.
     pub extents: String,
     /// Element type of the maps.
     pub dtype: String,
@@ -112,12 +114,16 @@ impl Row {
                 });
             }
             "gradients" => config.gradients = Some(GradientRule::Heads),
-            "scores" => {}
+            "scores" | "recomputed" => {}
             other => return Err(format!("no output {other}")),
         }
         let problem = |extents: &str| {
             let extents: Vec<usize> = extents.split('x').flat_map(str::parse).collect();
-            let [layers, batch, heads, tokens] = extents[..] else {
+            let (extents, head_dim) = match extents[..] {
+                [ref extents @ .., head_dim] if extents.len() == 4 => (extents, head_dim),
+                _ => (&extents[..], 64),
+            };
+            let [layers, batch, heads, tokens] = *extents else {
                 return Err(format!("four extents expected, got {:?}", self.extents));
             };
             let shape = Shape {
@@ -127,12 +133,16 @@ impl Row {
                 tokens,
             };
             let mut problem = Problem::builder(shape, dtype).config(config.clone());
-            if self.output == "scores" {
-                // One row of queries and keys of 64 elements, with their LSE.
+            let lse = match self.output.as_str() {
+                "scores" => Some(Lse::Given(LogBase::E)),
+                "recomputed" => Some(Lse::Recomputed),
+                _ => None,
+            };
+            if let Some(lse) = lse {
                 problem = problem.queries_keys(QueriesKeys {
-                    lse: Lse::Given(LogBase::E),
+                    lse,
                     mass_tolerance: None,
-                    ..QueriesKeys::new(&shape, 64)
+                    ..QueriesKeys::new(&shape, head_dim)
                 });
             }
             problem.build().map_err(|error| error.to_string())

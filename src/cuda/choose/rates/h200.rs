@@ -91,5 +91,9 @@ impl Rates {
         score_fused_turn_us: predicted(1.4),
         score_summed: predicted(1.25),
         score_layer_us: predicted(2.5),
+        score_short_us: predicted(3.0),
+        score_short_turn_us: predicted(0.9),
+        score_short_byte_us: predicted(0.012),
+        score_short_shared_us: predicted(1.0),
     };
 }

@@ -127,6 +127,7 @@ fn problems() -> Vec<(Problem, bool, Option<LayerOrder>)> {
         ),
         of([6, 4, 12, 64], F16, None),
         of([4, 8, 12, 512], F16, None),
+        of([2, 64, 12, 197], F16, None),
     ];
     let alone = alone.map(|problem| (problem, false, None));
     let member = |tokens| (of([3, 64, 4, tokens], F32, row()), true, None);
