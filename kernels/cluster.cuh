@@ -54,6 +54,14 @@ DEVICE float load_peer(const float *from, u32 rank) {
   return value;
 }
 
+DEVICE u32 load_peer(const u32 *from, u32 rank) {
+  u32 value = *from;
+  if constexpr (HAS_CLUSTERS) {
+    asm volatile("ld.shared::cluster.b32 %0, [%1];" : "=r"(value) : "r"(peer_address(from, rank)) : "memory");
+  }
+  return value;
+}
+
 DEVICE uint4 load_peer(const uint4 *from, u32 rank) {
   uint4 value = *from;
   if constexpr (HAS_CLUSTERS) {

@@ -6,6 +6,15 @@
 
 DEVICE u64 global_address(const void *pointer) { return __cvta_generic_to_global(pointer); }
 
+// 16 bytes from a multiple of 16.
+DEVICE Granule load_granule(u64 address) {
+  Granule g;
+  asm("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(g.word[0]), "=r"(g.word[1]), "=r"(g.word[2]), "=r"(g.word[3])
+      : "l"(address));
+  return g;
+}
+
 // 16 bytes from a multiple of 16; zeros where not `wanted`. Predicated inside the asm: without a branch, several loads
 // stay in flight.
 DEVICE Granule load_granule(u64 address, bool wanted) {
@@ -100,14 +109,14 @@ DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// Adds 1 to a word of shared memory, where `wanted`, without a branch.
-DEVICE void count_shared(u32 address, bool wanted) {
+// Adds 1 to a word of an array in shared memory.
+DEVICE void count_shared(u32 array, u32 index) {
   asm volatile(
       "{\n\t"
-      ".reg .pred wanted;\n\t"
-      "setp.ne.u32 wanted, %1, 0;\n\t"
-      "@wanted red.shared.add.u32 [%0], 1;\n\t"
-      "}" ::"r"(address),
-      "r"(u32(wanted))
+      ".reg .b32 at;\n\t"
+      "mad.lo.u32 at, %1, 4, %0;\n\t"
+      "red.shared.add.u32 [at], 1;\n\t"
+      "}" ::"r"(array),
+      "r"(index)
       : "memory");
 }

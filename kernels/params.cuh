@@ -279,7 +279,8 @@ struct DiscardParams {
   const Window *windows;      // [batch]
   const u64 *counts;          // [batch]: how many of the smallest entries to take
   u64 *cuts;                  // [layers, batch]
-  u32 batch, layers, causal, discard_first;
+  u32 batch, causal, discard_first;
+  u32 kept;                   // granules of each thread that stay in shared memory
 };
 
 // exclusion: fused maps without the tokens that nothing attends to, in place.

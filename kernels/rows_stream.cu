@@ -100,12 +100,7 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
         fuse(fused, maps, ring.data + tile.begin + turn * tile.row_bytes + first_column * ELEMENT::BYTES, tile, first_column,
              within);
         if constexpr (DISCARDS) {
-          if (cut.last) {
-#pragma unroll
-            for (u32 k = 0; k < COLUMNS; ++k) {
-              fused[k] = cut.apply(fused[k], in_window, tile.column + first_column + k * WARP);
-            }
-          }
+          if (cut.last) cut.apply_row(fused, in_window, tile.column + first_column);
         }
       };
       bool is_fused = false;

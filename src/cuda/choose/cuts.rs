@@ -2,10 +2,7 @@
 
 use super::Workload;
 use super::figure::Figure;
-use crate::cuda::kernel::{FindCuts, Kernel, MAX_LAYERS_PER_LAUNCH};
-
-/// Entries up to which two digits of 11 bits tell most of those of a map of random attention apart; three do of larger maps.
-const TWO_DIGITS: f64 = 65_536.0;
+use crate::cuda::kernel::{FindCuts, MAX_LAYERS_PER_LAUNCH};
 
 impl Workload<'_> {
     /// The time of the launches that find the cuts of `layers` fused maps of each of `items` items; none without discard.
@@ -17,22 +14,24 @@ impl Workload<'_> {
             Some(_) => 1,
             None => MAX_LAYERS_PER_LAUNCH,
         };
-        let launches = layers.div_ceil(most) as f64;
-        let maps = items * layers as f64 / launches;
         let len = self.common.window_len;
-        let blocks = match self.grouped {
-            true => 1,
-            false => FindCuts::blocks(maps.ceil() as usize, len, self.limits),
+        let launch_us = |layers: usize| {
+            let maps = items * layers as f64;
+            let blocks = match self.grouped {
+                true => 1,
+                false => FindCuts::divide(maps.ceil() as usize, len, self.limits).blocks,
+            };
+            // Blocks of one multiprocessor work in turns.
+            let turns = self.waves(maps * f64::from(blocks), 1);
+            let entries = f64::from(len).powi(2) / f64::from(blocks);
+            let block_us = entries * self.rates.cut_entry_us + self.rates.cut_block_us;
+            self.rates.launch_us + turns * block_us
         };
-        let entries = f64::from(len).powi(2);
-        let passes = if entries <= TWO_DIGITS { 2.0 } else { 3.0 };
-        let resident = FindCuts.variant().blocks_per_multiprocessor;
-        let all = maps * f64::from(blocks);
-        // Those of one multiprocessor, which count in turns.
-        let beside = (all / f64::from(self.limits.multiprocessors)).ceil();
-        let counted = beside.min(f64::from(resident)) * entries / f64::from(blocks);
-        let pass_us = counted * self.rates.cut_entry_us + self.rates.cut_pass_us;
-        launches * (self.rates.launch_us + self.waves(all, resident) * passes * pass_us)
+        let full = (layers / most) as f64 * launch_us(most);
+        match layers % most {
+            0 => full,
+            rest => full + launch_us(rest),
+        }
     }
 }
 
@@ -49,20 +48,16 @@ mod tests {
     use crate::layout::Shape;
     use crate::problem::Problem;
 
-    /// Of the launches of `discard` that `schedule` has: passes of all turns of blocks, and entries that a multiprocessor counts
-    /// in them.
+    /// Of the launches of `discard` that `schedule` has: turns of blocks, and entries that a multiprocessor counts in them.
     fn launched(schedule: &Schedule, len: usize) -> [f64; 2] {
         let multiprocessors = DeviceLimits::H200.multiprocessors as usize;
-        let (entries, passes) = (len * len, if len <= 256 { 2 } else { 3 });
         let steps = schedule.steps().iter().map(|step| step.launch(true));
         let mut sums = [0.0; 2];
         for launch in steps.filter(|launch| launch.variant().stem == "discard") {
             let geometry = launch.geometry();
-            let blocks = geometry.blocks() as usize;
-            let turns = passes * blocks.div_ceil(2 * multiprocessors);
-            let beside = blocks.div_ceil(multiprocessors).min(2);
+            let turns = (geometry.blocks() as usize).div_ceil(multiprocessors);
             sums[0] += turns as f64;
-            sums[1] += (turns * beside * entries) as f64 / f64::from(geometry.grid[1]);
+            sums[1] += (turns * len * len) as f64 / f64::from(geometry.grid[1]);
         }
         sums
     }
@@ -71,7 +66,7 @@ mod tests {
     fn cuts_are_priced_by_the_launches_that_a_schedule_has() {
         let mut rates = [(); 3].map(|()| Rates::H200.clone());
         let more = |figure: &mut Figure| figure.value += 1.0;
-        more(&mut rates[1].cut_pass_us);
+        more(&mut rates[1].cut_block_us);
         more(&mut rates[2].cut_entry_us);
         let mut compared = 0;
         for [layers, batch, heads, tokens] in [
@@ -121,7 +116,7 @@ mod tests {
                         None => pipeline.schedule(&problem, batch, &limits),
                         Some(order) => pipeline.streaming(&problem, batch, batch, &limits, order),
                     };
-                    let [known, passes, entries] =
+                    let [known, blocks, entries] =
                         works.map(|work| work.microseconds(pipeline).value);
                     // Of the product it is estimated how many items stay in L2 with their states.
                     let tolerance = match pipeline {
@@ -129,7 +124,7 @@ mod tests {
                         _ => 1.0 + 1e-6,
                     };
                     let launched = launched(&schedule, tokens);
-                    for (more, launched) in [passes - known, entries - known].iter().zip(launched) {
+                    for (more, launched) in [blocks - known, entries - known].iter().zip(launched) {
                         let factor = (more / launched).max(launched / more);
                         assert!(
                             factor <= tolerance,

@@ -74,10 +74,10 @@ rates! {
     /// From asking for the heads of a turn to having added these: nothing hides those of the first.
     fusion_turn_us,
 
-    /// Counting an entry of a fused map by a digit, a pass of `discard`.
+    /// An entry of a fused map in a block of `discard`, in all passes over it.
     cut_entry_us,
-    /// What a pass of a block takes beside: the histogram is cleared, added up over the cluster, and searched.
-    cut_pass_us,
+    /// What a block takes beside: histograms are cleared, added up over the cluster, and searched.
+    cut_block_us,
 
     /// 16 columns of a `rollout_product` tile: a round trip to L2 that nothing hides.
     product_step_us,

@@ -110,6 +110,7 @@ kernels! {
     split_product: SplitProduct, SplitProductParams;
 }
 
+pub use discard::CutBlocks;
 pub use matrix_stream::{MatrixRing, RingMatrix};
 pub use rollout_rows::{RowsOperands, Splits};
 pub use rows_stream::{Exchange, Ring, RingOperands, RingRows, Sets};

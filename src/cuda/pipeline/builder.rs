@@ -248,8 +248,8 @@ impl<'a> Builder<'a> {
             }
             if let Some(cuts) = fused.cuts {
                 let maps = items.len() * group.len();
-                let blocks = FindCuts::blocks(maps, window_len, self.limits);
-                self.push(FindCuts.launch(problem, items, group.len(), blocks, fused, cuts));
+                let divided = FindCuts::divide(maps, window_len, self.limits);
+                self.push(FindCuts.launch(problem, items, group.len(), divided, fused, cuts));
             }
             if excludes {
                 self.push(Exclude.launch(problem, items, group.len(), window_len, fused));

@@ -6,7 +6,7 @@ use attention_rollout::{DType, DiscardScope, HeadFusion, Output, StartRows};
 
 use super::tree::whole;
 use super::{Entry, discard, fusions};
-use crate::cases::{Case, Path, ring_matrix};
+use crate::cases::{Case, Path, StreamWay, ring_matrix};
 use crate::device::Device;
 use crate::lab::Lab;
 use crate::maps;
@@ -86,10 +86,39 @@ pub const ENTRIES: &[Entry] = &[
         },
     },
     Entry {
+        name: "stream_discard_values",
+        kernels: &["rows_stream"],
+        short: true,
+        run: |lab| {
+            let path = Path::Stream(StreamWay::ONE);
+            discarded(lab, path, |case| {
+                case.start(StartRows::Rows((0..8).collect()))
+            })?;
+            // Rows before that of the cut, behind it, and its own.
+            for special_tokens in [2, 40] {
+                Case::new([2, 1, 1, 70])
+                    .dtype(DType::F32)
+                    .levels(3)
+                    .start(StartRows::Mean)
+                    .config(|c| {
+                        c.discard = discard(0.5, DiscardScope::Patches { special_tokens });
+                    })
+                    .check(lab, path)?;
+            }
+            Ok(())
+        },
+    },
+    Entry {
         name: "discard_shared",
         kernels: &["discard"],
         short: false,
         run: shared_maps,
+    },
+    Entry {
+        name: "discard_long",
+        kernels: &["discard"],
+        short: false,
+        run: long_maps,
     },
 ];
 
@@ -126,9 +155,31 @@ fn shared_maps(lab: &Lab) -> Result<(), String> {
         let mut launches = schedule.steps().iter().map(|step| step.launch(true));
         let shared = launches.find(|launch| launch.variant().stem == "discard");
         let cluster = shared.map(|launch| launch.geometry().cluster);
-        if cluster != Some(2) {
+        if cluster != Some(8) {
             return Err(format!("clusters of {cluster:?} find cuts"));
         }
+    }
+    Ok(())
+}
+
+/// Maps of which a block keeps a part in shared memory and reads the rest again, and one whose rows have more granules than a
+/// block has threads.
+fn long_maps(lab: &Lab) -> Result<(), String> {
+    for (tokens, levels, ratio, causal) in [
+        (243, 0, 0.7, false),
+        (243, 4, 0.3, false),
+        (243, 4, 0.9, true),
+        (2061, 0, 0.5, true),
+    ] {
+        Case::new([1, 1, 1, tokens])
+            .dtype(DType::F32)
+            .levels(levels)
+            .multiprocessors(1)
+            .config(|c| {
+                c.causal = causal;
+                c.discard = discard(ratio, DiscardScope::Patches { special_tokens: 2 });
+            })
+            .check(lab, Path::Rows(1))?;
     }
     Ok(())
 }

@@ -44,8 +44,8 @@ impl Rates {
         fusion_head_us: predicted(0.003),
         fusion_turn_us: predicted(0.7),
 
-        cut_entry_us: predicted(0.0004),
-        cut_pass_us: predicted(2.0),
+        cut_entry_us: predicted(0.000_18),
+        cut_block_us: predicted(3.0),
 
         // 0.78 to 0.87, without the launch.
         product_step_us: measured(0.8),
