@@ -344,7 +344,7 @@ impl Engine<'_> {
             && !found.is_empty()
         {
             let addresses = found.iter().map(|&(address, _)| address).collect();
-            tap.look(warp.block, at, addresses);
+            tap.look(at, addresses);
         }
         if found.is_empty() {
             return Ok(false);

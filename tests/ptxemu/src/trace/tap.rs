@@ -12,20 +12,19 @@ pub(crate) struct Tap {
     /// The warp that runs, and where its current step begins.
     warp: usize,
     step: usize,
-    /// Words that blocks store for each other, by address: the number of the exchange they were stored in.
+    /// Words that blocks store for each other, by address: the number of the exchange, which is their upper half.
     words: HashMap<u64, u32>,
-    /// By block: its exchange, and whether it has looked for words since it stored the last.
-    exchanges: Vec<(u32, bool)>,
-    /// By warp: its first look in an exchange.
+    /// By block: the exchange that it stored words for last.
+    exchanges: Vec<u32>,
+    /// By warp: its first look since it was at a barrier.
     looks: HashMap<usize, Look>,
-    /// The last word stored.
-    last_word: Option<(u64, u64)>,
+    /// By exchange: the word that was stored last.
+    last_words: HashMap<u32, u64>,
 }
 
 /// A load that looks for words.
 struct Look {
     at: usize,
-    exchange: u32,
     /// Where its step begins.
     begin: usize,
     addresses: Vec<u64>,
@@ -33,7 +32,7 @@ struct Look {
 
 impl Look {
     fn repeats(&self, other: &Look) -> bool {
-        (self.at, self.exchange) == (other.at, other.exchange) && self.addresses == other.addresses
+        self.at == other.at && self.addresses == other.addresses
     }
 }
 
@@ -46,8 +45,8 @@ impl Tap {
             step: 0,
             words: HashMap::new(),
             looks: HashMap::new(),
-            exchanges: vec![(0, false); blocks],
-            last_word: None,
+            exchanges: vec![0; blocks],
+            last_words: HashMap::new(),
         }
     }
 
@@ -73,6 +72,9 @@ impl Tap {
     }
 
     pub(crate) fn event(&mut self, event: Event) {
+        if let Event::Barrier { .. } = event {
+            self.looks.remove(&self.warp);
+        }
         if let Some(WarpTrace { words }) = self.warps.get_mut(self.warp) {
             words[self.step] += 1 << INDEX_BITS;
             words.extend(event.to_words());
@@ -118,22 +120,18 @@ impl Tap {
 
     /// A block stores a word for others to find.
     pub(crate) fn tell(&mut self, block: usize, address: u64, value: u64) {
-        let (exchange, looked) = &mut self.exchanges[block];
-        *exchange += u32::from(std::mem::take(looked));
-        let exchange = *exchange;
+        let exchange = (value >> 32) as u32;
+        self.exchanges[block] = exchange;
         self.words.insert(address, exchange);
-        self.last_word = Some((address, value));
+        self.last_words.insert(exchange, value);
         self.event_of_lanes(Event::Tells(Phase::of_words(exchange)));
     }
 
     /// A load at `at` looks for words. What it finds is that of the latest exchange among them. A trace shows the last
     /// look alone.
-    pub(crate) fn look(&mut self, block: usize, at: usize, addresses: Vec<u64>) {
-        let (exchange, looked) = &mut self.exchanges[block];
-        *looked = true;
+    pub(crate) fn look(&mut self, at: usize, addresses: Vec<u64>) {
         let look = Look {
             at,
-            exchange: *exchange,
             begin: self.step,
             addresses,
         };
@@ -147,7 +145,7 @@ impl Tap {
                     self.step = first.begin;
                 }
             }
-            Some(first) if first.exchange == look.exchange && first.at != at => {}
+            Some(first) if first.at != at => {}
             _ => {
                 self.looks.insert(self.warp, look);
             }
@@ -158,10 +156,11 @@ impl Tap {
     }
 
     /// What blocks that are not there would have stored at `address`, which `block` looks at: the word that was stored
-    /// last. None was stored yet where there is none.
+    /// last for the exchange that it is at. None was stored yet where there is none.
     pub(crate) fn answer(&mut self, block: usize, address: u64) -> Option<u64> {
-        let (_, value) = self.last_word?;
-        self.words.insert(address, self.exchanges[block].0);
+        let exchange = self.exchanges[block];
+        let value = *self.last_words.get(&exchange)?;
+        self.words.insert(address, exchange);
         Some(value)
     }
 }
