@@ -28,22 +28,32 @@ DEVICE u32 cluster_rank() {
   return rank;
 }
 
-// All threads of the cluster have come here, and see what the others wrote to shared memory before.
-DEVICE void cluster_barrier() {
+// All threads of the cluster have come here, and see what the others wrote to shared memory before. In two halves, between
+// which a thread need not wait.
+DEVICE void cluster_arrive() {
   __syncwarp();  // the barrier is aligned, and the compiler need not bring lanes together before an asm statement
+  if constexpr (HAS_CLUSTERS) asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+DEVICE void cluster_wait() {
+  __syncwarp();
   if constexpr (HAS_CLUSTERS) {
-    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
   } else {
     __syncthreads();
   }
 }
+DEVICE void cluster_barrier() {
+  cluster_arrive();
+  cluster_wait();
+}
 
 // The shared-memory address of `to` in the block with that rank.
-DEVICE u32 peer_address(const void *to, u32 rank) {
-  u32 address;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(to)), "r"(rank));
+DEVICE u32 peer_address(u32 to, u32 rank) {
+  u32 address = to;
+  if constexpr (HAS_CLUSTERS) asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(to), "r"(rank));
   return address;
 }
+DEVICE u32 peer_address(const void *to, u32 rank) { return peer_address(shared_address(to), rank); }
 
 // `from` as the block with that rank has it.
 DEVICE float load_peer(const float *from, u32 rank) {

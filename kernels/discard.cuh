@@ -34,7 +34,7 @@ struct Cut {
     return takes_part && (key < last_key || is_last) ? 0.0f : value;
   }
 
-  // A lane's columns of a row, every 32nd from `column` on. In rows before that of the last entry all that are equal to it are
+  // A lane's columns of a row of f32, every 32nd from `column` on. In rows before that of the last entry all that are equal to it are
   // zeroed, in those behind it none, so one comparison of values tells.
   template <u32 LEN>
   DEVICE void apply_row(float (&value)[LEN], u32 row, u32 column) const {

@@ -15,14 +15,14 @@
 #include "mbarrier.cuh"
 
 // 8 bytes that others see whole.
-DEVICE void store_word(u64 *to, float value, u32 number) {
-  asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(global_address(to)),
+DEVICE void store_word(u64 to, float value, u32 number) {
+  asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(to),
                "l"(u64(number) << 32 | __float_as_uint(value))
                : "memory");
 }
-DEVICE u64 load_word(const u64 *from) {
+DEVICE u64 load_word(u64 from) {
   u64 word;
-  asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(word) : "l"(global_address(from)) : "memory");
+  asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
   return word;
 }
 
@@ -31,78 +31,120 @@ constexpr u32 WORDS_IN_FLIGHT = 5;
 constexpr u32 LOG_WARP = 5;
 static_assert(1 << LOG_WARP == WARP);
 
+// The sum of `count` floats of shared memory that lie `stride` bytes apart, in their order. Four loads at a time do not wait
+// for each other.
+DEVICE float ordered_sum(u32 from, u32 stride, u32 count) {
+  float total = 0.0f;
+#pragma unroll 1
+  for (; count >= 4; count -= 4, from += 4 * stride) {
+    const float first = load_shared(from), second = load_shared(from + stride);
+    const float third = load_shared(from + 2 * stride), fourth = load_shared(from + 3 * stride);
+    total = total + first + second + third + fourth;
+  }
+  float rest[3] = {};
+#pragma unroll
+  for (u32 i = 0; i < 3; ++i) {
+    if (i < count) rest[i] = load_shared(from + i * stride);
+  }
+#pragma unroll
+  for (u32 i = 0; i < 3; ++i) total += rest[i];
+  return total;
+}
+
+// How the blocks of an item reach each other.
+enum class Way : u32 { ALONE, STORES, WORDS };
+
 struct Exchange {
-  u32 blocks, block;    // of the item, and this one's number
+  Way way;
+  u32 blocks;           // of the item
   u32 start_rows;
   u32 most_rows;        // of a slice
-  float *inbox;         // of a cluster: [2][blocks][start_rows][most_rows], shared
+  u32 number;           // exchanges before the one that is sent for
+  u32 turn;             // from the first buffer to the one that is sent to, in bytes: 0, or all of a buffer
+  u32 buffer_bytes;
+  u32 inbox;            // of a cluster: [2][blocks][start_rows][most_rows], shared
   u64 *received;        // of a cluster: [2]
-  u64 *words;           // [2][blocks to][blocks from][start_rows][most_rows]; null where words are not the way
-  u32 number;           // exchanges before this one
+  u64 words;            // where words are the way: [2][blocks to][start_rows][most_rows][blocks from]
+  u32 entries;          // [start_rows][most_rows]
+  u32 block;            // this one's number
+  u32 log_share;        // lanes that share the words of a row
 
-  DEVICE u32 turn() const { return number % 2; }
-  DEVICE u32 place(u32 from, u32 m, u32 row) const { return (from * start_rows + m) * most_rows + row; }
-  DEVICE u64 *words_to(u32 to) const {
-    return words + (u64(turn()) * blocks + to) * blocks * start_rows * most_rows;
+  DEVICE Exchange(u32 blocks, u32 block, u32 start_rows, u32 most_rows, float *inbox, u64 *received, u64 *words, u32 number)
+      : way(words ? Way::WORDS : blocks > 1 ? Way::STORES : Way::ALONE), blocks(blocks), start_rows(start_rows),
+        most_rows(most_rows), number(number), inbox(shared_address(inbox)), received(received),
+        words(words ? global_address(words) : 0), block(block), log_share(0) {
+    entries = start_rows * most_rows;
+    buffer_bytes = entries * blocks * (way == Way::WORDS ? blocks * 8 : 4);
+    turn = number % 2 ? buffer_bytes : 0;
+    while (log_share < LOG_WARP && WORDS_IN_FLIGHT << log_share < blocks) ++log_share;
   }
 
-  // Sends a sum to the block that needs it as its row `row`. `next` is [start_rows][most_rows], as `receive` fills it.
-  DEVICE void send(u32 to, u32 m, u32 row, float sum, float *next) const {
-    if (blocks == 1) {
-      next[place(0, m, row)] = sum;
-    } else if (words) {
-      store_word(words_to(to) + place(block, m, row), sum, number + 1);
-    } else if constexpr (HAS_CLUSTERS) {
-      float *inbox_turn = inbox + turn() * blocks * start_rows * most_rows;
-      send_word(peer_address(inbox_turn + place(block, m, row), to), __float_as_uint(sum),
-                peer_address(&received[turn()], to));
-    }
-  }
-
-  // Adds up what all blocks have sent for `rows` rows. By `threads` threads that have all sent; the caller synchronises
-  // them afterwards.
-  DEVICE void receive(u32 rows, float *next, u32 threads) {
-    if (blocks > 1) {
-      if (words) {
-        add_words(rows, next, threads);
-      } else if constexpr (HAS_CLUSTERS) {
-        add_inbox(rows, next, threads);
-      }
-    }
+  // To the next exchange.
+  DEVICE void advance() {
     ++number;
+    turn = buffer_bytes - turn;
+  }
+
+  // Where the first start row's sum goes which block `to` needs as its row `row`: an index where one block has the item,
+  // a word, or an entry of the inbox there with the barrier that counts it.
+  DEVICE u64 place(u32 to, u32 row) const {
+    if (way == Way::ALONE) return row;
+    if (way == Way::WORDS) return words + (turn + ((to * entries + row) * blocks + block) * 8);
+    const u32 entry = inbox + turn + (block * entries + row) * 4;
+    return u64(peer_address(&received[number % 2], to)) << 32 | peer_address(entry, to);
+  }
+
+  // Sends the sum of start row `m` to a place. `next` is [start_rows][most_rows], as `receive` fills it.
+  DEVICE void send(u64 place, u32 m, float sum, float *next) const {
+    if (way == Way::ALONE) {
+      next[m * most_rows + u32(place)] = sum;
+    } else if (way == Way::WORDS) {
+      store_word(place + m * most_rows * blocks * 8, sum, number + 1);
+    } else if constexpr (HAS_CLUSTERS) {
+      send_word(u32(place) + m * most_rows * 4, __float_as_uint(sum), u32(place >> 32));
+    }
+  }
+
+  // Adds up what all blocks have sent for `rows` rows in the exchange before the one that is sent for. This is what warp
+  // `warp` of `warps` does of it, of which the first `busy` come last. The caller synchronises them afterwards.
+  DEVICE void receive(u32 rows, float *next, u32 warp, u32 warps, u32 busy) const {
+    warp += warps - busy;
+    if (warp >= warps) warp -= warps;
+    if (way == Way::WORDS) {
+      add_words(rows, next, warps, warp);
+    } else if constexpr (HAS_CLUSTERS) {
+      if (way == Way::STORES) add_inbox(rows, next, warps, warp);
+    }
   }
 
  private:
-  DEVICE void add_inbox(u32 rows, float *next, u32 threads) const {
-    if (threadIdx.x == 0) {
-      barrier_expect(&received[turn()], rows * start_rows * blocks * 4);
-      barrier_arrive(&received[turn()]);
+  DEVICE void add_inbox(u32 rows, float *next, u32 warps, u32 warp) const {
+    const u32 thread = warp * WARP + threadIdx.x % WARP, before = number - 1;
+    u64 *const barrier = &received[before % 2];
+    if (thread == 0) {
+      barrier_expect(barrier, rows * start_rows * blocks * 4);
+      barrier_arrive(barrier);
     }
-    barrier_wait_cluster(&received[turn()], number / 2 % 2);
-    const float *inbox_turn = inbox + turn() * blocks * start_rows * most_rows;
-    for (u32 m = 0; m < start_rows; ++m) {
-      for (u32 row = threadIdx.x; row < rows; row += threads) {
-        float total = 0.0f;
-        for (u32 from = 0; from < blocks; ++from) total += inbox_turn[place(from, m, row)];
-        next[place(0, m, row)] = total;
+    if (thread >= rows) return;
+    barrier_wait_cluster(barrier, before / 2 % 2);
+    for (u32 row = thread; row < rows; row += warps * WARP) {
+      for (u32 m = 0; m < start_rows; ++m) {
+        const u32 entry = m * most_rows + row;
+        next[entry] = ordered_sum(inbox + (buffer_bytes - turn) + entry * 4, entries * 4, blocks);
       }
     }
   }
 
   // Lanes share the senders of a row, so that one round trip serves all.
-  DEVICE void add_words(u32 rows, float *next, u32 threads) const {
-    u32 log_share = 0;
-    while (log_share < LOG_WARP && WORDS_IN_FLIGHT << log_share < blocks) ++log_share;
+  DEVICE void add_words(u32 rows, float *next, u32 warps, u32 warp) const {
     const u32 share = 1 << log_share, at_once = WARP >> log_share;
-    const u32 lane = threadIdx.x % WARP, part = lane & (share - 1);
-    const u64 *mine = words_to(block);
-    const u64 ready = u64(number + 1) << 32;
-    for (u32 base = threadIdx.x / WARP * at_once; base < rows * start_rows; base += threads / WARP * at_once) {
-      const u32 index = base + (lane >> log_share);
-      u32 m = 0;
-      if (start_rows > 1) m = index / rows;
-      const u32 row = index - m * rows;
-      const bool wanted = index < rows * start_rows;
+    for (u32 base = warp * at_once; base < entries; base += warps * at_once) {
+      const u32 lane = unknown(threadIdx.x % WARP), part = lane & (share - 1), entry = base + (lane >> log_share);
+      u32 row = entry;
+      if (start_rows > 1) row = entry % most_rows;
+      const bool wanted = entry < entries && row < rows;
+      const u64 mine = words + ((buffer_bytes - turn) + ((block * entries + entry) * blocks + part) * 8);
+      const u64 ready = u64(number) << 32;
       float total = 0.0f;
       for (u32 first = 0; first < blocks; first += share * WORDS_IN_FLIGHT) {
         u64 word[WORDS_IN_FLIGHT];
@@ -111,19 +153,21 @@ struct Exchange {
           complete = true;
 #pragma unroll
           for (u32 w = 0; w < WORDS_IN_FLIGHT; ++w) {
-            const u32 from = first + w * share + part;
-            word[w] = wanted && from < blocks ? load_word(mine + place(from, m, row)) : ready;
+            const u32 from = first + w * share;
+            word[w] = wanted && from + part < blocks ? load_word(mine + from * 8) : ready;
           }
 #pragma unroll
-          for (u32 w = 0; w < WORDS_IN_FLIGHT; ++w) complete &= u32(word[w] >> 32) == number + 1;
-        } while (!complete);
+          for (u32 w = 0; w < WORDS_IN_FLIGHT; ++w) complete &= u32(word[w] >> 32) == number;
+        } while (!__all_sync(FULL_WARP, complete));
 #pragma unroll
         for (u32 w = 0; w < WORDS_IN_FLIGHT; ++w) total += __uint_as_float(u32(word[w]));
       }
-      __syncwarp();
-#pragma unroll 1
-      for (u32 d = share / 2; d; d /= 2) total += __shfl_xor_sync(FULL_WARP, total, d);
-      if (wanted && part == 0) next[place(0, m, row)] = total;
+#pragma unroll
+      for (u32 d = 1; d < WARP; d *= 2) {
+        if (d == share) break;
+        total += __shfl_xor_sync(FULL_WARP, total, d);
+      }
+      if (wanted && part == 0) next[entry] = total;
     }
   }
 };

@@ -8,6 +8,8 @@
 #include "memory.cuh"
 
 DEVICE void barrier_of(u32 id, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+// The same for those who need not wait.
+DEVICE void barrier_arrive_of(u32 id, u32 threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
 // Warps of a block that do the same, and a barrier that they alone use.
 struct Role {

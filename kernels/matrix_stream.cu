@@ -192,8 +192,8 @@ extern "C" __global__ void CLUSTER_BLOCKS __launch_bounds__(THREADS, BLOCKS)
   MatrixItems items(launch, copies[GROUPED * kind], shared_address(dynamic) + NUMBERS_AT + warp * 4);
   const MatrixStreamParams &params = items.params;
   Ring ring(stages, dynamic + RING_AT, params.stages, params.stage_bytes, kind == PRODUCE);
+  if (kind == PRODUCE) ring.init(FUSERS);
   if (threadIdx.x == 0) {
-    ring.init(FUSERS);
     barriers.init();
     barrier_init_fence();
   }

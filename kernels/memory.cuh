@@ -91,6 +91,19 @@ DEVICE float load_shared(u32 from) {
   asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(from) : "memory");
   return value;
 }
+// The same, a word or a half of one as it lies, OFFSET bytes from an address.
+template <int OFFSET>
+DEVICE u32 load_shared_word(u32 from) {
+  u32 word;
+  asm volatile("ld.shared.b32 %0, [%1+%2];" : "=r"(word) : "r"(from), "n"(OFFSET) : "memory");
+  return word;
+}
+template <int OFFSET>
+DEVICE u32 load_shared_half(u32 from) {
+  u16 half;
+  asm volatile("ld.shared.b16 %0, [%1+%2];" : "=h"(half) : "r"(from), "n"(OFFSET) : "memory");
+  return half;
+}
 DEVICE void store_shared(u32 to, float value) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
 }

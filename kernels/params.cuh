@@ -156,7 +156,7 @@ struct RowsStreamParams {
   const float *start;         // [batch or 1, start_rows, tokens], counted from the window's start
   i64 start_stride_batch;     // 0 where all items share their start rows
   float *out;                 // [batch, start_rows, tokens], 0 outside the windows; or counted from the window's start
-  u64 *words;                 // [sets, 2, blocks, blocks, start_rows, rows of a slice], 0 at first, or null: see exchange.cuh
+  u64 *words;                 // [sets, 2, blocks, start_rows, rows of a slice, blocks], 0 at first, or null: see exchange.cuh
   u32 *exchanges;             // [sets, blocks], exchanges by words so far, 0 at first
   u32 start_rows;
   u32 blocks;                 // of one item; those that work together are a set

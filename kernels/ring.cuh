@@ -10,6 +10,7 @@
 #include "mbarrier.cuh"
 
 constexpr u32 MAX_STAGES = 16;
+static_assert(MAX_STAGES <= WARP);
 
 // What is read together: `rows` rows from `row` of the slice, `columns` columns from `column` of the window.
 struct __align__(16) Tile {
@@ -39,12 +40,15 @@ struct Ring {
   DEVICE Ring(Stages &shared, char *data, u32 stages, u32 stage_bytes, u32 parity)
       : shared(shared), data(data), stages(stages), stage_bytes(stage_bytes), stage(0), parity(parity) {}
 
-  // By one thread, before anybody uses the ring.
+  // By one warp, before anybody uses the ring.
   DEVICE void init(u32 consumers) const {
-    for (u32 s = 0; s < stages; ++s) {
-      barrier_init(&shared.full[s], COUNTS_BYTES ? WARP : 2 * WARP);
-      barrier_init(&shared.empty[s], consumers);
+    const u32 mine = threadIdx.x % WARP;
+    if (mine < stages) {
+      barrier_init(&shared.full[mine], COUNTS_BYTES ? WARP : 2 * WARP);
+      barrier_init(&shared.empty[mine], consumers);
     }
+    barrier_init_fence();
+    __syncwarp();
   }
 
   DEVICE void advance() {
@@ -88,15 +92,18 @@ DEVICE u32 lanes_per_copy(u32 bytes) {
   return lanes;
 }
 
-// Copies elements one by one.
+// Copies bytes [first, stop) of a granule, element by element, and zeros in place of the others: no word is left half
+// written.
 template <u32 BYTES>
-DEVICE void copy_elements(u32 to, u64 from, u64 end) {
-  for (; from < end; from += BYTES, to += BYTES) {
-    const u32 bits = load_element<BYTES>(from);
+DEVICE void copy_elements(u32 to, u64 granule, u32 first, u32 stop) {
+#pragma unroll 1
+  for (u32 at = 0; at < GRANULE_BYTES; at += BYTES) {
+    u32 bits = 0;
+    if (at >= first && at < stop) bits = load_element<BYTES>(granule + at);
     if constexpr (BYTES == 2) {
-      asm volatile("st.shared.b16 [%0], %1;" ::"r"(to), "h"(u16(bits)) : "memory");
+      asm volatile("st.shared.b16 [%0], %1;" ::"r"(to + at), "h"(u16(bits)) : "memory");
     } else {
-      asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(bits) : "memory");
+      asm volatile("st.shared.b32 [%0], %1;" ::"r"(to + at), "r"(bits) : "memory");
     }
   }
 }
@@ -113,13 +120,15 @@ DEVICE void copy_to_stage(const Ring &ring, u32 to, u64 from, u32 bytes, const R
   if (begin < reach.begin) {
     begin += GRANULE_BYTES;
     by_element = true;
-    if (part == 0) copy_elements<BYTES>(to, from, begin < stop ? begin : stop);
+    if (part == 0) copy_elements<BYTES>(granules_to, aligned, to - granules_to, to - granules_to + bytes);
   }
   if (end > reach.end && end > begin) {
     end -= GRANULE_BYTES;
     by_element = true;
-    const u64 first = end > from ? end : from;
-    if (part == 0) copy_elements<BYTES>(to + u32(first - from), first, stop);
+    if (part == 0) {
+      const u32 before = from < end ? 0 : u32(from - end);
+      copy_elements<BYTES>(granules_to + u32(end - aligned), end, before, u32(stop - end));
+    }
   }
   if constexpr (COUNTS_BYTES) {
     if (by_element) bulk_fence();  // some time a bulk copy writes to the same place

@@ -12,19 +12,34 @@ constexpr u32 MAX_SLICE_ROWS = 4096;
 // The rows of the window that a block owns in some layer.
 struct Slice {
   u32 first, rows;
+  u32 left;  // what the division that `first` comes from leaves
 };
 // The slices of a window of `len` rows, as even as can be.
 struct Slices {
   u32 len, blocks;
   Divisor by_len, by_blocks;
+  u32 least, left;  // rows of a slice at least, and what that leaves of the window
 
-  DEVICE Slices(u32 len, u32 blocks) : len(len), blocks(blocks), by_len(max_u32(len, 1)), by_blocks(blocks) {}
+  DEVICE Slices(u32 len, u32 blocks)
+      : len(len), blocks(blocks), by_len(blocks == 1 ? 1 : max_u32(len, 1)), by_blocks(blocks), least(unknown(by_blocks.divide(len))),
+        left(unknown(len - least * blocks)) {}
+  DEVICE u32 first(u32 index) const { return by_blocks.divide(index * len); }
   DEVICE Slice slice(u32 index) const {
-    const u32 first = by_blocks.divide(index * len);
-    return {first, by_blocks.divide((index + 1) * len) - first};
+    const u32 begin = first(index);
+    return from(begin, index * len - begin * blocks);
+  }
+  // The one behind a slice; behind the last the first.
+  DEVICE Slice after(const Slice &slice) const {
+    const u32 begin = slice.first + slice.rows, sum = slice.left + left;
+    return begin == len ? from(0, 0) : from(begin, sum >= blocks ? sum - blocks : sum);
   }
   // The slice that row `row` belongs to.
-  DEVICE u32 of(u32 row) const { return by_len.divide((row + 1) * blocks - 1); }
+  DEVICE u32 of(u32 row) const { return blocks == 1 ? 0 : by_len.divide((row + 1) * blocks - 1); }
+
+ private:
+  DEVICE Slice from(u32 begin, u32 of_division) const {
+    return {begin, least + (of_division + left >= blocks), of_division};
+  }
 };
 DEVICE u32 most_rows(u32 tokens, u32 blocks) { return (tokens + blocks - 1) / blocks; }
 
@@ -69,17 +84,18 @@ DEVICE u32 end_of_weight(const RowsStreamParams &params, u32 item, u32 len) {
 }
 
 // The warp that fills the ring: all tiles of an item.
-DEVICE void produce(const RowsStreamParams &params, u32 item, u32 block, Ring &ring, u32 *weighted) {
+DEVICE void produce(const RowsStreamParams &params, u32 item, u32 block, u32 blocks, Ring &ring, u32 *weighted) {
   const Maps &maps = params.maps;
   const u32 lane = threadIdx.x % WARP;
   const Divisor planes(OPERANDS * maps.heads);
   const Window window = maps.windows[item];
-  const u32 panels = max_u32((window.len + params.panel_columns - 1) / params.panel_columns, 1);
+  u32 panels = 1;
+  if (window.len > params.panel_columns) panels = (window.len + params.panel_columns - 1) / params.panel_columns;
   const u32 passes = params.normalize && panels > 1 ? 2 : 1;
-  const Slices slices(window.len, params.blocks);
+  const Slices slices(window.len, blocks);
 
   u32 index = block, end = window.len;
-  for (u32 layer = maps.layers; layer-- > 0; index = index + 1 == params.blocks ? 0 : index + 1) {
+  for (u32 layer = maps.layers; layer-- > 0; index = index + 1 == blocks ? 0 : index + 1) {
     const Slice slice = slices.slice(index);
     // No row of a causal map gives weight to one behind it. Looked for when the copies of the last layer are on their way.
     if (maps.causal && layer + 2 == maps.layers) end = end_of_weight(params, item, window.len);

@@ -6,7 +6,7 @@
 // that who has a row more has it in turns. One warp streams the maps through a ring in shared memory (ring.cuh), across
 // layers and items, whatever the others wait for: a layer's end costs nothing as long as it is shorter than the ring.
 //
-// The other warps are groups of `column_warps`, which share a row; a lane holds every 32nd column of its warp's part.
+// The other warps are groups of `column_warps`, which share a row; what a lane holds of its warp's part is in row_fusion.cuh.
 // Groups take rows in turns, whatever tile they come in, and add their sums up in order: results repeat to the bit. Of
 // the last layer only rows with weight are read, and of a causal map none behind the last of these; rows without are never
 // looked at.
@@ -26,8 +26,8 @@
 #include "discard.cuh"
 #include "exchange.cuh"
 #include "items.cuh"
+#include "row_fusion.cuh"
 #include "rows_producer.cuh"
-#include "tile_fusion.cuh"
 
 constexpr u32 THREADS = WARPS * WARP;  // besides the producer's
 // Only fused maps are discarded from, which are f32.
@@ -35,8 +35,8 @@ constexpr bool DISCARDS = ELEMENT::BYTES == 4 && !GRADIENTS;
 
 extern __shared__ __align__(128) char dynamic[];
 
-// Barriers of the block: all computing warps, and from GROUP_BARRIER on those of a group.
-constexpr u32 COMPUTING = 1, GROUP_BARRIER = 2;
+// Barriers of the block: all warps, all computing warps, and from GROUP_BARRIER on those of a group.
+constexpr u32 BEGINNING = 0, COMPUTING = 1, GROUP_BARRIER = 2;
 
 // What the computing warps keep in shared memory, behind the ring.
 struct Workspace {
@@ -55,34 +55,49 @@ struct Workspace {
   }
 };
 
+// Blocks that share an item. Grouped, each has its own.
+DEVICE u32 blocks_of(const RowsStreamParams &params) { return GROUPED ? 1 : params.blocks; }
+
 // The other warps: one item, from the tiles of the ring.
 DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &ring, u64 *received, u32 &exchanges) {
   const Maps &maps = params.maps;
-  const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  const u32 column_warps = params.column_warps, groups = WARPS / column_warps, group = warp / column_warps;
-  const u32 first_column = warp % column_warps * COLUMNS * WARP + lane;
-  const u32 start_rows = params.start_rows, blocks = params.blocks, most = most_rows(maps.tokens, blocks);
+  const u32 thread = unknown(threadIdx.x - WARP), warp = unknown(thread / WARP), lane = unknown(threadIdx.x % WARP);
+  const u32 column_warps = params.column_warps, groups = quotient_of_small(WARPS, column_warps);
+  const u32 group = quotient_of_small(warp, column_warps), place_in_group = warp - group * column_warps;
+  const u32 part = unknown(place_in_group * COLUMNS * WARP);  // the first column of this warp's part of a row
+  using Fusion = RowFusion<ELEMENT>;
+  const auto column_of = [&](u32 k) { return part + Fusion::column(lane, k); };
+  const u32 start_rows = params.start_rows, blocks = blocks_of(params), most = most_rows(maps.tokens, blocks);
+  const u32 panel_columns = params.panel_columns;
+  const bool normalize = unknown(params.normalize);
   const Window window = maps.windows[item];
   const Slices slices(window.len, blocks);
   const Workspace space(params, most, groups);
-  u64 *words = params.words;
+  u64 *words = GROUPED ? nullptr : params.words;
   if (words) words += u64(blockIdx.x) * 2 * blocks * blocks * start_rows * most;
-  Exchange exchange = {blocks, block, start_rows, most, space.inbox, received, words, exchanges};
+  const u32 sums = shared_address(space.sums);
+  Exchange exchange(blocks, block, start_rows, most, space.inbox, received, words, exchanges);
 
-  u32 index = block, part_turn = 0;
+  u32 part_turn = 0;
+  Slice slice = slices.slice(block);
   float *old = space.relevance, *next = old + start_rows * most;
+  // Where the sum of a column goes: to the block that owns that row in the layer before, when slices have moved on.
+  u32 moved = blocks == 1 ? 0 : 1;
+  const auto place_of = [&](u32 owned, u32 row) {
+    return exchange.place(owned < moved ? owned + blocks - moved : owned - moved, row);
+  };
+  const u32 owned = slices.of(thread), owned_row = thread - slices.first(owned);  // of this thread's first column
   {
-    const Slice slice = slices.slice(index);
     for (u32 m = 0; m < start_rows; ++m) {
-      for (u32 row = threadIdx.x; row < slice.rows; row += THREADS) {
+      for (u32 row = thread; row < slice.rows; row += THREADS) {
         old[m * most + row] = params.start[item * params.start_stride_batch + m * maps.tokens + slice.first + row];
       }
     }
   }
 
-  for (u32 layer = maps.layers; layer-- > 0;) {
+  const u32 layers = unknown(maps.layers);
+  for (u32 layer = layers; layer-- > 0;) {
     const LayerMaps &map = maps.layer[layer];
-    const Slice slice = slices.slice(index);
     const u32 working = min_u32(groups, slice.rows);  // groups that have a row
     Cut cut = {0, maps.discard_first, maps.discard_spares_origin, window.len};
     if (DISCARDS && maps.cuts) cut.last = maps.cuts[layer * maps.batch + item];
@@ -90,6 +105,8 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
     u32 turn = group;  // rows until this group's next one
     u32 flags;
     bool awaits = true;  // the relevance is on its way
+    u32 ahead = (ring.stages - 1) / 2;  // tiles to look for a first row in: the others run ahead of it
+    u64 place = 0;
     do {
       const Tile tile = ring.take();
       flags = tile.flags;
@@ -97,18 +114,20 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
       const auto fuse_row = [&] {
         const u32 in_window = slice.first + tile.row + turn;
         const u32 within = maps.causal ? min_u32(tile.columns, max_u32(in_window + 1, tile.column) - tile.column) : tile.columns;
-        fuse(fused, maps, ring.data + tile.begin + turn * tile.row_bytes + first_column * ELEMENT::BYTES, tile, first_column,
-             within);
+        Fusion::fuse(fused, maps, tile, ring.data + tile.begin + turn * tile.row_bytes + part * ELEMENT::BYTES, lane,
+                     max_u32(within, part) - part);
         if constexpr (DISCARDS) {
-          if (cut.last) cut.apply_row(fused, in_window, tile.column + first_column);
+          if (cut.last) cut.apply_row(fused, in_window, tile.column + column_of(0));
         }
       };
       bool is_fused = false;
-      if (awaits) {
-        // A row can be fused before it is known what it weighs.
-        is_fused = group < groups && turn < tile.rows;
-        if (is_fused) fuse_row();
-        if (layer + 1 < maps.layers) exchange.receive(slice.rows, old, THREADS);
+      const bool has_row = group < groups && turn < tile.rows;
+      if (awaits && (has_row || group >= working || ahead == 0 || flags & ENDS_PANEL)) {
+        // A group's first row can be fused before it is known what it weighs.
+        if (has_row) fuse_row();
+        is_fused = has_row;
+        if (thread < tile.columns) place = place_of(unknown(owned), owned_row);
+        if (layer + 1 < layers) exchange.receive(slice.rows, old, warp, WARPS, working * column_warps);
         barrier_of(COMPUTING, THREADS);  // the relevance is complete
         awaits = false;
       }
@@ -125,7 +144,7 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
         if (weighs && !is_fused) fuse_row();
         is_fused = false;
         if (!weighs) continue;
-        if (params.normalize) {
+        if (normalize) {
           float total = 0.0f;
           if (flags & SUMS_ONLY || tile.columns == window.len) {
 #pragma unroll
@@ -139,7 +158,7 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
               total = 0.0f;
               for (u32 c = 0; c < column_warps; ++c) total += parts[group * column_warps + c];
             }
-            if (lane == 0 && warp % column_warps == 0) {
+            if (lane == 0 && part == 0) {
               space.row_sums[row] = tile.column == 0 ? total : space.row_sums[row] + total;
             }
           } else {
@@ -159,42 +178,40 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
       }
       turn -= tile.rows;
       ring.release();
+      --ahead;
       if (flags & ENDS_PANEL) turn = group;
       if (flags & ENDS_PANEL && flags & SUMS_ONLY) barrier_of(COMPUTING, THREADS);  // the row sums are complete
       if (flags & ENDS_PANEL && !(flags & SUMS_ONLY)) {
         // The groups' sums, and this block's part of the next relevance to those who own its rows then.
         for (u32 m = 0; m < start_rows; ++m) {
 #pragma unroll
-          for (u32 mm = 0; mm < START_ROWS; ++mm) {
+          for (u32 mm = 0; mm < START_ROWS && group < working; ++mm) {
+            if (mm != m) continue;
 #pragma unroll
             for (u32 k = 0; k < COLUMNS; ++k) {
-              const u32 column = first_column + k * WARP;
-              if (mm == m && group < working && column < tile.columns) {
-                space.sums[group * params.panel_columns + column] = sum[mm][k];
+              const u32 column = column_of(k);
+              if (column < tile.columns) {
+                space.sums[group * panel_columns + column] = sum[mm][k];
               }
             }
           }
           barrier_of(COMPUTING, THREADS);  // the sums of all groups are there
-          for (u32 j = threadIdx.x; j < tile.columns; j += THREADS) {
-            const u32 column = tile.column + j, own = column - slice.first;
-            float total = 0.0f;
-#pragma unroll 4
-            for (u32 g = 0; g < working; ++g) total += space.sums[g * params.panel_columns + j];
-            total *= map.attention;
-            if (own < slice.rows) {
-              const float weight = old[m * most + own];
-              if (weight != 0.0f) {
-                total += map.identity * weight * (params.normalize ? scale_of(map, space.row_sums[own]) : 1.0f);
-              }
+          for (u32 j = thread; j < tile.columns; j += THREADS) {
+            const u32 own = tile.column + j - slice.first;
+            float kept = 0.0f;
+            if (own < slice.rows) kept = old[m * most + own];
+            float total = map.attention * ordered_sum(sums + j * 4, panel_columns * 4, working);
+            if (normalize && kept != 0.0f) kept *= scale_of(map, space.row_sums[own]);
+            total += map.identity * kept;
+            if (tile.column + j != thread) {
+              const u32 other = slices.of(tile.column + j);
+              place = place_of(other, tile.column + j - slices.first(other));
+            } else if (m > 0) {
+              place = place_of(owned, owned_row);
             }
-            const u32 owned = slices.of(column);
-            const u32 after = index + 1 == blocks ? 0 : index + 1;  // this block's next slice
-            u32 to = block + owned + blocks - after;  // the owner is as far from this block
-            if (to >= blocks) to -= blocks;
-            if (to >= blocks) to -= blocks;
-            exchange.send(to, m, column - slices.slice(owned).first, total, next);
+            exchange.send(place, m, total, next);
           }
-          barrier_of(COMPUTING, THREADS);  // the sums have been read
+          if (m + 1 < start_rows || !(flags & ENDS_LAYER)) barrier_of(COMPUTING, THREADS);  // the sums have been read
         }
 #pragma unroll
         for (u32 m = 0; m < START_ROWS; ++m) {
@@ -204,33 +221,34 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
       }
     } while (!(flags & ENDS_LAYER));
 
-    index = index + 1 == blocks ? 0 : index + 1;
+    moved = moved + 1 >= blocks ? 0 : moved + 1;
+    slice = slices.after(slice);
+    exchange.advance();
     float *const swapped = old;
     old = next;
     next = swapped;
   }
 
-  const Slice slice = slices.slice(index);
-  exchange.receive(slice.rows, old, THREADS);
+  exchange.receive(slice.rows, old, warp, WARPS, 0);
   barrier_of(COMPUTING, THREADS);  // the result is complete
   const u32 before = params.out_windowed ? window.start : 0;
   for (u32 m = 0; m < start_rows; ++m) {
     float *out = params.out + (u64(item) * start_rows + m) * maps.tokens;
-    for (u32 row = threadIdx.x; row < slice.rows; row += THREADS) {
+    for (u32 row = thread; row < slice.rows; row += THREADS) {
       out[before + slice.first + row] = old[m * most + row];
     }
-    for (u32 j = block * THREADS + threadIdx.x; j < maps.tokens && params.out_windowed; j += blocks * THREADS) {
+    for (u32 j = block * THREADS + thread; j < maps.tokens && params.out_windowed; j += blocks * THREADS) {
       if (j - window.start >= window.len) out[j] = 0.0f;
     }
   }
-  barrier_of(COMPUTING, THREADS);  // the relevance has been read
+  barrier_of(COMPUTING, THREADS);  // the relevance and the parameters have been read
   exchanges = exchange.number;
 }
 
 struct Roles {
   DEVICE static Role mine() {
-    if (threadIdx.x >= THREADS) return {threadIdx.x - THREADS, WARP, 0};
-    return {threadIdx.x, THREADS, COMPUTING};
+    if (threadIdx.x < WARP) return {threadIdx.x, WARP, 0};
+    return {threadIdx.x - WARP, THREADS, COMPUTING};
   }
 };
 
@@ -245,12 +263,12 @@ extern "C" __global__ void __launch_bounds__(THREADS + WARP, 1) KERNEL(const __g
 #else
   const RowsStreamParams *copies = &launch;
 #endif
-  const bool produces = threadIdx.x >= THREADS;
+  const bool produces = threadIdx.x < WARP;  // the first warp, for schedulers may prefer it
   Items<RowsStreamParams, Roles> items(launch, copies[GROUPED && produces], shared_address(numbers + threadIdx.x / WARP));
   const RowsStreamParams &params = items.params;
   Ring ring(stages, dynamic, params.stages, params.stage_bytes, produces);
-  if (threadIdx.x == 0) {
-    ring.init(WARPS);
+  if (produces) ring.init(WARPS);
+  if (threadIdx.x == WARP) {
     for (u32 turn = 0; turn < 2; ++turn) barrier_init(&received[turn], 1);
     barrier_init_fence();
     exchanges_before = 0;
@@ -261,21 +279,27 @@ extern "C" __global__ void __launch_bounds__(THREADS + WARP, 1) KERNEL(const __g
       count += (params.maps.batch - blockIdx.x + gridDim.x - 1) / gridDim.x * params.maps.layers;
     }
   }
-  if (cluster_blocks() > 1) {
-    cluster_barrier();  // the barriers can be used, and all blocks run
+  // The barriers can be used, and all blocks run. The producer waits for nobody.
+  const bool clustered = cluster_blocks() > 1;
+  if (clustered) {
+    cluster_arrive();
+  } else if (produces) {
+    barrier_arrive_of(BEGINNING, THREADS + WARP);
   } else {
-    __syncthreads();    // the barriers can be used
+    barrier_of(BEGINNING, THREADS + WARP);
   }
+  if (clustered && !produces) cluster_wait();
 
   if (produces) {
     for (; items.more(); items.advance()) {
-      produce(params, items.item(), items.block(), ring, weighted);
+      produce(params, items.item(), items.block(), blocks_of(params), ring, weighted);
       __syncwarp();  // the parameters, and the rows with weight, have been read
     }
     if constexpr (!COUNTS_BYTES) {
       commit_copies();
       wait_copies<0>();  // no thread leaves with copies on their way
     }
+    if (clustered) cluster_wait();
   } else {
     u32 exchanges = exchanges_before;
     for (; items.more(); items.advance()) compute(params, items.item(), items.block(), ring, received, exchanges);

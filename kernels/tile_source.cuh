@@ -8,10 +8,15 @@
 
 // Tensors of a layer, of the same strides, whose heads a tile holds one after the other.
 constexpr u32 OPERANDS = GRADIENTS ? 2 : 1;
+// The quotient of numbers below 2^20: of `value` and a half nothing is as near to a whole number as this rounds.
+DEVICE u32 quotient_of_small(u32 value, u32 by) { return u32(__fdividef(float(value) + 0.5f, float(by))); }
+
 // Division of any number by one that is looked at once: the quotient by its reciprocal is at most one too large.
 struct Divisor {
   u32 by, reciprocal;
-  DEVICE explicit Divisor(u32 by) : by(by), reciprocal(0xffffffffu / by + 1) {}
+  DEVICE explicit Divisor(u32 by) : by(by), reciprocal(0) {
+    if (by > 1) reciprocal = 0xffffffffu / by + 1;
+  }
   DEVICE u32 divide(u32 value) const {
     if (by == 1) return value;
     const u32 quotient = __umulhi(value, reciprocal);
@@ -60,7 +65,7 @@ struct Layout {
     row_bytes = dense ? bytes : congruent((bytes + 2 * GRANULE_BYTES - 2) & ~(GRANULE_BYTES - 1), source.stride_row);
     const u32 room = planes.divide(stage_bytes - OPERANDS * GRANULE_BYTES);
     plane_bytes = congruent((room - u32(source.stride_head) % GRANULE_BYTES) & ~(GRANULE_BYTES - 1), source.stride_head);
-    rows = (plane_bytes - (GRANULE_BYTES - 1) - bytes) / row_bytes + 1;
+    rows = quotient_of_small(plane_bytes - (GRANULE_BYTES - 1) - bytes, row_bytes) + 1;
     const u32 first_operand = planes.by / OPERANDS * plane_bytes;
     const u32 apart = u32(source.operand(true) - source.operand(false));
     operand_bytes = first_operand + (apart - first_operand) % GRANULE_BYTES;

@@ -53,6 +53,12 @@ struct f16 {
     return value;
   }
   DEVICE static float from_bits(u32 bits) { return widen(u16(bits)); }
+  // The lower or the upper half of a word.
+  DEVICE static float of_half(u32 word, bool upper) {
+    u16 lower_half, upper_half;
+    asm("mov.b32 {%0, %1}, %2;" : "=h"(lower_half), "=h"(upper_half) : "r"(word));
+    return widen(upper ? upper_half : lower_half);
+  }
   DEVICE static float load(const char *from) { return widen(*reinterpret_cast<const u16 *>(from)); }
   DEVICE static void widen(const Granule &g, float (&value)[PER_GRANULE]) {
 #pragma unroll
@@ -63,6 +69,7 @@ struct f16 {
 struct bf16 {
   static constexpr u32 BYTES = 2, PER_GRANULE = 8;
   DEVICE static float from_bits(u32 bits) { return __uint_as_float(bits << 16); }
+  DEVICE static float of_half(u32 word, bool upper) { return __uint_as_float(upper ? word & 0xffff0000u : word << 16); }
   DEVICE static float load(const char *from) { return from_bits(*reinterpret_cast<const u16 *>(from)); }
   DEVICE static void widen(const Granule &g, float (&value)[PER_GRANULE]) {
 #pragma unroll

@@ -40,7 +40,7 @@ const STAGES: RangeInclusive<u32> = 3..=16;
 /// few rows.
 const STAGE_BYTES: u32 = 48 << 10;
 /// Bytes of a stage of a grouped launch.
-const GROUPED_STAGE_BYTES: u32 = 16 << 10;
+const GROUPED_STAGE_BYTES: u32 = 24 << 10;
 /// Rows of a slice (`MAX_SLICE_ROWS`).
 const MAX_SLICE_ROWS: u32 = 4096;
 

@@ -173,7 +173,7 @@ pub const ENTRIES: &[Entry] = &[
             // Rows that fill a stage of a member of a group to the last granule.
             let member = StreamWay {
                 grouped: true,
-                shared_bytes: 64 << 10,
+                shared_bytes: 96 << 10,
                 ..ONE
             };
             gradients::weighed([3, 1, 8, 24], GradientRule::Heads)
