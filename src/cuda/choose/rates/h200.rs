@@ -59,8 +59,8 @@ impl Rates {
         ring_row_slots: predicted(60.0),
         ring_column_us: predicted(0.4),
         ring_end_us: predicted(0.9),
-        ring_cluster_end_us: predicted(1.3),
-        ring_words_end_us: predicted(1.4),
+        ring_cluster_end_us: predicted(1.1),
+        ring_words_end_us: predicted(1.2),
         ring_rows_end: assumed(0.25, "a quarter of what the first start row takes"),
         ring_unhidden: predicted(0.1),
 
