@@ -37,7 +37,8 @@ extern __shared__ __align__(16) char dynamic[];
 
 struct __align__(16) Bin {
   u32 digit, count;
-  u32 below;  // entries in lower bins
+  u32 below;   // entries in lower bins
+  u32 unused;  // 0: it is read and written with the others
 };
 
 struct Rank {
@@ -188,7 +189,7 @@ DEVICE void find_bin(Shared &shared, const u32 *histogram, u32 wanted, u32 block
   u32 below = of_warps + upto - mine;
 #pragma unroll
   for (u32 i = 0; i < SHARE; ++i) {
-    if (wanted - 1 - below < count[i]) shared.found = {digit + i, count[i], below};
+    if (wanted - 1 - below < count[i]) shared.found = {digit + i, count[i], below, 0};
     below += count[i];
   }
 }

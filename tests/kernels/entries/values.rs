@@ -94,16 +94,21 @@ pub const ENTRIES: &[Entry] = &[
             discarded(lab, path, |case| {
                 case.start(StartRows::Rows((0..8).collect()))
             })?;
-            // Rows before that of the cut, behind it, and its own.
+            // Rows before that of the cut, behind it, and its own; a lane has several columns, of which the first one or two
+            // may be special.
+            let several = StreamWay {
+                columns: Some(4),
+                ..StreamWay::ONE
+            };
             for special_tokens in [2, 40] {
                 Case::new([2, 1, 1, 70])
                     .dtype(DType::F32)
-                    .levels(3)
+                    .levels(300)
                     .start(StartRows::Mean)
                     .config(|c| {
                         c.discard = discard(0.5, DiscardScope::Patches { special_tokens });
                     })
-                    .check(lab, path)?;
+                    .check(lab, Path::Stream(several))?;
             }
             Ok(())
         },
