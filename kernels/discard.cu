@@ -85,7 +85,8 @@ struct Slice {
         row_bytes(u64(params.stride_row) * 4) {}
 
   // Calls `visit(keys, index)` for all entries, a granule of them at a time, or one: their keys less ZERO_KEY, and the index of the
-  // first. The FIRST time granules are kept. What is before the first whole granule of a row, or behind the last, goes entry by entry.
+  // first. The FIRST time granules are kept: those of the first columns, for where there are more than a granule for each thread
+  // there are more rows than room. What is before the first whole granule of a row, or behind the last, goes entry by entry.
   template <bool FIRST, class Visit>
   DEVICE void visit(const Visit &visit) const {
     uint4 *keeps = reinterpret_cast<uint4 *>(dynamic) + threadIdx.x;
@@ -106,7 +107,6 @@ struct Slice {
           const u32 key[GRANULE] = {keys.x, keys.y, keys.z, keys.w};
           visit(key, index + turn * index_step);
         }
-        keeps += held * BLOCK_THREADS;
         room -= held;
       }
       const auto take = [&](Granule granule) {

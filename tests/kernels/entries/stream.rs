@@ -176,7 +176,7 @@ pub const ENTRIES: &[Entry] = &[
                 shared_bytes: 96 << 10,
                 ..ONE
             };
-            gradients::weighed([3, 1, 8, 24], GradientRule::Heads)
+            gradients::weighed([3, 1, 12, 24], GradientRule::Heads)
                 .start(StartRows::Mean)
                 .at(Lay::Contiguous, 8)
                 .check(lab, Path::Stream(member))?;
