@@ -186,8 +186,7 @@ impl Workload<'_> {
                 kernel.variant().runs_on(self.limits) && !(clustered && self.grouped)
             }
             Pipeline::RingRows(ring_rows) => ring_rows.kernel.variant().runs_on(self.limits),
-            Pipeline::ScoreRows(_) => true,
-            Pipeline::ShortRows(_) => true,
+            Pipeline::ScoreRows(_) | Pipeline::ShortRows(_) => true,
             Pipeline::Tree(kernel) => {
                 let can = |kernel: SplitProduct| {
                     // Blocks along y and z, and items of products along x.
