@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::problem::Problem;
 
 /// Maps of a layer that a member takes on at a time, where there are others: enough that it mostly reads on where it was.
-const CLAIM_LAYER_BYTES: usize = 1 << 20;
+const CLAIM_LAYER_BYTES: usize = 4 << 20;
 
 /// The memory that computing an item of a problem takes, measured out for the largest of them.
 pub(crate) trait Scratch: Send + Sync {

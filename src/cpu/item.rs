@@ -35,16 +35,21 @@ impl<'a> From<MapRows<'a>> for ItemRows<'a> {
 }
 
 impl ItemRows<'_> {
-    /// These, after which `next` are read, the beginning of which is prefetched then.
-    pub fn before(self, next: &ItemRows<'_>) -> Self {
-        match (self, next) {
-            (ItemRows::Maps(rows), ItemRows::Maps(next)) => rows.before(next).into(),
-            _ => self,
+    /// The rows `rows` of these, after which those after them are read, or what is read after these.
+    #[inline]
+    pub fn part(&self, rows: Range<usize>) -> Self {
+        match self {
+            ItemRows::Maps(all) => all.part(rows).into(),
+            ItemRows::Scores(all) => ItemRows::Scores(ScoreRows {
+                first: all.first + rows.start,
+                count: rows.len(),
+                ..*all
+            }),
         }
     }
 
     /// Writes the fused rows, times `weight`, into `fused`, `[rows, len]`.
-    pub fn fuse(self, simd: Simd, weight: f32, fused: &mut [f32]) {
+    pub fn fuse(&self, simd: Simd, weight: f32, fused: &mut [f32]) {
         match self {
             ItemRows::Maps(rows) => rows.fuse(simd, weight, fused),
             ItemRows::Scores(rows) => rows.fuse(simd, weight, fused),
@@ -68,7 +73,7 @@ impl ItemRows<'_> {
     }
 
     /// Adds the fused rows, times their weights, to sums. They [need not be made](ItemRows::need_not_be_made) for it.
-    pub fn accumulate(self, simd: Simd, to: Accumulate<'_>) {
+    pub fn accumulate(&self, simd: Simd, to: &mut Accumulate<'_>) {
         match self {
             ItemRows::Maps(rows) => rows.accumulate(simd, to),
             ItemRows::Scores(rows) => rows.accumulate(simd, to),
@@ -136,6 +141,7 @@ impl<'a> ItemMaps<'a> {
     }
 
     /// The rows `rows`, counted from the window's start.
+    #[inline]
     pub fn rows(&self, rows: Range<usize>) -> ItemRows<'a> {
         if let Some(of) = self.scores() {
             return ItemRows::Scores(ScoreRows {
@@ -151,6 +157,18 @@ impl<'a> ItemMaps<'a> {
         };
         let of = (self.layer, self.item);
         MapRows::new(self.problem, of, maps, gradients, rows).into()
+    }
+
+    /// The rows up to the last of `own`, by one who reads these in order, and after them the same of `next`, the beginning of
+    /// which is prefetched then.
+    #[inline]
+    pub fn read_by(&self, own: Range<usize>, next: Option<ItemMaps<'_>>) -> ItemRows<'a> {
+        let rows = self.rows(0..own.end);
+        let next = next.map(|next| next.rows(own.start.min(next.len())..next.len()));
+        match (rows, next) {
+            (ItemRows::Maps(rows), Some(ItemRows::Maps(next))) => rows.before(&next).into(),
+            _ => rows,
+        }
     }
 
     /// The fused map, where it lies among the maps.

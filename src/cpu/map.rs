@@ -74,19 +74,20 @@ impl<'a> Run<'a> {
 pub(crate) struct FusedMap<'a> {
     pub simd: Simd,
     pub maps: ItemMaps<'a>,
-    /// The rows that the member reads, in order, and the map that it reads after them.
-    own: Range<usize>,
-    next: Option<ItemMaps<'a>>,
+    /// All rows with all that is discarded and excluded, or those up to the last one that is asked for.
+    all: &'a ItemRows<'a>,
     /// The whole map and what to zero in it, where something is discarded.
     discard: Option<(FusedEntries<'a>, Option<Cutoff>)>,
 }
 
 impl<'a> FusedMap<'a> {
-    /// `whole` is the whole fused map where something is discarded, else `None`; `candidates` has room for
-    /// [`discard::scratch`] floats.
+    /// The rows `all` of `maps`. `whole` is the whole fused map where something is discarded, else `None`; `candidates` has room
+    /// for [`discard::scratch`] floats.
+    #[inline]
     pub fn new(
         simd: Simd,
         maps: ItemMaps<'a>,
+        all: &'a ItemRows<'a>,
         whole: Option<FusedEntries<'a>>,
         candidates: &mut [f32],
     ) -> Self {
@@ -97,15 +98,9 @@ impl<'a> FusedMap<'a> {
         FusedMap {
             simd,
             maps,
-            own: 0..maps.len(),
-            next: None,
+            all,
             discard: whole.map(select),
         }
-    }
-
-    /// The same for a member that reads the rows `own`, and after them those of `next`.
-    pub fn followed_by(self, own: Range<usize>, next: Option<ItemMaps<'a>>) -> Self {
-        FusedMap { own, next, ..self }
     }
 
     /// Whether rows must be seen whole before they can be used: something is excluded from them.
@@ -138,7 +133,7 @@ impl<'a> FusedMap<'a> {
     /// As [`rows`](FusedMap::rows), with the columns that are excluded.
     fn kept_rows(&self, rows: Range<usize>, weight: f32, weighted: &mut [f32]) {
         let Some((whole, cutoff)) = &self.discard else {
-            self.read(rows).fuse(self.simd, weight, weighted);
+            self.all.part(rows).fuse(self.simd, weight, weighted);
             return;
         };
         let Some(cutoff) = cutoff else {
@@ -155,30 +150,14 @@ impl<'a> FusedMap<'a> {
     /// Whether the rows of several blocks may be [accumulated](FusedMap::accumulate) or made at once, for one start row: the
     /// more, the longer what is read of each head in one go.
     pub fn takes_blocks(&self) -> bool {
-        self.discard.is_none() && self.maps.rows(0..0).takes_blocks()
+        self.discard.is_none() && self.all.takes_blocks()
     }
 
     /// Whether rows must be made before they are accumulated for so many start rows.
     pub fn must_be_made(&self, start_rows: usize) -> bool {
-        let need_not = || self.maps.rows(0..0).need_not_be_made(start_rows);
+        let need_not = || self.all.need_not_be_made(start_rows);
         let normalize = self.maps.problem.config().normalize_rows;
         normalize || self.is_excluding() || self.discard.is_none() && !need_not()
-    }
-
-    /// Rows of the maps, with all that is discarded and excluded, and after them what is read next.
-    pub fn read(&self, rows: Range<usize>) -> ItemRows<'a> {
-        let next = match rows.end < self.own.end {
-            true => Some(self.maps.rows(rows.end..self.own.end)),
-            false => self.next.map(|next| {
-                let first = self.own.start.min(next.len());
-                next.rows(first..next.len())
-            }),
-        };
-        let rows = self.maps.rows(rows);
-        match next {
-            Some(next) => rows.before(&next),
-            None => rows,
-        }
     }
 
     /// Adds the rows `rows` times `weights`, `[start rows, rows]`, to `parts`, `[blocks, start rows, len]`, where they need
@@ -195,8 +174,8 @@ impl<'a> FusedMap<'a> {
     ) {
         let len = self.maps.len();
         let weights_stride = rows.len();
-        let mut add = |entries: ItemRows<'_>, first: usize, column: usize, fused: &mut [f32]| {
-            let to = Accumulate {
+        let mut add = |entries: &ItemRows<'_>, first: usize, column: usize, fused: &mut [f32]| {
+            let mut to = Accumulate {
                 start_rows,
                 weights: &weights[first - rows.start..],
                 weights_stride,
@@ -205,13 +184,13 @@ impl<'a> FusedMap<'a> {
                 part_stride: len,
                 fused,
             };
-            entries.accumulate(self.simd, to);
+            entries.accumulate(self.simd, &mut to);
         };
         let (whole, cutoff) = match &self.discard {
-            None => return add(self.read(rows.clone()), rows.start, 0, fused),
+            None => return add(&self.all.part(rows.clone()), rows.start, 0, fused),
             Some((whole, None)) => {
                 return add(
-                    whole.part(rows.clone(), 0..len).into(),
+                    &whole.part(rows.clone(), 0..len).into(),
                     rows.start,
                     0,
                     fused,
@@ -222,17 +201,17 @@ impl<'a> FusedMap<'a> {
         for (rows, kept) in cutoff.kept(rows.clone()) {
             match kept {
                 KeptEntries::All => add(
-                    whole.part(rows.clone(), 0..len).into(),
+                    &whole.part(rows.clone(), 0..len).into(),
                     rows.start,
                     0,
                     fused,
                 ),
                 KeptEntries::Above { least, column } => {
                     let inside = whole.part(rows.clone(), column..len);
-                    add(inside.more_than(least).into(), rows.start, column, fused);
+                    add(&inside.more_than(least).into(), rows.start, column, fused);
                     if column > 0 {
                         add(
-                            whole.part(rows.clone(), 0..column).into(),
+                            &whole.part(rows.clone(), 0..column).into(),
                             rows.start,
                             0,
                             fused,
@@ -244,7 +223,7 @@ impl<'a> FusedMap<'a> {
                         let row = &mut fused[..len];
                         cutoff.keep(self.simd, i..i + 1, whole, row);
                         let row = FusedEntries::new(row, len).part(0..1, 0..len);
-                        add(row.into(), i, 0, &mut []);
+                        add(&row.into(), i, 0, &mut []);
                     }
                 }
             }

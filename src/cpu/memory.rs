@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 struct Line([f32; LINE]);
 
 /// Floats of a cache line.
-const LINE: usize = 16;
+pub(crate) const LINE: usize = 16;
 
 /// Floats that begin on a cache line and fill whole ones.
 #[derive(Debug, Default)]

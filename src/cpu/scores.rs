@@ -177,18 +177,18 @@ impl ScoreRows<'_> {
 
     /// Adds the fused rows, times their weights, to sums: those of one block, or of several where they
     /// [are sums](ScoreRows::are_sums), each head by itself then, so that its keys stay in a cache.
-    pub fn accumulate(self, simd: Simd, mut to: Accumulate<'_>) {
+    pub fn accumulate(&self, simd: Simd, to: &mut Accumulate<'_>) {
         let heads = self.of.problem.shape().heads;
         let mut buffers = self.of.buffers();
         if self.are_sums() {
             for head in 0..heads {
                 for queries in self.blocks() {
-                    self.accumulate_block(simd, head..head + 1, queries, &mut buffers, &mut to);
+                    self.accumulate_block(simd, head..head + 1, queries, &mut buffers, to);
                 }
             }
         } else {
             for queries in self.blocks() {
-                self.accumulate_block(simd, 0..heads, queries, &mut buffers, &mut to);
+                self.accumulate_block(simd, 0..heads, queries, &mut buffers, to);
             }
         }
     }

@@ -9,8 +9,7 @@ use attention_rollout::cpu::{
 };
 use attention_rollout::device::{Device, Next};
 use attention_rollout::{
-    DType, Discard, DiscardScope, GradientRule, HeadFusion, HostLayer, HostTensor, Output, Problem,
-    RolloutConfig, Shape, StartRows, reference,
+    Discard, DiscardScope, HostLayer, HostTensor, Output, Problem, Shape, StartRows, reference,
 };
 use proptest::prelude::*;
 
@@ -24,7 +23,7 @@ fn poisoned(problem: &Problem) -> Vec<f32> {
     vec![f32::NAN; problem.output_len()]
 }
 
-fn run(problem: &Problem, layers: &[HostLayer<'_>], count: usize, choice: Choice) -> Vec<f32> {
+pub fn run(problem: &Problem, layers: &[HostLayer<'_>], count: usize, choice: Choice) -> Vec<f32> {
     let mut plan = Plan::with_choice(problem, &threads(count), choice).unwrap();
     let mut out = poisoned(problem);
     plan.run(layers, &mut out).unwrap();
@@ -32,7 +31,7 @@ fn run(problem: &Problem, layers: &[HostLayer<'_>], count: usize, choice: Choice
 }
 
 /// Compares with the reference, within the budget of f32.
-fn check(what: &str, generated: &Generated, got: &[f32]) -> Result<(), TestCaseError> {
+pub fn check(what: &str, generated: &Generated, got: &[f32]) -> Result<(), TestCaseError> {
     let (problem, layers) = (&generated.problem, generated.layers());
     let want = reference::rollout(problem, &layers).unwrap();
     let budget = Budget::new(problem, &layers);
@@ -58,7 +57,7 @@ fn choices(problem: &Problem, share_rest: bool) -> impl Iterator<Item = Choice> 
 }
 
 /// Bits, so that NaN equals itself and -0 does not equal 0.
-fn bits(values: &[f32]) -> Vec<u32> {
+pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
@@ -275,80 +274,6 @@ fn plans_print_what_they_decided() {
         "f32",
     ] {
         assert!(printed.contains(part), "{part}: {printed}");
-    }
-}
-
-#[test]
-fn rows_without_weight_are_not_read() {
-    let shape = Shape {
-        layers: 2,
-        batch: 3,
-        heads: 2,
-        tokens: 37,
-    };
-    let (start, square) = (5, shape.tokens * shape.tokens);
-    let config = RolloutConfig {
-        output: Output::Rows(StartRows::Rows(vec![start])),
-        ..RolloutConfig::default()
-    };
-    let problem = Problem::new(shape, DType::F32, config).unwrap();
-    let uniform = vec![1.0 / shape.tokens as f32; shape.batch * shape.heads * square];
-    let mut last = uniform.clone();
-    for (at, entry) in last.iter_mut().enumerate() {
-        if at % square / shape.tokens != start {
-            *entry = f32::NAN;
-        }
-    }
-    let layers = [HostLayer::from(&uniform[..]), HostLayer::from(&last[..])];
-    for (count, simd) in [1, 2]
-        .into_iter()
-        .flat_map(|count| Simd::available().map(move |simd| (count, simd)))
-    {
-        let choice = Choice {
-            form: Form::Rows,
-            simd,
-            share_rest: true,
-        };
-        let got = run(&problem, &layers, count, choice);
-        let numbers = got.iter().all(|entry| entry.is_finite());
-        assert!(numbers, "{simd}, {count} threads: {got:?}");
-    }
-}
-
-/// Windows whose rows are made several blocks at a time, and a few rows of a block at a time.
-#[test]
-fn rows_that_must_be_made_agree_with_the_reference() {
-    for (heads, tokens) in [(12, 200), (1, 700)] {
-        let shape = Shape {
-            layers: 2,
-            batch: 1,
-            heads,
-            tokens,
-        };
-        let settings: [fn(&mut RolloutConfig); 5] = [
-            |config| config.normalize_rows = true,
-            |config| config.head_fusion = HeadFusion::Max,
-            |config| config.gradients = Some(GradientRule::Fused),
-            |config| config.exclude_from_attention = vec![0, 7],
-            |config| config.causal = true,
-        ];
-        for (at, set) in settings.into_iter().enumerate() {
-            let mut case = Case::new(shape, 7);
-            set(&mut case.config);
-            // Entries right of the diagonal are not read, and there are rows to normalise left of it.
-            case.config.normalize_rows |= case.config.causal;
-            let generated = case.generate();
-            let [alone, shared] = [(1, false), (2, true)].map(|(count, share_rest)| {
-                let choice = Choice {
-                    form: Form::Rows,
-                    simd: Simd::detect(),
-                    share_rest,
-                };
-                run(&generated.problem, &generated.layers(), count, choice)
-            });
-            check(&format!("setting {at}"), &generated, &alone).unwrap();
-            assert_eq!(bits(&alone), bits(&shared), "setting {at}");
-        }
     }
 }
 

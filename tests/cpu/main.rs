@@ -5,6 +5,7 @@ mod against_reference;
 mod common;
 mod queries_keys;
 mod real_data;
+mod rows;
 mod run_inputs;
 mod sources;
 mod ways;

@@ -48,7 +48,9 @@ fn accumulated(simd: Simd, problem: &Problem, map: FusedEntries<'_>) -> Vec<f32>
         item: 0,
         memory: Shared::new(&mut []),
     };
-    let fused = FusedMap::new(simd, maps, Some(map), &mut vec![0.0; scratch(len)]);
+    let candidates = &mut vec![0.0; scratch(len)];
+    let all = maps.rows(0..len);
+    let fused = FusedMap::new(simd, maps, &all, Some(map), candidates);
     let (mut row, mut sums) = (vec![f32::NAN; len], vec![0.0; len]);
     for rows in [0..len / 2, len / 2..len] {
         let weights = vec![1.0; rows.len()];

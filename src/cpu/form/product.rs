@@ -310,7 +310,8 @@ impl LayerStep<'_> {
         let len = maps.len();
         // SAFETY: all have passed the last step's barrier, and there is one at the end of this step.
         let whole = unsafe { whole_by_team(simd, member, maps, shared.map) };
-        let fused_map = FusedMap::new(simd, maps, whole, own.candidates);
+        let all = maps.rows(0..len);
+        let fused_map = FusedMap::new(simd, maps, &all, whole, own.candidates);
         let weight = maps.problem.residual(maps.layer).attention;
         let part = member.part(len);
         let few = rows::chunk_rows(maps.problem, 1, len);

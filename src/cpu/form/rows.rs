@@ -7,6 +7,7 @@
 //! them, else with fused ones as those of the last heads come. For several, and where more must be known first (the sums of
 //! rows, or what is discarded or excluded), rows are fused a chunk at a time: of one start row several blocks.
 
+mod abreast;
 mod scratch;
 mod stretch;
 
@@ -19,7 +20,7 @@ use crate::cpu::map::{FusedMap, Run, row_sums, whole_by_team};
 use crate::cpu::team::Member;
 use crate::error::Result;
 
-use scratch::{GEMM_START_ROWS, RowsBuffers, RowsShared, block_rows, blocks, blocks_at_once};
+use scratch::{Cut, GEMM_START_ROWS, RowsBuffers, RowsShared, blocks_at_once};
 pub(crate) use scratch::{RowsScratch, chunk_rows, most_chunk_elements};
 use stretch::Stretch;
 
@@ -37,15 +38,26 @@ pub(crate) fn rollout<S>(run: Run<'_>, scratch: &RowsScratch, task: Task<'_, S>)
     } = task;
     let mut own = scratch.carve(memory.own);
     let mut computed = Ok(());
+    let mut cut = Cut::default();
     for stretch in Stretch::all(run, items) {
-        for item in stretch.items.clone() {
+        for item in abreast::compute(run, &stretch, &mut own) {
+            let len = run.problem.windows()[item].len;
+            if len == 0 {
+                if member.index == 0 {
+                    finish(run, item, &[]);
+                }
+                continue;
+            }
+            if cut.len != len {
+                cut = Cut::new(run.problem, len);
+            }
             let probed = run.probe(stretch.layers.clone(), item, member);
             // Whatever it finds, the others wait at the barriers.
             let made = match memory.team {
-                None => item_alone(run, &stretch, item, &mut own),
+                None => item_alone(run, &stretch, item, &cut, &mut own),
                 Some(team) => {
                     let shared = scratch.carve_shared(team);
-                    item_by_team(run, member, &stretch, item, &mut own, shared)
+                    item_by_team(run, member, &stretch, item, &cut, &mut own, shared)
                 }
             };
             computed = computed.and(probed).and(made);
@@ -58,45 +70,37 @@ fn item_alone(
     run: Run<'_>,
     stretch: &Stretch,
     item: usize,
+    cut: &Cut,
     scratch: &mut RowsBuffers<'_>,
 ) -> Result<()> {
     let Run { simd, problem, .. } = run;
-    let rows = problem.start_rows();
-    let len = problem.windows()[item].len;
-    if len == 0 {
-        finish(run, item, &[]);
-        return Ok(());
-    }
-    let blocks_len = blocks(problem, len).len();
+    let (rows, len) = (cut.start_rows, cut.len);
     let layers = stretch.layers.clone();
     start(run, layers.end, item, scratch);
     for layer in layers.rev() {
         let maps = run.maps(layer, item);
-        let next_maps = stretch.next_maps(run, layer, item);
+        let all = maps.read_by(0..len, stretch.next_maps(run, layer, item));
         let whole = problem.config().discard.map(|_| {
             maps.fused().unwrap_or_else(|| {
                 let map = &mut scratch.map[..len * len];
-                FusedMap::new(simd, maps, None, &mut [])
-                    .followed_by(0..len, next_maps)
-                    .read(0..len)
-                    .fuse(simd, 1.0, map);
+                all.fuse(simd, 1.0, map);
                 FusedEntries::new(map, len)
             })
         });
-        let fused_map = FusedMap::new(simd, maps, whole, scratch.candidates);
-        let fused_map = fused_map.followed_by(0..len, next_maps);
+        let fused_map = FusedMap::new(simd, maps, &all, whole, scratch.candidates);
         maps.expect_masses(&scratch.relevance[..rows * len]);
         let next = &mut scratch.next[..rows * len];
         let mut step = Step {
+            cut,
             relevance: &scratch.relevance[..rows * len],
             fused: &mut *scratch.fused,
             weights: &mut *scratch.weights,
         };
-        if blocks_len == 1 {
+        if cut.blocks == 1 {
             fused_map.parts(0..1, &mut step, next);
         } else {
             next.fill(0.0);
-            for blocks in at_once(0..blocks_len, rows) {
+            for blocks in at_once(0..cut.blocks, rows) {
                 let parts = &mut scratch.parts[..blocks.len() * rows * len];
                 if fused_map.parts(blocks, &mut step, parts) {
                     let parts = parts.chunks_exact(rows * len);
@@ -116,39 +120,32 @@ fn item_by_team(
     member: Member<'_>,
     stretch: &Stretch,
     item: usize,
+    cut: &Cut,
     scratch: &mut RowsBuffers<'_>,
     shared: RowsShared<'_>,
 ) -> Result<()> {
-    let Run { simd, problem, .. } = run;
+    let simd = run.simd;
     let RowsShared { parts, map } = shared;
-    let rows = problem.start_rows();
-    let len = problem.windows()[item].len;
-    if len == 0 {
-        if member.index == 0 {
-            finish(run, item, &[]);
-        }
-        return Ok(());
-    }
+    let (rows, len) = (cut.start_rows, cut.len);
     let mut checked = Ok(());
-    let blocks_len = blocks(problem, len).len();
     let layers = stretch.layers.clone();
     start(run, layers.end, item, scratch);
     for (step, layer) in layers.rev().enumerate() {
         let maps = run.maps(layer, item);
         // SAFETY: all have passed the last layer's barrier, and there is one at the end of this layer.
         let whole = unsafe { whole_by_team(simd, member, maps, map) };
-        let own = member.part(blocks_len);
-        let block_rows = block_rows(problem, len);
-        let own_rows = own.start * block_rows..len.min(own.end * block_rows);
-        let fused_map = FusedMap::new(simd, maps, whole, scratch.candidates)
-            .followed_by(own_rows, stretch.next_maps(run, layer, item));
+        let own = member.part(cut.blocks);
+        let next_maps = stretch.next_maps(run, layer, item);
+        let all = maps.read_by(cut.rows(own.clone()), next_maps);
+        let fused_map = FusedMap::new(simd, maps, &all, whole, scratch.candidates);
         // Two sets of parts: members may be one layer apart.
-        let set = step % 2 * blocks_len * rows * len;
+        let set = step % 2 * cut.blocks * rows * len;
         for blocks in at_once(own, rows) {
             let at = |block: usize| set + block * rows * len;
             // SAFETY: these are this member's alone; they were read last two layers ago, a barrier lies between.
             let parts = unsafe { parts.get_mut(at(blocks.start)..at(blocks.end)) };
             let mut step = Step {
+                cut,
                 relevance: &scratch.relevance[..rows * len],
                 fused: &mut *scratch.fused,
                 weights: &mut *scratch.weights,
@@ -161,7 +158,7 @@ fn item_by_team(
         }
         let next = &mut scratch.relevance[..rows * len];
         next.fill(0.0);
-        for index in 0..blocks_len {
+        for index in 0..cut.blocks {
             let at = set + index * rows * len;
             // SAFETY: this set is not written again before the next layer's barrier.
             add(next, unsafe { parts.get(at..at + rows * len) });
@@ -217,11 +214,10 @@ fn at_once(blocks: Range<usize>, start_rows: usize) -> impl Iterator<Item = Rang
 }
 
 /// Whether every row carries weight for one of the start rows.
-fn all_carry(relevance: &[f32], len: usize, rows: Range<usize>) -> bool {
+fn all_carry(relevance: &[f32], cut: &Cut, rows: Range<usize>) -> bool {
     // Without a branch, so that many are seen at once.
     let all = |weights: &[f32]| weights.iter().fold(true, |all, &w| all & (w != 0.0));
-    let mut starts = relevance.chunks_exact(len);
-    starts.any(|weights| all(&weights[rows.clone()]))
+    (0..cut.start_rows).any(|m| all(&relevance[m * cut.len..][rows.clone()]))
 }
 
 fn add(sum: &mut [f32], part: &[f32]) {
@@ -232,6 +228,7 @@ fn add(sum: &mut [f32], part: &[f32]) {
 
 /// What rows are weighed by, and memory to compute in.
 struct Step<'a> {
+    cut: &'a Cut,
     /// `[start rows, len]`.
     relevance: &'a [f32],
     /// Rows that are made, or folded.
@@ -244,12 +241,15 @@ impl FusedMap<'_> {
     /// Writes what the rows of the blocks `blocks` add to the new relevance into `parts`, `[blocks, start rows, len]`.
     /// Returns whether a row carried weight; rows that carry none are not read.
     fn parts(&self, blocks: Range<usize>, step: &mut Step<'_>, parts: &mut [f32]) -> bool {
-        let len = self.maps.len();
-        let start_rows = step.relevance.len() / len;
-        let block_rows = block_rows(self.maps.problem, len);
-        let rows = blocks.start * block_rows..len.min(blocks.end * block_rows);
+        let Cut {
+            start_rows,
+            len,
+            block_rows,
+            ..
+        } = *step.cut;
+        let rows = step.cut.rows(blocks);
         parts.fill(0.0);
-        if self.takes_blocks() && all_carry(step.relevance, len, rows.clone()) {
+        if self.takes_blocks() && all_carry(step.relevance, step.cut, rows.clone()) {
             self.run(rows, block_rows, step, parts);
             return true;
         }
@@ -264,9 +264,9 @@ impl FusedMap<'_> {
 
     /// The same of the rows `rows` of one block, added to its `part`.
     fn part(&self, rows: Range<usize>, step: &mut Step<'_>, part: &mut [f32]) -> bool {
-        let (len, relevance) = (self.maps.len(), step.relevance);
-        let start_rows = relevance.len() / len;
-        if all_carry(relevance, len, rows.clone()) {
+        let (cut, relevance) = (step.cut, step.relevance);
+        let (start_rows, len) = (cut.start_rows, cut.len);
+        if all_carry(relevance, cut, rows.clone()) {
             self.run(rows.clone(), rows.len(), step, part);
             return true;
         }
@@ -291,24 +291,18 @@ impl FusedMap<'_> {
     /// Adds what adjoining rows that carry weight contribute to `parts`: those of one block, or of several of `block_rows`
     /// rows where they are [taken so](FusedMap::takes_blocks).
     fn run(&self, run: Range<usize>, block_rows: usize, step: &mut Step<'_>, parts: &mut [f32]) {
-        let problem = self.maps.problem;
-        let len = self.maps.len();
-        let start_rows = step.relevance.len() / len;
+        let Cut {
+            start_rows, len, ..
+        } = *step.cut;
         if start_rows <= GEMM_START_ROWS && !self.must_be_made(start_rows) {
             let weights = &mut step.weights[..start_rows * run.len()];
-            self.weigh(
-                run.clone(),
-                block_rows,
-                step.relevance,
-                None,
-                weights,
-                parts,
-            );
+            let rows = (run.clone(), block_rows);
+            self.weigh(step.cut, rows, step.relevance, None, weights, parts);
             self.accumulate(run, block_rows, start_rows, weights, step.fused, parts);
             return;
         }
         // Whole blocks at once, or a part of one.
-        let chunk_rows = chunk_rows(problem, start_rows, len);
+        let chunk_rows = chunk_rows(self.maps.problem, start_rows, len);
         let chunk_rows = chunk_rows - chunk_rows % block_rows.min(chunk_rows);
         for first in run.clone().step_by(chunk_rows.max(block_rows)) {
             let blocks = first..run.end.min(first + chunk_rows.max(block_rows));
@@ -323,9 +317,8 @@ impl FusedMap<'_> {
     /// The same for as many rows as are made at once: whole blocks, or rows of one.
     fn chunk(&self, rows: Range<usize>, block_rows: usize, step: &mut Step<'_>, parts: &mut [f32]) {
         let problem = self.maps.problem;
-        let (len, depth) = (self.maps.len(), rows.len());
-        let relevance = step.relevance;
-        let start_rows = relevance.len() / len;
+        let (cut, depth) = (step.cut, rows.len());
+        let (start_rows, len) = (cut.start_rows, cut.len);
         let fused = &mut step.fused[..depth * len];
         self.rows(rows.clone(), 1.0, fused);
         let (sums, weights) = step.weights.split_at_mut(depth);
@@ -334,7 +327,8 @@ impl FusedMap<'_> {
             row_sums(self.simd, fused, len, sums);
             &*sums
         });
-        self.weigh(rows.clone(), block_rows, relevance, sums, weights, parts);
+        let of = (rows.clone(), block_rows);
+        self.weigh(cut, of, step.relevance, sums, weights, parts);
         if start_rows > GEMM_START_ROWS {
             let columns = match problem.config().causal {
                 true => rows.end,
@@ -348,7 +342,7 @@ impl FusedMap<'_> {
             );
             return;
         }
-        let to = Accumulate {
+        let mut to = Accumulate {
             start_rows,
             weights,
             weights_stride: depth,
@@ -358,24 +352,26 @@ impl FusedMap<'_> {
             fused: &mut [],
         };
         let fused = FusedEntries::new(fused, len);
-        fused.part(0..depth, 0..len).accumulate(self.simd, to);
+        fused.part(0..depth, 0..len).accumulate(self.simd, &mut to);
     }
 
     /// Writes what the fused rows `rows` are multiplied by into `weights`, `[start rows, rows]`, and adds their
     /// residual to `parts`, of their block each. Where rows are normalised, `sums` holds the sums of the fused ones.
     fn weigh(
         &self,
-        rows: Range<usize>,
-        block_rows: usize,
+        cut: &Cut,
+        (rows, block_rows): (Range<usize>, usize),
         relevance: &[f32],
         sums: Option<&[f32]>,
         weights: &mut [f32],
         parts: &mut [f32],
     ) {
-        let len = self.maps.len();
-        let start_rows = relevance.len() / len;
+        let Cut {
+            start_rows, len, ..
+        } = *cut;
         let residual = self.maps.problem.residual(self.maps.layer);
-        for (m, weights) in weights.chunks_exact_mut(rows.len()).enumerate() {
+        for m in 0..start_rows {
+            let weights = &mut weights[m * rows.len()..][..rows.len()];
             weights.copy_from_slice(&relevance[m * len..][rows.clone()]);
             for (weight, sum) in weights.iter_mut().zip(sums.into_iter().flatten()) {
                 let divisor = residual.attention * sum + residual.identity;
@@ -385,9 +381,8 @@ impl FusedMap<'_> {
                     *weight / divisor
                 };
             }
-            let firsts = rows.clone().step_by(block_rows);
-            let weights = weights.chunks_mut(block_rows);
-            for (block, (first, weights)) in firsts.zip(weights).enumerate() {
+            for (block, weights) in weights.chunks_mut(block_rows).enumerate() {
+                let first = rows.start + block * block_rows;
                 let part = &mut parts[(block * start_rows + m) * len + first..];
                 for (weight, part) in weights.iter_mut().zip(part) {
                     *part += residual.identity * *weight;

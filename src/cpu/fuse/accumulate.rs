@@ -8,27 +8,32 @@ use std::ops::Range;
 
 use crate::cpu::fuse::entries::HeadEntries;
 use crate::cpu::fuse::short;
+use crate::cpu::fuse::small::AddSmall;
 use crate::cpu::fuse::streams::{Heads, Part, SideBySide, Sink, Streams};
 use crate::cpu::fuse::sums::{Accumulate, add};
 use crate::cpu::fuse::{EntriesLoop, MapRows};
 use crate::cpu::simd::Lanes;
 
 /// Adds rows, whose fused entries are sums of those of the heads, to sums.
-pub(super) struct AccumulateRows<'a, 'b> {
-    pub from: MapRows<'a>,
-    pub to: Accumulate<'b>,
+pub(super) struct AccumulateRows<'a, 'b, 'c> {
+    pub from: &'b MapRows<'a>,
+    pub to: &'b mut Accumulate<'c>,
 }
 
-impl EntriesLoop for AccumulateRows<'_, '_> {
+impl EntriesLoop for AccumulateRows<'_, '_, '_> {
     #[inline(always)]
     fn run<L: Lanes, E: HeadEntries>(self, lanes: L, entries: E) {
-        let AccumulateRows { from, mut to } = self;
+        let AccumulateRows { from, to } = self;
+        let from = *from;
         if from.rows == 0 {
             return;
         }
         let streams = Streams::new(lanes, entries, from);
         if let Some(vectors) = short::vectors::<L>(&from).filter(|_| to.start_rows == 1) {
-            return streams.add_short(vectors, &mut to);
+            return streams.add_short(vectors, to);
+        }
+        if E::OPERANDS == 1 && to.start_rows == 1 && from.are_small() {
+            return AddSmall::new(&from, to).run(lanes, entries);
         }
         let mut pass = Pass { streams, from, to };
         for heads in Heads::groups(E::OPERANDS, from.heads, false) {
@@ -46,17 +51,17 @@ impl EntriesLoop for AccumulateRows<'_, '_> {
 }
 
 /// Rows on their way to sums.
-struct Pass<'a, 'b, L, E> {
+struct Pass<'a, 'b, 'c, L, E> {
     streams: Streams<'a, L, E>,
     from: MapRows<'a>,
-    to: Accumulate<'b>,
+    to: &'b mut Accumulate<'c>,
 }
 
-impl<L: Lanes, E: HeadEntries> Pass<'_, '_, L, E> {
+impl<L: Lanes, E: HeadEntries> Pass<'_, '_, '_, L, E> {
     /// Adds the rows of `H` heads, one block after the other, so that each head is read in one go.
     #[inline(always)]
     fn one_start_row<const H: usize, const R: usize>(&mut self, heads: Heads) {
-        let (from, to) = (self.from, &mut self.to);
+        let (from, to) = (self.from, &mut *self.to);
         let mut scales = [0.0; H];
         for h in 0..H {
             scales[h] = from.scale(heads.at(h));
@@ -77,7 +82,7 @@ impl<L: Lanes, E: HeadEntries> Pass<'_, '_, L, E> {
     /// Adds the rows of one head, four far apart at a time.
     #[inline(always)]
     fn many_start_rows(&mut self, head: Heads) {
-        let (from, to) = (self.from, &mut self.to);
+        let (from, to) = (self.from, &mut *self.to);
         for (block, rows) in to.blocks(from.rows) {
             let apart = from.rows_apart(rows.len(), 4);
             let mut sums = ManyStartRows {

@@ -36,34 +36,34 @@ impl<L: Lanes, E: HeadEntries> Streams<'_, L, E> {
     /// Adds rows of so many [`vectors`].
     #[inline(always)]
     pub fn add_short(&self, vectors: usize, to: &mut Accumulate<'_>) {
+        match vectors {
+            1 => self.add_rows::<1>(to),
+            2 => self.add_rows::<2>(to),
+            3 => self.add_rows::<3>(to),
+            4 => self.add_rows::<4>(to),
+            5 => self.add_rows::<5>(to),
+            6 => self.add_rows::<6>(to),
+            7 => self.add_rows::<7>(to),
+            _ => self.add_rows::<MOST_VECTORS>(to),
+        }
+    }
+
+    /// Adds rows of `C` vectors.
+    #[inline(always)]
+    fn add_rows<const C: usize>(&self, to: &mut Accumulate<'_>) {
         let from = self.from;
+        let rows = from.heads * from.rows;
         let adjoin = from.head_stride == from.rows * from.row_stride;
+        let of_all = self.ahead(E::OPERANDS, rows, from.entry(from.heads, 0), None);
         for head in 0..from.heads {
-            let ahead = match adjoin {
-                true => self.ahead(
-                    E::OPERANDS,
-                    from.heads * from.rows,
-                    from.entry(from.heads, 0),
-                    None,
-                ),
-                false => {
-                    let then = (head + 1 < from.heads).then(|| from.entry(head + 1, 0));
-                    self.ahead(E::OPERANDS, from.rows, from.entry(head, from.rows), then)
-                }
+            let of_head = || {
+                let then = (head + 1 < from.heads).then(|| from.entry(head + 1, 0));
+                self.ahead(E::OPERANDS, from.rows, from.entry(head, from.rows), then)
             };
+            let ahead = if adjoin { &of_all } else { &of_head() };
             for (block, rows) in to.blocks(from.rows) {
                 let sums = &mut to.part[block * to.part_stride..][..from.len];
-                let of = (head, rows, to.weights);
-                match vectors {
-                    1 => self.add_block::<1>(of, &ahead, sums),
-                    2 => self.add_block::<2>(of, &ahead, sums),
-                    3 => self.add_block::<3>(of, &ahead, sums),
-                    4 => self.add_block::<4>(of, &ahead, sums),
-                    5 => self.add_block::<5>(of, &ahead, sums),
-                    6 => self.add_block::<6>(of, &ahead, sums),
-                    7 => self.add_block::<7>(of, &ahead, sums),
-                    _ => self.add_block::<MOST_VECTORS>(of, &ahead, sums),
-                }
+                self.add_block::<C>((head, rows, to.weights), ahead, sums);
             }
         }
     }
@@ -83,27 +83,26 @@ impl<L: Lanes, E: HeadEntries> Streams<'_, L, E> {
             true => c * L::LANES,
             false => from.len - L::LANES,
         };
-        let lines = (from.len * E::BYTES).div_ceil(LINE);
+        let lines = (C * L::LANES * E::BYTES).div_ceil(LINE);
         let mut added = [lanes.splat(0.0); C];
-        for row in rows {
-            let first = from.entry(head, row);
+        for c in 0..C {
+            added[c] = lanes.load(&sums[column(c)..]);
+        }
+        let scale = from.scale(head);
+        let mut first = from.entry(head, rows.start);
+        for &weight in &weights[rows] {
             ahead.prefetch::<L, E>(lanes, first, first, lines);
-            let weight = lanes.splat(weights[row]);
+            let weight = lanes.splat(scale * weight);
             for c in 0..C {
                 // SAFETY: a vector of the columns of a row, all of which can be read.
                 let entry = unsafe { self.entries.read(lanes, first + column(c)) };
                 added[c] = lanes.mul_add(weight, entry, added[c]);
             }
+            first += from.row_stride;
         }
-        let scale = lanes.splat(from.scale(head));
+        // What the last vector shares with the one before is the same in both.
         for c in 0..C {
-            let sums = &mut sums[column(c)..];
-            let before = lanes.load(sums);
-            let mut sum = lanes.mul_add(scale, added[c], before);
-            if c + 1 == C {
-                sum = lanes.join(C * L::LANES - from.len, before, sum);
-            }
-            lanes.store(sum, sums);
+            lanes.store(added[c], &mut sums[column(c)..]);
         }
     }
 }

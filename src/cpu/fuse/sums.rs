@@ -32,10 +32,24 @@ impl Accumulate<'_> {
     /// The blocks of `rows` rows, and their rows.
     #[inline(always)]
     pub fn blocks(&self, rows: usize) -> impl Iterator<Item = (usize, Range<usize>)> + use<> {
-        let block_rows = self.block_rows;
-        let firsts = (0..rows).step_by(block_rows).enumerate();
-        firsts.map(move |(block, first)| (block, first..rows.min(first.saturating_add(block_rows))))
+        blocks(rows, self.block_rows)
     }
+}
+
+/// Blocks of `rows` rows, and their rows.
+#[inline(always)]
+pub(super) fn blocks(
+    rows: usize,
+    block_rows: usize,
+) -> impl Iterator<Item = (usize, Range<usize>)> {
+    // Without a division, as steps of so many rows take.
+    let (mut next, mut block) = (0usize, 0);
+    std::iter::from_fn(move || {
+        let first = next;
+        next = rows.min(first.saturating_add(block_rows));
+        block += 1;
+        (first < rows).then_some((block - 1, first..next))
+    })
 }
 
 /// Adds `sums` to `part`, but for the first `done` columns.

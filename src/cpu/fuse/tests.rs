@@ -159,7 +159,7 @@ fn accumulated_as_fused_on_every_instruction_set() {
             let weights: Vec<f32> = (0..start_rows * ROWS).map(|at| 0.1 + at as f32).collect();
             let before: Vec<f32> = (0..start_rows * len).map(|at| at as f32 / 8.0).collect();
             let mut part = before.clone();
-            let to = Accumulate {
+            let mut to = Accumulate {
                 start_rows,
                 weights: &weights,
                 weights_stride: ROWS,
@@ -168,7 +168,7 @@ fn accumulated_as_fused_on_every_instruction_set() {
                 part_stride: len,
                 fused: &mut [f32::NAN; ROWS * LONGEST][..ROWS * len],
             };
-            rows.accumulate(simd, to);
+            rows.accumulate(simd, &mut to);
             for (at, (&got, &before)) in part.iter().zip(&before).enumerate() {
                 let (m, column) = (at / len, at % len);
                 let weighted = |entries: &[f32]| -> f64 {
@@ -201,7 +201,7 @@ fn blocks_accumulate_as_by_themselves() {
         let weights: Vec<f32> = (0..ROWS).map(|at| 0.1 + at as f32).collect();
         let sums = |rows: MapRows<'_>, weights: &[f32], block_rows: usize| {
             let mut parts = vec![0.25; rows.rows.div_ceil(block_rows) * rows.len];
-            let to = Accumulate {
+            let mut to = Accumulate {
                 start_rows: 1,
                 weights,
                 weights_stride: ROWS,
@@ -210,7 +210,7 @@ fn blocks_accumulate_as_by_themselves() {
                 part_stride: rows.len,
                 fused: &mut [f32::NAN; ROWS * LONGEST],
             };
-            rows.accumulate(simd, to);
+            rows.accumulate(simd, &mut to);
             parts
         };
         for block_rows in 1..=ROWS {
@@ -298,7 +298,7 @@ fn chunks_fuse_as_by_themselves() {
         };
         let weights = [0.5, 2.0, 0.25, 3.0, 0.125];
         let add = |rows: Range<usize>, block_rows: usize, part: &mut [f32]| {
-            let to = Accumulate {
+            let mut to = Accumulate {
                 start_rows: 1,
                 weights: &weights[rows.clone()],
                 weights_stride: rows.len(),
@@ -307,7 +307,7 @@ fn chunks_fuse_as_by_themselves() {
                 part_stride: len,
                 fused: &mut vec![f32::NAN; CHUNK_ELEMENTS],
             };
-            largest.part(rows).accumulate(simd, to);
+            largest.part(rows).accumulate(simd, &mut to);
         };
         for block_rows in 1..=rows {
             let mut got = vec![0.0; rows.div_ceil(block_rows) * len];

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use crate::cpu::discard;
 use crate::cpu::engine::Scratch;
-use crate::cpu::fuse::CHUNK_ELEMENTS;
-use crate::cpu::memory::Parts;
+use crate::cpu::fuse::{ABREAST, CHUNK_ELEMENTS, SMALL_BYTES};
+use crate::cpu::memory::{LINE, Parts};
 use crate::cpu::scores;
 use crate::cpu::team::Shared;
 use crate::error::Result;
@@ -44,7 +44,7 @@ fn are_computed(problem: &Problem) -> bool {
 }
 
 /// Rows of a block.
-pub(super) fn block_rows(problem: &Problem, len: usize) -> usize {
+fn block_rows(problem: &Problem, len: usize) -> usize {
     let rows = match problem.start_rows() {
         0..=GEMM_START_ROWS if are_computed(problem) => {
             len.div_ceil(MOST_BLOCKS).next_multiple_of(scores::ROWS)
@@ -118,20 +118,42 @@ pub(crate) fn most_chunk_elements(
     }
 }
 
-/// The blocks of rows of an item.
-pub(super) fn blocks(
-    problem: &Problem,
-    len: usize,
-) -> impl ExactSizeIterator<Item = Range<usize>> + use<> {
-    let rows = block_rows(problem, len);
-    (0..len.div_ceil(rows)).map(move |block| block * rows..((block + 1) * rows).min(len))
+/// Floats from the sums of an item to those of the next where they are read side by side: all begin with a cache line.
+pub(super) fn sums_stride(len: usize) -> usize {
+    len.checked_next_multiple_of(LINE).unwrap_or(usize::MAX)
+}
+
+/// How the rows of an item are cut: alike for all items of as many valid tokens, of which there are some.
+#[derive(Default)]
+pub(super) struct Cut {
+    pub start_rows: usize,
+    pub len: usize,
+    pub block_rows: usize,
+    pub blocks: usize,
+}
+
+impl Cut {
+    pub fn new(problem: &Problem, len: usize) -> Self {
+        let block_rows = block_rows(problem, len);
+        Cut {
+            start_rows: problem.start_rows(),
+            len,
+            block_rows,
+            blocks: len.div_ceil(block_rows),
+        }
+    }
+
+    /// The rows of the blocks `blocks`.
+    pub fn rows(&self, blocks: Range<usize>) -> Range<usize> {
+        blocks.start * self.block_rows..self.len.min(blocks.end * self.block_rows)
+    }
 }
 
 /// What row form computes in: lengths, for the largest item.
 pub(crate) struct RowsScratch {
     /// Each member's own: relevance, the new relevance, `[start rows, tokens]` each, and parts of it of the blocks that are
-    /// taken at once, `[blocks, start rows, tokens]`; one chunk of fused rows `[chunk rows, tokens]`; the weights of these
-    /// blocks' rows, `[start rows, rows]`, and a sum for each row of one; the whole fused map `[tokens, tokens]` where something is discarded; candidates to select from.
+    /// taken at once, `[blocks, start rows, tokens]`, or sums of the items that are read side by side; one chunk of fused rows `[chunk rows, tokens]`; the weights of these
+    /// blocks' rows, or of these items', `[start rows, rows]`, and a sum for each row of one; the whole fused map `[tokens, tokens]` where something is discarded; candidates to select from.
     own: Parts<7>,
     /// The team's: parts of the new relevance of two layers, `[2, blocks, start rows, tokens]`, and the whole fused map.
     shared: Parts<2>,
@@ -167,8 +189,18 @@ impl RowsScratch {
         let fused = most_chunk_elements(problem, start_rows, len)?;
         let at_once = blocks_at_once(start_rows).min(most_blocks(start_rows, len));
         let at_once_rows = (at_once * most_block_rows(problem, len)).min(len);
-        let own_parts = sized(&[at_once, start_rows, len])?;
-        let weights = sized(&[start_rows + 1, at_once_rows])?;
+        let item = [
+            problem.shape().heads,
+            len,
+            len,
+            problem.dtype().size_bytes(),
+        ];
+        let abreast = match checked("maps", &item).is_ok_and(|bytes| bytes <= SMALL_BYTES) {
+            true => most_blocks(1, len) * ABREAST * sums_stride(len),
+            false => 0,
+        };
+        let own_parts = sized(&[at_once, start_rows, len])?.max(abreast);
+        let weights = sized(&[start_rows + 1, at_once_rows])?.max(abreast);
         let parts = sized(&[2, most_blocks(start_rows, len), start_rows, len])?;
         let (map, candidates) = match problem.config().discard {
             Some(_) => (sized(&[len, len])?, discard::scratch(len)),
@@ -244,7 +276,7 @@ mod tests {
             let mut most = [0; 3];
             for len in 1..=shape.tokens {
                 most[0] = most[0].max(block_rows(&problem, len));
-                most[1] = most[1].max(blocks(&problem, len).len());
+                most[1] = most[1].max(Cut::new(&problem, len).blocks);
                 most[2] = most[2].max(chunk_rows(&problem, start_rows, len) * len);
                 assert!(most[0] <= most_block_rows(&problem, len));
                 assert!(most[1] <= most_blocks(start_rows, len));
