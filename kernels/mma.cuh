@@ -22,10 +22,11 @@ DEVICE void load_tiles(u32 (&tile)[4], u32 address) {
                : "r"(address), "n"(OFFSET)
                : "memory");
 }
+template <u32 OFFSET = 0>
 DEVICE void load_tiles_transposed(u32 (&tile)[4], u32 address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4+%5];"
                : "=r"(tile[0]), "=r"(tile[1]), "=r"(tile[2]), "=r"(tile[3])
-               : "r"(address)
+               : "r"(address), "n"(OFFSET)
                : "memory");
 }
 

@@ -179,23 +179,19 @@ struct MatrixStreamParams {
 
 // head_fusion: fused maps, in window coordinates.
 struct HeadFusionParams {
-  float *fused;               // [layers, batch, len, len] with the strides below; `split` variants: as `Factor::map`
+  float *fused;               // [layers, batch, len, len] with the strides below; `split` variants: as `FactorProduct::map`
   i64 stride_layer, stride_batch, stride_row;
   Maps maps;
 };
 
-// attention * map + identity * I, with a map for each item, split into f16: [batch, len, 2, stride_row], of each row what
-// high + low are 2^11 times, each filled with zeros to the end of the 16 bytes in which the row ends.
-struct Factor {
-  const void *map;            // null: none, so that the factor is a multiple of the identity
-  float attention, identity;
-};
-
-// Two factors, of which the left one has a map, and where their product goes.
+// attention (left right + left_weight left + right_weight right) + identity I, and where it goes. Maps, one for each item, are
+// split into f16: [batch, len, 2, stride_row], of each row what high + low are 2^11 times, each filled with zeros to the end of
+// the 16 bytes in which the row ends.
 struct FactorProduct {
-  Factor left, right;
-  void *map;                  // as that of a factor; null: not written
+  const void *left, *right;   // right null: zeros
+  void *map;                  // without the identity; null: not written
   float *result;              // [batch, tokens, tokens], with the identity, 0 outside the windows; null: not written
+  float left_weight, right_weight, attention, identity;
 };
 
 // Products one launch can take.

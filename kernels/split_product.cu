@@ -2,8 +2,9 @@
 //
 // A factor is attention D + identity I, where D is kept in f16 `hi + lo` of 2^11 D and the identity as a number, so it never
 // meets the low precision, and products may be taken in any order:
-//   (a2 D2 + b2 I)(a1 D1 + b1 I) = (a2 a1 D2 D1 + a2 b1 D2 + b2 a1 D1) + b2 b1 I
-// The sum in brackets is the D of the product, whose `attention` is 1; of a product that is a result all is added up, in f32.
+//   (a2 D2 + b2 I)(a1 D1 + b1 I) = a2 a1 (D2 D1 + b1 / a1 D2 + b2 / a2 D1) + b2 b1 I
+// The first term is the D of the product; of a product that is a result all is added up, in f32. Both maps pass by as operands,
+// each entry once where it is wanted: it is added when it does, so nothing is read twice.
 //
 // Each block makes a tile of one product of one item. Operands were split when they were written, so a step of k is
 // copied as it lies, STAGES - 1 steps ahead, and multiplied: no conversion, no registers on the way. Of causal maps, steps that
@@ -19,7 +20,8 @@ constexpr u32 STEP = 32;    // columns of k in a stage
 constexpr u32 ROW_TILES = WARP_ROWS / 16, COLUMN_TILES = WARP_COLUMNS / 8;
 constexpr u32 GRANULE = 8;  // entries of 16 bytes
 constexpr u32 WARPS_ACROSS = COLUMNS / WARP_COLUMNS;
-constexpr u32 HIGH = 0, LOW = 1;
+static_assert(STEP % WARP_ROWS == 0 && STEP % WARP_COLUMNS == 0, "rows, and columns, of a warp pass by in one step");
+enum Part : u32 { HIGH, LOW };
 
 // A tile of WIDE columns in shared memory: where a granule lies in it, in bytes. Granules of a row change places by the row, so
 // that those which are written, or read by ldmatrix, at the same time lie in banks of their own.
@@ -29,34 +31,15 @@ DEVICE u32 granule_at(u32 row, u32 column) {
   return (row * WIDE + (column ^ row / ROWS_OF_BANKS % GRANULES * GRANULE)) * 2;
 }
 
+// Keeps a value in a register, and does not find it again from step to step.
+DEVICE void keep(u32 &x) { x = unknown(x); }
+
 // A stage in shared memory: both halves of either operand, from so many bytes on.
 constexpr u32 LEFT_BYTES = ROWS * STEP * 2, RIGHT_BYTES = STEP * COLUMNS * 2;
 constexpr u32 RIGHT_AT = 2 * LEFT_BYTES, STAGE_BYTES = RIGHT_AT + 2 * RIGHT_BYTES;
 static_assert(STAGES * STAGE_BYTES == SHARED_BYTES, "the host asks for what the stages take");
 
-// The tile of a block in place of the stages. The pitch keeps the stores of fragments free of bank conflicts.
-struct Finished {
-  float entry[ROWS][COLUMNS + 8];
-};
-static_assert(sizeof(Finished) <= SHARED_BYTES, "what is finished takes no more than the stages");
-
 extern __shared__ uint4 dynamic[];
-
-// QUAD entries of a map side by side, in units of 2^-11.
-constexpr u32 QUAD = 4;
-struct Quad {
-  Words high, low;
-
-  // Asks for them; zeros where they are not `wanted`.
-  DEVICE void load(u64 from, u32 to_low, bool wanted) {
-    high = load_words(from, wanted);
-    low = load_words(from + to_low, wanted);
-  }
-  DEVICE float at(u32 e) const {
-    const auto half = [&](const Words &words) { return f16::widen(u16(words.word[e / 2] >> (e % 2 * 16))); };
-    return half(high) + half(low);
-  }
-};
 
 // One item's map: of each row the high halves, then the low ones, each filled with zeros to the end of the granule in which the
 // row ends.
@@ -86,108 +69,179 @@ struct Copies {
   static constexpr u32 LEFT = ROWS / LEFT_APART, RIGHT = STEP / RIGHT_APART;
   static_assert(RIGHT == 1 && LEFT_APART % 8 == 0, "a thread's granules have the same place in their rows");
 
-  u32 k, end;
-  u64 left_from[LEFT], right_from;
+  u32 end;
+  u64 left_from, right_from;
   u32 left_to, right_to;    // from the beginning of a stage
-  u32 left_column;
+  u32 left_column;          // in a step
   u32 left_end[LEFT];       // columns of the row that hold anything
-  u32 right_row;
-  u32 right_begin, right_count;  // rows of the column that hold anything
-  u32 left_low, right_low;  // from the high halves to the low ones
+  u32 right_row;            // in a step, from the first row of the column on that holds anything
+  u32 right_count;          // rows of the column that hold anything
+  u32 low;                  // from the high halves to the low ones
 
   DEVICE Copies(const SplitMap &left, const SplitMap &right, u32 tile_row, u32 tile_column, u32 begin, u32 end)
-      : k(begin), end(end), left_low(left.to_low()), right_low(right.to_low()) {
+      : end(end), low(left.to_low()) {
     const u32 row = threadIdx.x / (STEP / GRANULE);
     left_column = threadIdx.x % (STEP / GRANULE) * GRANULE;
     left_to = granule_at<STEP>(row, left_column);
+    left_from = left.at(tile_row + row, begin + left_column);
 #pragma unroll
     for (u32 n = 0; n < LEFT; ++n) {
       const u32 in_map = tile_row + row + n * LEFT_APART;
-      left_from[n] = left.at(in_map, begin + left_column);
       left_end[n] = in_map < left.len ? left.row_end(in_map) : 0;
     }
-    left_column += begin;
     const u32 column = threadIdx.x % (COLUMNS / GRANULE) * GRANULE, in_map = tile_column + column;
     right_row = threadIdx.x / (COLUMNS / GRANULE);
     right_to = RIGHT_AT + granule_at<COLUMNS>(right_row, column);
-    right_row += begin;
-    right_from = right.at(right_row, in_map);
-    right_begin = right.causal ? in_map : 0;
+    right_from = right.at(begin + right_row, in_map);
+    const u32 right_begin = right.causal ? in_map : 0;
     right_count = in_map < right.len ? right.len - right_begin : 0;
+    right_row -= right_begin;
   }
 
-  // Starts to copy the next step, if there is one, and closes the group of its copies.
-  DEVICE void start(u32 stage) {
+  // Starts to copy the next step, from k on, if there is one, and closes the group of its copies.
+  DEVICE void start(u32 stage, u32 k) {
     if (k < end) {
 #pragma unroll
       for (u32 n = 0; n < LEFT; ++n) {
         const u32 to = stage + left_to + n * LEFT_APART * STEP * 2;
-        const bool held = left_column < left_end[n];
-        copy_granule_or_zeros(to, left_from[n], held);
-        copy_granule_or_zeros(to + LEFT_BYTES, left_from[n] + left_low, held);
-        left_from[n] += STEP * 2;
+        const bool held = k + left_column < left_end[n];
+        const u64 from = left_from + n * LEFT_APART * 2 * low;
+        copy_granule_or_zeros(to, from, held);
+        copy_granule_or_zeros(to + LEFT_BYTES, from + low, held);
       }
-      const bool held = right_row - right_begin < right_count;
+      left_from += STEP * 2;
+      const bool held = k + right_row < right_count;
       copy_granule_or_zeros(stage + right_to, right_from, held);
-      copy_granule_or_zeros(stage + right_to + RIGHT_BYTES, right_from + right_low, held);
-      right_from += 2 * STEP * right_low;
-      left_column += STEP;
-      right_row += STEP;
-      k += STEP;
+      copy_granule_or_zeros(stage + right_to + RIGHT_BYTES, right_from + low, held);
+      right_from += 2 * STEP * low;
     }
     commit_copies();
   }
 };
 
-// The tile of a block, added up in registers.
+// A warp's part of the tile, added up in registers.
 struct Sums {
   float sum[ROW_TILES][COLUMN_TILES][4] = {};
+  u32 left_from, right_from;  // where a lane finds its first fragments in a stage
+
+  DEVICE Sums() : left_from(left_at(0, HIGH, 0, 0)), right_from(right_at(0, HIGH, 0, 0)) {
+    keep(left_from);
+    keep(right_from);
+  }
 
   DEVICE static u32 warp_row() { return threadIdx.x / WARP / WARPS_ACROSS * WARP_ROWS; }
   DEVICE static u32 warp_column() { return threadIdx.x / WARP % WARPS_ACROSS * WARP_COLUMNS; }
 
   // Of the stage in shared memory.
   DEVICE void multiply(u32 stage) {
-    const u32 lane = threadIdx.x % WARP, half = lane % 16, other = lane / 16 * 8;
-#pragma unroll
-    for (u32 k = 0; k < STEP; k += 16) {
-      u32 left[2][ROW_TILES][4], right[2][COLUMN_TILES / 2][4];
-#pragma unroll
-      for (u32 part = HIGH; part <= LOW; ++part) {
-#pragma unroll
-        for (u32 i = 0; i < ROW_TILES; ++i) {
-          const u32 from = granule_at<STEP>(warp_row() + i * 16 + half, k + other);
-          load_tiles(left[part][i], stage + from + part * LEFT_BYTES);
-        }
-#pragma unroll
-        for (u32 j = 0; j < COLUMN_TILES / 2; ++j) {
-          const u32 from = granule_at<COLUMNS>(k + half, warp_column() + j * 16 + other);
-          load_tiles_transposed(right[part][j], stage + from + RIGHT_AT + part * RIGHT_BYTES);
-        }
-      }
-      // Products that add to the same sum wait for each other, so others come between.
-      add(left[HIGH], right[HIGH]);
-      add(left[LOW], right[HIGH]);
-      add(left[HIGH], right[LOW]);
-    }
+    multiply_columns<0>(stage);
+    multiply_columns<16>(stage);
   }
 
-  DEVICE void store(Finished &finished) const {
+  // Add a map times its weight: the left one in the stage of the warp's columns, the right one in that of its rows.
+  DEVICE void add_left(u32 stage, float weight) {
+    add_map(weight, [=](Part part, u32 i, u32 j) { return left_at(stage, part, i, warp_column() % STEP + j * 16); });
+  }
+  DEVICE void add_right(u32 stage, float weight) {
+    add_map(weight, [=](Part part, u32 i, u32 j) { return right_at(stage, part, warp_row() % STEP + i * 16, j); });
+  }
+
+  DEVICE void scale(float factor) {
+#pragma unroll
+    for (u32 i = 0; i < ROW_TILES * COLUMN_TILES * 4; ++i) sum[i / 4 / COLUMN_TILES][i / 4 % COLUMN_TILES][i % 4] *= factor;
+  }
+
+  // Writes both halves of what lies within a row. Lanes side by side change halves of what they hold of two tiles, so that each
+  // has four entries of one.
+  DEVICE void store(const SplitMap &map, u32 first_row, u32 first_column) const {
     const u32 lane = threadIdx.x % WARP;
+    const bool odd = lane % 2;
+    const auto paired = [&](u32 first, u32 second) {
+      const u32 got = __shfl_xor_sync(FULL_WARP, odd ? first : second, 1);
+      return odd ? make_uint2(got, second) : make_uint2(first, got);
+    };
 #pragma unroll
     for (u32 i = 0; i < ROW_TILES; ++i) {
 #pragma unroll
-      for (u32 j = 0; j < COLUMN_TILES; ++j) {
+      for (u32 r = 0; r < 2; ++r) {
+        const u32 row = first_row + i * 16 + lane / 4 + r * 8;
 #pragma unroll
-        for (u32 e = 0; e < 4; e += 2) {
-          float *to = &finished.entry[warp_row() + i * 16 + lane / 4 + e / 2 * 8][warp_column() + j * 8 + lane % 4 * 2];
-          *reinterpret_cast<float2 *>(to) = make_float2(sum[i][j][e], sum[i][j][e + 1]);
+        for (u32 j = 0; j < COLUMN_TILES; j += 2) {
+          u32 high[2], low[2];
+#pragma unroll
+          for (u32 t = 0; t < 2; ++t) SplitF16::split(sum[i][j + t][r * 2], sum[i][j + t][r * 2 + 1], high[t], low[t]);
+          const uint2 highs = paired(high[0], high[1]), lows = paired(low[0], low[1]);
+          const u32 granule = first_column + (j + lane % 2) * 8;
+          if (map.holds(row, granule)) {
+            const u64 to = map.at(row, granule + lane % 4 / 2 * 4);
+            *reinterpret_cast<uint2 *>(to) = highs;
+            *reinterpret_cast<uint2 *>(to + map.to_low()) = lows;
+          }
         }
+      }
+    }
+  }
+
+  // Writes what lies within a window of `len` tokens, with the identity.
+  DEVICE void store(float *result, i64 stride_row, u32 len, u32 first_row, u32 first_column, float identity) const {
+    const u32 lane = threadIdx.x % WARP;
+    first_row += lane / 4;
+    first_column += lane % 4 * 2;
+    const u32 rows = len - min_u32(len, first_row), columns = len - min_u32(len, first_column);
+    float *to = result + first_row * stride_row + first_column;
+#pragma unroll
+    for (u32 row = 0; row < WARP_ROWS; row += 8, to += 8 * stride_row) {
+      if (row >= rows) return;
+#pragma unroll
+      for (u32 j = 0; j < COLUMN_TILES * 2; ++j) {
+        const u32 column = j / 2 * 8 + j % 2;
+        const float entry = sum[row / 16][j / 2][row / 8 % 2 * 2 + j % 2];
+        if (column < columns) to[column] = entry + (first_row + row == first_column + column ? identity : 0.0f);
       }
     }
   }
 
  private:
+  // Where a lane finds what it asks for of a fragment that begins in column, or row, k of a stage.
+  DEVICE static u32 left_at(u32 stage, Part part, u32 i, u32 k) {
+    const u32 lane = threadIdx.x % WARP;
+    return stage + part * LEFT_BYTES + granule_at<STEP>(warp_row() + i * 16 + lane % 16, k + lane / 16 * 8);
+  }
+  DEVICE static u32 right_at(u32 stage, Part part, u32 k, u32 j) {
+    const u32 lane = threadIdx.x % WARP;
+    return stage + RIGHT_AT + part * RIGHT_BYTES + granule_at<COLUMNS>(k + lane % 16, warp_column() + j * 16 + lane / 16 * 8);
+  }
+
+  // Columns [K, K + 16) of the left operand with as many rows of the right one. Where a fragment lies differs from where the
+  // first one does by a constant, or by a bit for columns, whose granules change places. Products that add to the same sum wait
+  // for each other, so others come between. What is needed last takes the registers of what has been multiplied.
+  template <u32 K>
+  DEVICE void multiply_columns(u32 stage) {
+    const u32 left = stage + (left_from ^ K * 2);
+    u32 high[ROW_TILES][4], low[ROW_TILES][4], other[COLUMN_TILES / 2][4];
+    load_left<HIGH>(high, left);
+    load_right<HIGH, K>(other, stage);
+    load_left<LOW>(low, left);
+    add(high, other);
+    add(low, other);
+    load_right<LOW, K>(other, stage);
+    add(high, other);
+  }
+  template <Part PART, u32 I = 0>
+  DEVICE static void load_left(u32 (&tiles)[ROW_TILES][4], u32 from) {
+    if constexpr (I < ROW_TILES) {
+      load_tiles<PART * LEFT_BYTES + I * 16 * STEP * 2>(tiles[I], from);
+      load_left<PART, I + 1>(tiles, from);
+    }
+  }
+  template <Part PART, u32 K, u32 J = 0>
+  DEVICE void load_right(u32 (&tiles)[COLUMN_TILES / 2][4], u32 stage) const {
+    if constexpr (J < COLUMN_TILES / 2) {
+      load_tiles_transposed<PART * RIGHT_BYTES + K * COLUMNS * 2>(tiles[J], stage + (right_from ^ J * 32));
+      load_right<PART, K, J + 1>(tiles, stage);
+    }
+  }
+
   DEVICE void add(const u32 (&left)[ROW_TILES][4], const u32 (&right)[COLUMN_TILES / 2][4]) {
 #pragma unroll
     for (u32 i = 0; i < ROW_TILES; ++i) {
@@ -197,104 +251,95 @@ struct Sums {
       }
     }
   }
-};
 
-// Adds to the sums what the identities make of the two maps, and writes what is wanted of the product. The tile goes through shared
-// memory, so that a thread has entries side by side; what is added to them is asked for two turns ahead.
-DEVICE void finish(const SplitProductParams &params, const FactorProduct &product, u32 item, u32 tile_row, u32 tile_column,
-                   const SplitMap &left_map, const SplitMap &right_map, const Sums &sums) {
-  constexpr u32 ACROSS = COLUMNS / QUAD, APART = BLOCK_THREADS / ACROSS, QUADS = ROWS / APART, TOGETHER = 2;
-  const Window window = params.windows[item];
-  const u32 first_row = threadIdx.x / ACROSS, first_column = threadIdx.x % ACROSS * QUAD;
-  const u32 column = tile_column + first_column, granule = column / GRANULE * GRANULE;
-  const u64 first_entry = u64(tile_row + first_row) * left_map.stride_row + column * 2;
-  const u64 apart = APART * left_map.stride_row;
-  Quad old_left[TOGETHER], old_right[TOGETHER];
-  const auto ask = [&](u32 t, u32 n) {
-    const u32 row = tile_row + first_row + n * APART;
-    const u64 entry = first_entry + n * apart;
-    old_left[t].load(left_map.base + entry, left_map.to_low(), left_map.holds(row, granule));
-    old_right[t].load(right_map.base + entry, left_map.to_low(), right_map.holds(row, granule));
-  };
+  // Entries of a map that lie where the sums do, 16 x 16 at a time; they are in units of 2^-11, sums in units of 2^-22.
+  template <typename At>
+  DEVICE void add_map(float weight, const At &at) {
+    weight *= SplitF16::SCALE;
+    u32 high[4], low[4];
 #pragma unroll
-  for (u32 t = 0; t < TOGETHER; ++t) ask(t, t);
-
-  Finished &finished = *reinterpret_cast<Finished *>(dynamic);
-  __syncthreads();  // the last stage has been multiplied
-  sums.store(finished);
-  __syncthreads();  // the sums of all warps are there
-  const Factor left = product.left, right = product.right;
-  const float of_both = left.attention * right.attention * SplitF16::FINISH;
-  const float of_left = left.attention * right.identity / SplitF16::SCALE;
-  const float of_right = left.identity * right.attention / SplitF16::SCALE;
-  char *const map = static_cast<char *>(product.map) + item * params.stride_batch * 4 + first_entry;
-#pragma unroll 1
-  for (u32 turn = 0; turn < QUADS; turn += TOGETHER) {
+    for (u32 i = 0; i < ROW_TILES; ++i) {
 #pragma unroll
-    for (u32 t = 0; t < TOGETHER; ++t) {
-      const u32 n = turn + t, row = tile_row + first_row + n * APART;
-      float4 &entries = *reinterpret_cast<float4 *>(&finished.entry[first_row + n * APART][first_column]);
-      float x[QUAD] = {entries.x, entries.y, entries.z, entries.w};
+      for (u32 j = 0; j < COLUMN_TILES / 2; ++j) {
+        load_tiles(high, at(HIGH, i, j));
+        load_tiles(low, at(LOW, i, j));
 #pragma unroll
-      for (u32 e = 0; e < QUAD; ++e) x[e] = of_both * x[e] + of_left * old_left[t].at(e) + of_right * old_right[t].at(e);
-      if (product.map && left_map.holds(row, granule)) {
-        uint2 high, low;
-        SplitF16::split(x, high, low);
-        *reinterpret_cast<uint2 *>(map + n * apart) = high;
-        *reinterpret_cast<uint2 *>(map + n * apart + left_map.to_low()) = low;
+        for (u32 e = 0; e < 8; ++e) {
+          const auto half = [&](const u32 (&words)[4]) { return f16::widen(u16(words[e / 2] >> (e % 2 * 16))); };
+          sum[i][j * 2 + e / 4][e % 4] += weight * (half(high) + half(low));
+        }
       }
-      if (product.result) entries = make_float4(x[0], x[1], x[2], x[3]);
-      if (n + TOGETHER < QUADS) ask(t, n + TOGETHER);
     }
   }
-  if (product.result == nullptr) return;
+};
 
-  __syncthreads();  // all entries are finished
-  const float identity = left.identity * right.identity;
-  float *const result =
-      product.result + item * params.result_stride_batch + window.start * params.result_stride_row + window.start;
-  const u32 rows = min_u32(ROWS, window.len - tile_row);
-  for (u32 i = threadIdx.x; i < rows * COLUMNS; i += BLOCK_THREADS) {
-    const u32 r = i / COLUMNS, c = i % COLUMNS, in_row = tile_row + r, in_column = tile_column + c;
-    if (in_column < window.len) {
-      result[in_row * params.result_stride_row + in_column] = finished.entry[r][c] + (in_row == in_column ? identity : 0.0f);
-    }
+// Writes what is wanted of the product: what the sums come to.
+DEVICE void finish(const SplitProductParams &params, u32 number, const Place &place, Sums &sums) {
+  const FactorProduct &product = params.product[number];
+  const u32 item = place.x - number * params.items;
+  const Window window = params.windows[item];
+  const u32 first_row = place.y * ROWS + Sums::warp_row(), first_column = place.z * COLUMNS + Sums::warp_column();
+  sums.scale(product.attention * SplitF16::FINISH);
+  if (product.map) sums.store(SplitMap(product.map, params, item), first_row, first_column);
+  if (product.result) {
+    float *const result =
+        product.result + item * params.result_stride_batch + window.start * params.result_stride_row + window.start;
+    sums.store(result, params.result_stride_row, window.len, first_row, first_column, product.identity);
   }
 }
 
 DEVICE void split_product(const SplitProductParams &params, const Place &place) {
-  const u32 item = place.x % params.items;
-  const FactorProduct &product = params.product[place.x / params.items];
+  u32 number = place.x / params.items;
+  keep(number);
+  const u32 item = place.x - number * params.items;
+  // What a product holds is loaded when it is asked for: the steps need their registers.
+  const auto product = [&]() -> const FactorProduct & { return params.product[unknown(number)]; };
   const Window window = params.windows[item];
   const u32 tile_row = place.y * ROWS, tile_column = place.z * COLUMNS;
   if (tile_row >= window.len || tile_column >= window.len) return;
-  const SplitMap left_map(product.left.map, params, item), right_map(product.right.map, params, item);
+  const SplitMap left_map(product().left, params, item), right_map(product().right, params, item);
 
-  // Of causal maps the left one is 0 beyond its diagonal, and the right one above it.
-  const u32 begin = params.causal ? tile_column : 0;
+  // Of causal maps the left one is 0 beyond its diagonal, and the right one above it. Of a map alone its own columns are wanted.
+  const bool alone = product().right == nullptr;
+  const u32 begin = params.causal || alone ? tile_column : 0;
   const u32 last = params.causal ? min_u32(window.len, tile_row + ROWS) : window.len;
-  const u32 end = product.right.map ? last : begin;
+  const u32 end = alone ? min_u32(last, tile_column + COLUMNS) : last;
   Copies copies(left_map, right_map, tile_row, tile_column, begin, end);
   const u32 stages = shared_address(dynamic);
 #pragma unroll
-  for (u32 s = 0; s + 1 < STAGES; ++s) copies.start(stages + s * STAGE_BYTES);
+  for (u32 s = 0; s + 1 < STAGES; ++s) copies.start(stages + s * STAGE_BYTES, begin + s * STEP);
   Sums sums;
   const u32 first_row = tile_row + Sums::warp_row(), first_column = tile_column + Sums::warp_column();
   // Whether this warp's part of the tile is within the window and, of causal maps, not above the diagonal.
   const u32 last_row = min_u32(first_row + WARP_ROWS, window.len) - 1;
   const bool holds_any = first_row < window.len && first_column < left_map.row_end(last_row);
+  const auto passes = [](u32 k, u32 first) { return (k ^ first) < STEP; };  // whether `first` is in the step from k on
   u32 stage = stages, next = stages + (STAGES - 1) * STAGE_BYTES;
   for (u32 k = begin; k < end; k += STEP) {
     wait_copies<STAGES - 2>();
     __syncthreads();  // this stage is full, and the one before has been multiplied
-    copies.start(next);
-    if (holds_any) sums.multiply(stage);
+    copies.start(next, k + (STAGES - 1) * STEP);
+    if (holds_any) {
+      if (passes(k, first_column)) sums.add_left(stage, product().left_weight);
+      if (!alone) {
+        if (passes(k, first_row)) sums.add_right(stage, product().right_weight);
+        sums.multiply(stage);
+      }
+    }
     next = stage;
     stage = stage + STAGE_BYTES < stages + SHARED_BYTES ? stage + STAGE_BYTES : stages;
   }
 
-  finish(params, product, item, tile_row, tile_column, left_map, right_map, sums);
+  finish(params, number, place, sums);
 }
 
-// Parameters in shared memory take registers that constants do not.
-ENTRY(SplitProductParams, split_product, __launch_bounds__(BLOCK_THREADS, GROUPED ? GROUPED_BLOCKS : BLOCKS))
+// Parameters in shared memory take registers that constants do not. Of the largest tiles sm_90 has room for one more: before,
+// there is less shared memory, and later compilers take more registers for the same code.
+#if GROUPED
+constexpr u32 TOGETHER = GROUPED_BLOCKS;
+#elif __CUDA_ARCH__ == 900
+constexpr u32 TOGETHER = ROWS == 128 ? 3 : BLOCKS;
+#else
+constexpr u32 TOGETHER = BLOCKS;
+#endif
+ENTRY(SplitProductParams, split_product, __launch_bounds__(BLOCK_THREADS, TOGETHER))

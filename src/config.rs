@@ -9,8 +9,8 @@ pub use crate::fusion::{GradientRule, HeadFusion};
 ///
 /// # Entries that are not finite
 /// A NaN or an infinity inside a window makes what it takes part in NaN or infinite, and no more is promised: a form may
-/// skip a row that carries weight 0 (the definition multiplies, and `0 * NaN` is NaN), the causal forms never load what
-/// lies above the diagonal, and f32 overflows where f64 does not. So backends may differ in which elements are finite.
+/// skip a row, or a layer, that carries weight 0 (the definition multiplies, and `0 * NaN` is NaN), the causal forms never
+/// load what lies above the diagonal, and f32 overflows where f64 does not. So backends may differ in which elements are finite.
 /// [`validate()`](crate::validate()) and [`first_not_finite`](crate::first_not_finite) find the first such entry. What
 /// lies outside the windows never matters.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -80,7 +80,6 @@ macro_rules! kernels {
             GroupWord::LAYOUT,
             GroupParams::LAYOUT,
             RunInputsParams::LAYOUT,
-            Factor::LAYOUT,
             FactorProduct::LAYOUT,
             $($params::LAYOUT,)*
         ];

@@ -22,22 +22,27 @@ pub const MAX_PRODUCTS: usize = 64;
 /// Columns of k in a stage.
 const STEP: u32 = 32;
 
-params! {
-    /// A factor of the rollout: `attention * map + identity * I`.
-    Factor {
-        map: Address,
-        attention: f32,
-        identity: f32,
-    }
+/// A factor of the rollout: `attention * map + identity * I`.
+#[derive(Clone, Copy, Debug)]
+pub struct Factor {
+    /// Its map, split, of the first item.
+    pub map: Address,
+    attention: f32,
+    identity: f32,
 }
 
 params! {
-    /// Two factors, and where the map of their product, or all of it, goes.
+    /// `attention (left right + left_weight left + right_weight right) + identity I`, and where the first term, or all of
+    /// it, goes.
     FactorProduct {
-        left: Factor,
-        right: Factor,
+        left: Address,
+        right: Address,
         map: Address,
         result: Address,
+        left_weight: f32,
+        right_weight: f32,
+        attention: f32,
+        identity: f32,
     }
 }
 
@@ -63,12 +68,19 @@ impl Factor {
         identity: 1.0,
     };
 
-    /// A layer whose fused maps, split, begin at `map`.
+    /// A layer whose fused maps, split, begin at `map`. Products divide by the attention: where there is less than shows
+    /// beside the identity it is a little more, which does not show either. None stays none.
     pub fn layer(map: Address, residual: Residual) -> Self {
+        let Residual {
+            attention,
+            identity,
+        } = residual;
+        let least = identity.abs() * 2f32.powi(-40);
+        let some = attention.abs().max(least).copysign(attention);
         Factor {
             map,
-            attention: residual.attention,
-            identity: residual.identity,
+            attention: if attention == 0.0 { 0.0 } else { some },
+            identity,
         }
     }
 
@@ -78,6 +90,41 @@ impl Factor {
             map,
             attention: 1.0,
             identity: self.identity * earlier.identity,
+        }
+    }
+
+    /// Whether it is a multiple of the identity.
+    fn is_scalar(&self) -> bool {
+        self.attention == 0.0
+    }
+}
+
+impl FactorProduct {
+    /// Of a factor and the one before. A multiple of the identity is the right one: it may stand on either side.
+    pub fn new(later: Factor, earlier: Factor, map: Address, result: Address) -> Self {
+        let (left, right) = match later.is_scalar() && !earlier.is_scalar() {
+            true => (earlier, later),
+            false => (later, earlier),
+        };
+        let one = FactorProduct {
+            left: left.map,
+            right: Address::NULL,
+            map,
+            result,
+            left_weight: 1.0,
+            right_weight: 0.0,
+            attention: left.attention * right.identity,
+            identity: left.identity * right.identity,
+        };
+        match right.is_scalar() {
+            true => one,
+            false => FactorProduct {
+                right: right.map,
+                left_weight: right.identity / right.attention,
+                right_weight: left.identity / left.attention,
+                attention: left.attention * right.attention,
+                ..one
+            },
         }
     }
 }
@@ -98,18 +145,20 @@ impl SplitProduct {
     /// Rows of tiles: the larger, the less is copied and loaded for each product, and the fewer blocks there are.
     pub const TILES: [u32; 3] = [32, 64, 128];
 
-    /// The largest tile of which `products` products, in windows of `window_len` tokens, have as many blocks as hide each other's
-    /// ends, one for each multiprocessor or, of the largest, four, and leave less than half of it empty: predicted to be
-    /// the fastest one, or near it.
+    /// The largest tile that `products` products, in windows of `window_len` tokens, leave less than half empty, and the
+    /// next smaller of which would have about four blocks for each multiprocessor: predicted to be the fastest one, or
+    /// near it.
     pub fn fitting(products: usize, window_len: u32, multiprocessors: u32) -> Self {
-        let fits = |kernel: &SplitProduct| {
-            let least = if kernel.tile == 128 { 4 } else { 1 };
-            let blocks = products as u64 * kernel.item_blocks(window_len);
-            2 * window_len > kernel.tile && blocks >= least * u64::from(multiprocessors)
+        let [small, middle, large] = SplitProduct::TILES.map(|tile| SplitProduct { tile });
+        let fits = |[kernel, smaller]: &[SplitProduct; 2]| {
+            let blocks = products as u64 * smaller.item_blocks(window_len);
+            2 * window_len > kernel.tile && 4 * blocks >= 15 * u64::from(multiprocessors)
         };
-        let large = [128, 64].map(|tile| SplitProduct { tile });
-        let fitting = large.into_iter().find(fits);
-        fitting.unwrap_or(SplitProduct { tile: 32 })
+        let pairs = [[large, middle], [middle, small]];
+        pairs
+            .into_iter()
+            .find(fits)
+            .map_or(small, |[kernel, _]| kernel)
     }
 
     /// Elements of f32 that a row of a split map takes: whole sectors of 32 bytes for either half.
@@ -242,5 +291,88 @@ impl Kernel for SplitProduct {
             ..RolloutConfig::default()
         };
         Problem::new(example_shape(layers, tokens), DType::F32, config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::address::Base;
+
+    #[test]
+    fn the_tile_grows_with_the_blocks_of_a_level() {
+        for (products, window_len, tile) in [
+            (1, 197, 32),
+            (8, 197, 32),
+            (16, 197, 64),
+            (24, 197, 64),
+            (48, 197, 128),
+            (2, 512, 64),
+            (1000, 64, 64),
+            (1000, 65, 128),
+            (1000, 32, 32),
+            (1000, 33, 64),
+        ] {
+            let fitting = SplitProduct::fitting(products, window_len, 132);
+            assert_eq!(fitting.tile, tile, "{products} of {window_len}");
+        }
+    }
+
+    /// Maps of one token, as f64, at addresses of their own.
+    #[test]
+    fn the_product_of_factors_is_that_of_their_maps_and_identities() {
+        let [later_map, earlier_map] =
+            [1, 2].map(|index| (Address::of(Base::Buffer(index)), 0.25 * index as f64));
+        let weights = [
+            (0.5, 0.5),
+            (1.0, 0.0),
+            (0.0, 1.0),
+            (-0.5, 0.25),
+            (1e-37, 1.0),
+            (-1e-37, 1.0),
+        ];
+        for (later, earlier) in weights
+            .iter()
+            .flat_map(|later| weights.map(|it| (*later, it)))
+        {
+            let factor =
+                |map, (attention, identity)| Factor::layer(map, Residual::new(attention, identity));
+            let product = FactorProduct::new(
+                factor(later_map.0, later),
+                factor(earlier_map.0, earlier),
+                Address::NULL,
+                Address::NULL,
+            );
+            let value = |address| {
+                let maps = [later_map, earlier_map, (Address::NULL, 0.0)];
+                maps.into_iter().find(|map| map.0 == address).unwrap().1
+            };
+            let (left, right) = (value(product.left), value(product.right));
+            let [left_weight, right_weight, attention, identity] = [
+                product.left_weight,
+                product.right_weight,
+                product.attention,
+                product.identity,
+            ]
+            .map(f64::from);
+            let got =
+                attention * (left * right + left_weight * left + right_weight * right) + identity;
+            let of = |(attention, identity): (f32, f32), map: f64| {
+                f64::from(attention) * map + f64::from(identity)
+            };
+            let expected = of(later, later_map.1) * of(earlier, earlier_map.1);
+            assert!(
+                (got - expected).abs() < 1e-11,
+                "{later:?} {earlier:?}: {got}, not {expected}"
+            );
+            // What is no number shows where attention is not 0.
+            let seen = [later, earlier]
+                .iter()
+                .filter(|weights| weights.0 != 0.0)
+                .count();
+            let maps = [product.left, product.right];
+            let read = maps.iter().filter(|map| **map != Address::NULL).count();
+            assert_eq!(read, seen.max(1), "{later:?} {earlier:?}");
+        }
     }
 }

@@ -205,12 +205,13 @@ impl Builder<'_> {
             let mut products = Vec::new();
             // What the first layer leaves is no product of layers.
             if level == 0 && is_first && cumulative {
-                products.push(FactorProduct {
-                    left: factors[0],
-                    right: Factor::IDENTITY,
-                    map: Address::NULL,
-                    result: result(0),
-                });
+                let (map, result) = (Address::NULL, result(0));
+                products.push(FactorProduct::new(
+                    factors[0],
+                    Factor::IDENTITY,
+                    map,
+                    result,
+                ));
             }
             let mut next = factors.clone();
             for &[later, earlier] in pairs {
@@ -220,15 +221,12 @@ impl Builder<'_> {
                     (false, ..) => free.remove(0),
                 };
                 let is_complete = later >> level == 1;
-                products.push(FactorProduct {
-                    left: factors[later],
-                    right: factors[earlier],
-                    map,
-                    result: match is_complete {
-                        true => result(later),
-                        false => Address::NULL,
-                    },
-                });
+                let result = match is_complete {
+                    true => result(later),
+                    false => Address::NULL,
+                };
+                let [left, right] = [later, earlier].map(|factor| factors[factor]);
+                products.push(FactorProduct::new(left, right, map, result));
                 next[later] = factors[later].times(&factors[earlier], map);
             }
             factors = next;

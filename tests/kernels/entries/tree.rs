@@ -110,8 +110,9 @@ fn features(lab: &Lab) -> Result<(), String> {
     causal.clone().check(lab, whole(64))?;
     causal.clone().check(lab, whole(128))?;
     causal.dtype(DType::F32).check(lab, path)?;
-    // No identity, and nothing else.
-    for residual in [Residual::new(1.0, 0.0), Residual::new(0.0, 1.0)] {
+    // No identity, nothing else, and next to nothing else.
+    for (attention, identity) in [(1.0, 0.0), (0.0, 1.0), (1e-37, 1.0)] {
+        let residual = Residual::new(attention, identity);
         matrix([3, 1, 2, 17])
             .config(|c| c.residual = ResidualWeights::Uniform(residual))
             .check(lab, path)?;
