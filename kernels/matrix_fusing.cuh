@@ -6,9 +6,11 @@
 #include "discard.cuh"
 #include "matrix_operands.cuh"
 #include "mbarrier.cuh"
-#include "tile_fusion.cuh"
+#include "row_fusion.cuh"
 
 using Operands = OPERANDS_OF(ARITHMETIC);
+// Neighbours that a lane holds are one word of a slab where that is of f16.
+using Fusion = RowFusion<ELEMENT, ELEMENT::BYTES == 2 && PAIRS_FIT && Operands::PACKS>;
 
 constexpr u32 MULTIPLIERS = BLOCK_GROUPS * COLUMN_PARTS;
 // Warps in the order in which others wait for them: those that fuse, the one that fills the ring, and those that multiply.
@@ -86,7 +88,7 @@ struct Fusing {
 
   DEVICE explicit Fusing(SlabBarriers &barriers)
       : slabs({barriers, 0, 1}), fuser(threadIdx.x / WARP), row(fuser), fresh(true) {
-    const char *const lane_at = dynamic + SLABS_AT + Operands::fusing_lane();
+    const char *const lane_at = dynamic + SLABS_AT + Operands::fusing_lane<Fusion>();
     place.here = shared_address(lane_at);
 #pragma unroll
     for (u32 peer = 1; peer < CLUSTER; ++peer) {
@@ -130,7 +132,7 @@ struct Fusing {
       to.there[peer] += at;
       to.full[peer] += slabs.slab * sizeof(u64);
     }
-    Operands::store(to, fused);
+    Operands::store<Fusion>(to, fused);
     if (normalize && threadIdx.x % WARP == 0) {
       const u32 number = slabs.slab * SLAB_ROWS + slab_row;
       store_shared(shared_address(dynamic) + SCALES_AT + number * 4, scale);
@@ -171,9 +173,9 @@ struct Fusing {
           for (; row < taken; row += FUSERS) {
             const u32 in_window = first_of(k) + row;
             const u32 within = maps.causal ? in_window + 1 : window.len;
-            const char *const at = ring.data + tile.begin + (row - tile.row) * tile.row_bytes + lane * ELEMENT::BYTES;
+            const char *const at = ring.data + tile.begin + (row - tile.row) * tile.row_bytes;
             float fused[COLUMNS];
-            fuse(fused, maps, at, tile, lane, within);
+            Fusion::fuse(fused, maps, tile, at, lane, within);
             if constexpr (DISCARDS) {
               if (cut.last) {
 #pragma unroll

@@ -38,6 +38,13 @@ struct SlabRow {
   u32 here;                         // shared-memory address of this lane's first word
   u32 there[CLUSTER], full[CLUSTER];  // the same in the others, from the second on, and their barriers
 
+  DEVICE SlabRow from(u32 further) const {
+    SlabRow row = *this;
+    row.here += further;
+#pragma unroll
+    for (u32 peer = 1; peer < CLUSTER; ++peer) row.there[peer] += further;
+    return row;
+  }
   template <u32 OFFSET>
   DEVICE void store(u32 word) const {
     asm volatile("st.shared.b32 [%0+%2], %1;" ::"r"(here), "r"(word), "n"(OFFSET) : "memory");
@@ -49,6 +56,7 @@ struct SlabRow {
 // f16 `hi` alone (PARTS = 1) or with `lo` (PARTS = 2); P always in both. The pitch makes ldmatrix free of bank conflicts.
 template <u32 PARTS>
 struct OperandsF16 {
+  static constexpr bool PACKS = true;
   static constexpr float SCALE = SplitF16::SCALE, FINISH = SplitF16::FINISH;
   static constexpr u32 PITCH = 2 * (MAX_TOKENS + 8);  // bytes
   static constexpr u32 STATE_PART = BLOCK_GROUPS * 16 * PITCH, SLAB_PART = SLAB_ROWS * PITCH;
@@ -91,26 +99,20 @@ struct OperandsF16 {
     }
   }
 
-  // A lane has every 32nd column of a row of a slab, of which neighbours make words: lanes of even number have those of the
-  // even ones of their columns, the others of the odd ones.
+  // Where a lane's first word of a row of a slab is. Columns that lie in runs (row_fusion.cuh) are words of their own. Of
+  // those that every lane has one of, neighbours make words: lanes of even number have those of the even ones of their
+  // columns, the others of the odd ones.
+  template <class Fusion>
   DEVICE static u32 fusing_lane() {
-    const u32 lane = threadIdx.x % WARP, odd = lane % 2;
-    return (odd * WARP + lane - odd) * 2;
+    return Fusion::IN_RUNS ? threadIdx.x % WARP * Fusion::RUN * 2 : striped_lane();
   }
-  template <u32 K = 0>
+  template <class Fusion, u32 K = 0>
   DEVICE static void store(const SlabRow &row, const float (&fused)[COLUMNS]) {
-    if constexpr (K < COLUMNS) {
-      const u32 lane = threadIdx.x % WARP;
-      const bool odd = lane % 2;
-      const float second = K + 1 < COLUMNS ? fused[K + 1] : 0.0f;
-      const float got = __shfl_xor_sync(FULL_WARP, odd ? fused[K] : second, 1);
-      u32 hi, lo;
-      SplitF16::split_scaled(odd ? got : fused[K], odd ? second : got, hi, lo);
-      if ((K + 2) * WARP <= MAX_TOKENS || (K + odd) * WARP + lane < MAX_TOKENS + odd) {
-        row.store<K * WARP * 2>(hi);
-        if constexpr (PARTS == 2) row.store<SLAB_PART + K * WARP * 2>(lo);
-      }
-      store<K + 2>(row, fused);
+    if constexpr (K < Fusion::IN_RUNS) {
+      store_words<(K / Fusion::RUN * WARP * Fusion::RUN + K % Fusion::RUN) * 2>(row, fused[K], fused[K + 1]);
+      store<Fusion, K + 2>(row, fused);
+    } else if constexpr (K < COLUMNS) {
+      store_stripes<K>(row.from(striped_lane() - fusing_lane<Fusion>()), fused);
     }
   }
 
@@ -139,6 +141,32 @@ struct OperandsF16 {
       }
     }
   }
+
+ private:
+  template <u32 OFFSET>
+  DEVICE static void store_words(const SlabRow &row, float x0, float x1) {
+    u32 hi, lo;
+    SplitF16::split_scaled(x0, x1, hi, lo);
+    row.store<OFFSET>(hi);
+    if constexpr (PARTS == 2) row.store<SLAB_PART + OFFSET>(lo);
+  }
+  DEVICE static u32 striped_lane() {
+    const u32 lane = threadIdx.x % WARP, odd = lane % 2;
+    return (odd * WARP + lane - odd) * 2;
+  }
+  template <u32 K>
+  DEVICE static void store_stripes(const SlabRow &row, const float (&fused)[COLUMNS]) {
+    if constexpr (K < COLUMNS) {
+      const u32 lane = threadIdx.x % WARP;
+      const bool odd = lane % 2;
+      const float second = K + 1 < COLUMNS ? fused[K + 1] : 0.0f;
+      const float got = __shfl_xor_sync(FULL_WARP, odd ? fused[K] : second, 1);
+      if ((K + 2) * WARP <= MAX_TOKENS || (K + odd) * WARP + lane < MAX_TOKENS + odd) {
+        store_words<K * WARP * 2>(row, odd ? got : fused[K], odd ? second : got);
+      }
+      store_stripes<K + 2>(row, fused);
+    }
+  }
 };
 
 using OPERANDS_ARITHMETIC_f16x2 = OperandsF16<1>;
@@ -148,6 +176,7 @@ using OPERANDS_ARITHMETIC_f16x3 = OperandsF16<2>;
 // holds 2 q and 2 q + 1; a sum over columns does not care about their order, so the right operand's rows are taken in the
 // accumulator's. The pitches keep loads free of bank conflicts.
 struct OPERANDS_ARITHMETIC_tf32x3 {
+  static constexpr bool PACKS = false;
   static constexpr float SCALE = 1.0f, FINISH = SplitTf32::FINISH;
   static constexpr u32 STATE_PITCH = 4 * (MAX_TOKENS + 8), SLAB_PITCH = 4 * (MAX_TOKENS + 4);  // bytes
   static constexpr u32 SLAB_PART = SLAB_ROWS * SLAB_PITCH;
@@ -188,8 +217,9 @@ struct OPERANDS_ARITHMETIC_tf32x3 {
     }
   }
 
+  template <class Fusion>
   DEVICE static u32 fusing_lane() { return threadIdx.x % WARP * 4; }
-  template <u32 K = 0>
+  template <class Fusion, u32 K = 0>
   DEVICE static void store(const SlabRow &row, const float (&fused)[COLUMNS]) {
     if constexpr (K < COLUMNS) {
       u32 hi, lo;
@@ -198,7 +228,7 @@ struct OPERANDS_ARITHMETIC_tf32x3 {
         row.store<K * WARP * 4>(hi);
         row.store<SLAB_PART + K * WARP * 4>(lo);
       }
-      store<K + 1>(row, fused);
+      store<Fusion, K + 1>(row, fused);
     }
   }
 

@@ -114,7 +114,8 @@ DEVICE void multiply_slabs(const MatrixItems &items, Slabs &slabs) {
         typename Operands::Left left;
         Operands::load(left, left_lane, k * SLAB_ROWS);
         const auto scale_of_row = [&](u32 row) {
-          return shared_address(dynamic) + SCALES_AT + (slabs.slab * SLAB_ROWS + row) * 4;
+          // Computed where it is wanted, or an address takes a register too many.
+          return shared_address(dynamic) + SCALES_AT + (unknown(slabs.slab) * SLAB_ROWS + row) * 4;
         };
         if (params.normalize && k % COLUMN_PARTS == part) {
           const u32 facing = unknown(k * SLAB_ROWS);  // else sums would be indexed by k, in memory

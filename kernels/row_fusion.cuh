@@ -18,6 +18,8 @@ constexpr bool PAIRS_FIT = (COLUMNS > 1) && !GRADIENTS && (COUNTS_BYTES || COLUM
 
 template <class Element, bool IN_PAIRS = Element::BYTES == 2 && PAIRS_FIT>
 struct RowFusion {
+  static constexpr u32 RUN = 1, IN_RUNS = 0;
+
   DEVICE static u32 column(u32 lane, u32 k) { return k * WARP + lane; }
 
   // The fused entries of a row whose first head lies at `at` in a tile, of the columns of the part that exist, the first

@@ -69,7 +69,7 @@ impl Rates {
         slab_128_head_us: predicted(0.095),
         slab_128_16_bit_head_us: predicted(0.05),
         slab_208_head_us: predicted(0.125),
-        slab_208_16_bit_head_us: predicted(0.076),
+        slab_208_16_bit_head_us: predicted(0.065),
         matrix_layer_us: predicted(1.0),
         matrix_ring_shares: assumed(3.0, "100 KB on their way for 0.8 us"),
 
