@@ -35,11 +35,11 @@ DEVICE void fuse_scores(const ScoreFusionParams &params, const Place &place) {
   float *map = params.fused + layer * params.stride_layer + place.x * params.stride_batch;
 #pragma unroll
   for (u32 r = 0; r < Products::ROWS; ++r) {
-    const u32 row = first_row + lane_row(r);
+    const u32 row = first_row + Products::row(r);
     const u32 end = (scores.causal ? row + 1 : item.len) + 3 & ~3u;
 #pragma unroll
     for (u32 c = 0; c < Products::COLUMNS; c += 2) {
-      const u32 column = first_column + lane_column(c);
+      const u32 column = first_column + Products::column(c);
       if (row >= item.len || column >= end) continue;
       const auto entry = [&](u32 e) {
         return warp_masked || column + e >= item.len ? 0.0f : fused.finished(r, c + e, scores.head_scale);

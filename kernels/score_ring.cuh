@@ -70,7 +70,11 @@ DEVICE u32 takers(u32 threads) { return threads / WARP - 1; }
 // by comes with them: `known.copy(slot, head, token)` starts copying it, and `known.settle(slot, token)`, of the same warp,
 // makes of the copy what `take` finds at the slot that it is told. All `threads` threads of the block take part; a warp is
 // shown the tiles of its own tokens in which anything is attended to. Returns whether it takes tiles.
-template <bool QUERIES_PASS, u32 PASSING_WARPS, class Element, class Steps, class Token, class Known, class Begin, class Take>
+//
+// Where HOLDS, keys of one head stay, a chunk of each, and the warps have theirs in registers (`HeldKeys`): `take` is shown
+// these, and where the queries of a lane begin that they are multiplied by, instead of the products.
+template <bool QUERIES_PASS, u32 PASSING_WARPS, bool HOLDS = false, class Element, class Steps, class Token, class Known,
+          class Begin, class Take>
 DEVICE bool visit(const ItemScores<Element> &item, u32 threads, const Steps &steps, u32 stay, const Token &token,
                   const Known &known, const Begin &begin, const Take &take) {
   const u32 warp = threadIdx.x / WARP, staying_warps = takers(threads) / PASSING_WARPS;
@@ -118,10 +122,11 @@ DEVICE bool visit(const ItemScores<Element> &item, u32 threads, const Steps &ste
   const u32 passing_warp = PASSING_WARPS == 1 ? 0 : warp / staying_warps, staying_warp = warp - passing_warp * staying_warps;
   const u32 stays = stay + staying_warp * TILE;
   if constexpr (Steps::ALL_STAY) {
+    if (!steps.more()) return true;  // they are for nothing
     // A warp brings its own.
     const u32 head = QUERIES_PASS ? steps.head.key : steps.head.query;
 #pragma unroll 1
-    for (u32 chunk = 0; chunk < steps.chunks && steps.more(); ++chunk) {
+    for (u32 chunk = 0; chunk < steps.chunks; ++chunk) {
       of_staying.template fetch<Element>(staying + (chunk * staying_warps + staying_warp) * PANEL_BYTES, head, stays, item.len,
                                          chunk * CHUNK_BYTES, bytes);
     }
@@ -130,29 +135,42 @@ DEVICE bool visit(const ItemScores<Element> &item, u32 threads, const Steps &ste
   }
   const bool own = stays < item.len;
   const LanePlaces<Element> places;
-  // Where this lane's elements begin in them.
-  const u32 passing_panels = passing + passing_warp * PANEL_BYTES + (QUERIES_PASS ? places.queries : places.keys);
-  const u32 staying_panels = staying + staying_warp * PANEL_BYTES + (QUERIES_PASS ? places.keys : places.queries);
-  for (Steps now = steps; now.more();) {
-    const u32 passes = token(now.place) + passing_warp * TILE;
-    const ScoreTile tile = {now.head.query, QUERIES_PASS ? passes : stays, QUERIES_PASS ? stays : passes};
-    const bool wanted = own && passes < item.len && !item.masks_all(tile.query, TILE, tile.key, TILE);
-    begin(tile);
-    Products products = {};
-    u32 slot;
-    for (u32 left = bytes;; left -= CHUNK_BYTES) {
-      slot = now.slot;
-      if (slot % Steps::TOGETHER == 0) __syncthreads();  // the chunks are there
-      if (wanted) {
-        const u32 passing_panel = passing_panels + slot * (PASSING_WARPS * PANEL_BYTES);
-        const u32 staying_panel = staying_panels + now.staying_slot() * staying_warps * PANEL_BYTES;
-        add_products<Element>(products, QUERIES_PASS ? passing_panel : staying_panel,
-                              QUERIES_PASS ? staying_panel : passing_panel, min_u32(CHUNK_BYTES, left));
-      }
-      now.advance();
-      if (left <= CHUNK_BYTES) break;
+  if constexpr (HOLDS) {
+    __syncwarp();  // the keys are there
+    const HeldKeys<Element> keys(staying + staying_warp * PANEL_BYTES + places.queries);
+    const u32 queries = passing + HeldKeys<Element>::of_queries();
+#pragma unroll 1
+    for (u32 place = 0; place < steps.places; ++place) {
+      const u32 slot = place % Steps::ROOM;
+      if (slot % Steps::TOGETHER == 0) __syncthreads();  // the queries are there
+      const ScoreTile tile = {steps.first.query, token(place), stays};
+      if (own && !item.masks_all(tile.query, TILE, tile.key, TILE)) take(tile, slot, keys, queries + slot * PANEL_BYTES);
     }
-    if (wanted) take(tile, slot, products);
+  } else {
+    // Where this lane's elements begin in them.
+    const u32 passing_panels = passing + passing_warp * PANEL_BYTES + (QUERIES_PASS ? places.queries : places.keys);
+    const u32 staying_panels = staying + staying_warp * PANEL_BYTES + (QUERIES_PASS ? places.keys : places.queries);
+    for (Steps now = steps; now.more();) {
+      const u32 passes = token(now.place) + passing_warp * TILE;
+      const ScoreTile tile = {now.head.query, QUERIES_PASS ? passes : stays, QUERIES_PASS ? stays : passes};
+      const bool wanted = own && passes < item.len && !item.masks_all(tile.query, TILE, tile.key, TILE);
+      begin(tile);
+      Products products = {};
+      u32 slot;
+      for (u32 left = bytes;; left -= CHUNK_BYTES) {
+        slot = now.slot;
+        if (slot % Steps::TOGETHER == 0) __syncthreads();  // the chunks are there
+        if (wanted) {
+          const u32 passing_panel = passing_panels + slot * (PASSING_WARPS * PANEL_BYTES);
+          const u32 staying_panel = staying_panels + now.staying_slot() * staying_warps * PANEL_BYTES;
+          add_products<Element>(products, QUERIES_PASS ? passing_panel : staying_panel,
+                                QUERIES_PASS ? staying_panel : passing_panel, min_u32(CHUNK_BYTES, left));
+        }
+        now.advance();
+        if (left <= CHUNK_BYTES) break;
+      }
+      if (wanted) take(tile, slot, products);
+    }
   }
   return true;
 }

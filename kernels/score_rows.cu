@@ -4,13 +4,22 @@
 // whole, pass by. Blocks that share a tile of keys take live tiles of queries in turns, or, where heads are summed, some of
 // the heads. Each entry is multiplied by what its query weighs, and summed over queries:
 //   ONE_ROW:    of one row and heads that are summed, a block has one head: a lane keeps the sums of its columns.
+//   HOLDS_KEYS: of these, where a chunk is all there is of 2-byte elements: a warp has its keys in registers, as the rows of
+//               products, and takes 8 queries at a time, so exponentials fill the time that the next products take.
 //   otherwise:  tile by tile, one head after the other, to fused entries in registers as score_fusion has them. So every
 //               head fusion is the same code, and several rows cost no exponential.
 //
-// Grid: x item, y split, z keys. Macros: ELEMENT, FUSION, ONE_ROW, THREADS, BLOCKS, and those of entry.cuh.
+// Grid: x item, y split, z keys. Macros: ELEMENT, FUSION, ONE_ROW, HOLDS_KEYS, THREADS, BLOCKS, and those of entry.cuh.
 
 #include "entry.cuh"
 #include "score_ring.cuh"
+
+// The products that one row is made of.
+#if HOLDS_KEYS
+using RowProducts = ProductsOfKeys;
+#else
+using RowProducts = Products;
+#endif
 
 // The tiles of queries that are this block's.
 struct QueryTiles {
@@ -69,10 +78,11 @@ DEVICE void list_tiles(const ScoreRowsParams &params, const Place &place, const 
   __syncthreads();  // the tiles are known
 }
 
-// The sums over the rows of all lanes, of columns that each has a part of: a lane is left with one of them, `column_of_lane`.
-DEVICE float sum_of_rows(float (&sum)[Products::COLUMNS]) {
+// The sums over the rows of all lanes, of columns that each has a part of: a lane is left with its own one.
+template <class P>
+DEVICE float sum_of_rows(float (&sum)[P::COLUMNS]) {
 #pragma unroll
-  for (u32 left = Products::COLUMNS / 2, d = WARP / 2; left; left /= 2, d /= 2) {
+  for (u32 left = P::COLUMNS / 2, d = P::APART; left; left /= 2, d /= 2) {
     const bool upper = threadIdx.x & d;
 #pragma unroll
     for (u32 c = 0; c < left; ++c) {
@@ -82,7 +92,6 @@ DEVICE float sum_of_rows(float (&sum)[Products::COLUMNS]) {
   }
   return sum[0];
 }
-DEVICE u32 column_of_lane() { return lane_column(threadIdx.x % WARP / 4); }
 
 // The sums of rows that pass by, with what one start row and the head weigh them by in their factors.
 using Sums = PassingSums<ScoreSteps<ONE_ROW>::ROOM, TILE, ELEMENT>;
@@ -123,7 +132,6 @@ DEVICE void multiply_rows(const ScoreRowsParams &params, const Place &place) {
   const u32 keys = takers(place.threads) * WARP, key = place.z * keys;  // one for each lane of a warp
   const ItemScores<ELEMENT> item(scores, 0, place.x);
   if (key >= item.len) return;
-  const u32 first_column = key + threadIdx.x / WARP * TILE;
   const float *relevance = params.relevance + place.x * params.stride_batch;
   list_tiles(params, place, item, relevance, key, keys, tiles);
   // For one row, blocks take a head each.
@@ -139,17 +147,46 @@ DEVICE void multiply_rows(const ScoreRowsParams &params, const Place &place) {
     __shared__ WeighedRows rows;
     const HeadTerms terms = HeadTerms::of<FUSION>(item, first_head);
     const bool plain = item.is_plain(terms.slope), all_plain = plain && item.maskless;
+    const auto begin = [](const ScoreTile &) {};
     const PassingRows weighed = {known, rows, relevance, terms.weight};
-    float of_column[Products::COLUMNS] = {};
-    const auto add = [&](const ScoreTile &tile, u32 slot, const Products &products) {
-      const bool plain_tile =
-          !rows.some_weigh_nothing[slot] && (all_plain || plain && item.masks_none(tile.query, tile.key));
-      const auto take = [&](u32, u32 c, float value, float factor) { of_column[c] = fmaf(value, factor, of_column[c]); };
-      exponentials<true>(item, tile, terms.slope, plain_tile, sums[slot], products, take);
+    float of_column[RowProducts::COLUMNS] = {};
+    const auto take = [&](u32, u32 c, float value, float factor) { of_column[c] = fmaf(value, factor, of_column[c]); };
+    const auto is_plain = [&](const ScoreTile &tile, u32 slot) {
+      return !rows.some_weigh_nothing[slot] && (all_plain || plain && item.masks_none(tile.query, tile.key));
     };
-    if (!visit<true, 1>(item, place.threads, steps, key, token, weighed, [](const ScoreTile &) {}, add)) return;
-    const float sum = FUSION::finish(sum_of_rows(of_column), scores.head_scale);
-    const u32 column = first_column + column_of_lane();
+#if HOLDS_KEYS
+    constexpr u32 QUERIES = RowProducts::QUERIES, STEP = QUERIES * PITCH;
+    const auto add = [&](const ScoreTile &tile, u32 slot, const HeldKeys<ELEMENT> &keys, u32 queries) {
+      const RowSum *known = sums[slot];
+      const u32 end = queries + min_u32(TILE, item.len - tile.query) * PITCH;
+      if (is_plain(tile, slot)) {
+        // The exponentials of some queries while the next ones are multiplied.
+        RowProducts products = keys.products(queries);
+#pragma unroll 1
+        while ((queries += STEP) < end) {
+          const RowProducts next = keys.products(queries);
+          exponentials<true>(item, tile, terms.slope, true, known, products, take);
+          products = next;
+          known += QUERIES;
+        }
+        exponentials<true>(item, tile, terms.slope, true, known, products, take);
+        return;
+      }
+      ScoreTile some = tile;
+#pragma unroll 1
+      for (; queries < end; queries += STEP, some.query += QUERIES, known += QUERIES) {
+        exponentials<true>(item, some, terms.slope, false, known, keys.products(queries), take);
+      }
+    };
+    if (!visit<true, 1, true>(item, place.threads, steps, key, token, weighed, begin, add)) return;
+#else
+    const auto add = [&](const ScoreTile &tile, u32 slot, const Products &products) {
+      exponentials<true>(item, tile, terms.slope, is_plain(tile, slot), sums[slot], products, take);
+    };
+    if (!visit<true, 1>(item, place.threads, steps, key, token, weighed, begin, add)) return;
+#endif
+    const float sum = FUSION::finish(sum_of_rows<RowProducts>(of_column), scores.head_scale);
+    const u32 column = key + threadIdx.x / WARP * TILE + RowProducts::own_column();
     if (column < item.len) out[column] = sum;
   } else {
     HeadTerms terms;
@@ -166,13 +203,13 @@ DEVICE void multiply_rows(const ScoreRowsParams &params, const Place &place) {
         float sum[Products::COLUMNS] = {};
 #pragma unroll
         for (u32 r = 0; r < Products::ROWS; ++r) {
-          const u32 row = tile.query + lane_row(r);
+          const u32 row = tile.query + Products::row(r);
           const float weight = row < item.len ? relevance[m * params.stride_row + row] : 0.0f;
           if (weight == 0.0f) continue;
 #pragma unroll
           for (u32 c = 0; c < Products::COLUMNS; ++c) sum[c] += weight * fused.finished(r, c, scores.head_scale);
         }
-        of_columns[m][threadIdx.x / WARP * TILE + column_of_lane()] += sum_of_rows(sum);
+        of_columns[m][threadIdx.x / WARP * TILE + Products::own_column()] += sum_of_rows<Products>(sum);
       }
       fused.start();
     };

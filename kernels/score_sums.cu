@@ -80,12 +80,12 @@ DEVICE void sum_scores(const ScoreSumsParams &params, const Place &place) {
 #pragma unroll
     for (u32 r = 0; r < Products::ROWS; ++r) {
       // Not once for all tiles: it would take registers.
-      const u32 row = unknown(tile.query + lane_row(r));
+      const u32 row = unknown(tile.query + Products::row(r));
       if (all) {
         add_scores(lane[r], [&](u32 c, float shift) { return item.plain_score(products.at(r, c), shift); },
                    [](u32) { return false; });
       } else {
-        const auto column = [&](u32 c) { return tile.key + lane_column(c); };
+        const auto column = [&](u32 c) { return tile.key + Products::column(c); };
         add_scores(lane[r],
                    [&](u32 c, float shift) { return item.score(products.at(r, c), slope, row, column(c), shift); },
                    [&](u32 c) { return column(c) >= item.len || item.masks(row, column(c)); });
@@ -101,7 +101,7 @@ DEVICE void sum_scores(const ScoreSumsParams &params, const Place &place) {
       whole.merge({__shfl_xor_sync(FULL_WARP, whole.largest, d), __shfl_xor_sync(FULL_WARP, whole.sum, d)});
     }
     if (threadIdx.x % 4) continue;
-    const u32 within = threadIdx.x / WARP * TILE + lane_row(r), row = query + within;
+    const u32 within = threadIdx.x / WARP * TILE + Products::row(r), row = query + within;
     const float sink = item.heads[head].sink;
     if (sink > __int_as_float(0xff800000)) whole.merge({sink * LOG2_E, 1.0f});
     if (probes) {

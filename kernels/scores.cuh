@@ -1,115 +1,17 @@
 // The scores of queries and keys, and how entries of attention follow from them.
 //
-// A warp computes 32 x 32 products of one head with `mma.sync`. Products of f16 and bf16 are exact and take one; f32 is split
-// into tf32 `hi + lo` and takes three. Queries and keys come through shared memory in panels, 128 bytes of each of 32 tokens,
-// so any head size is the same code. score_ring.cuh brings them.
+// A warp has those of 32 queries and 32 keys of one head, or fewer, from score_products.cuh. Queries and keys come through
+// shared memory. score_ring.cuh brings them.
 //
 // Where queries and keys do not all begin at multiples of 16 bytes, they are loaded element by element.
 #pragma once
 
 #include "folds.cuh"
 #include "memory.cuh"
-#include "mma.cuh"
 #include "params.cuh"
+#include "score_products.cuh"
 
 constexpr float LOG2_E = 1.44269504f;
-constexpr u32 TILE = 32;                 // queries, and keys, of a warp
-constexpr u32 CHUNK_BYTES = 128;         // of a query or key, at a time
-constexpr u32 PITCH = CHUNK_BYTES + 16;  // no bank conflicts, in `ldmatrix` or word by word
-
-// A chunk of 32 queries or keys in shared memory.
-constexpr u32 PANEL_BYTES = TILE * PITCH;
-
-// Sums of products of a lane 4 g + q: queries 16 m + g and 16 m + g + 8, keys 8 n + 2 q and 8 n + 2 q + 1.
-struct Products {
-  static constexpr u32 ROWS = 4, COLUMNS = 8;  // of a lane
-  float sum[2][4][4];
-  // The sum in a lane's row and column.
-  DEVICE float at(u32 row, u32 column) const { return sum[row / 2][column / 2][row % 2 * 2 + column % 2]; }
-};
-
-// A lane's rows and columns in the tile.
-DEVICE u32 lane_row(u32 row) { return row * 8 + threadIdx.x % WARP / 4; }
-DEVICE u32 lane_column(u32 column) { return column / 2 * 8 + threadIdx.x % 4 * 2 + column % 2; }
-
-DEVICE void multiply_16_bit(float (&sum)[4], const u32 (&a)[4], u32 b0, u32 b1, f16) { mma_f16(sum, a, b0, b1); }
-DEVICE void multiply_16_bit(float (&sum)[4], const u32 (&a)[4], u32 b0, u32 b1, bf16) { mma_bf16(sum, a, b0, b1); }
-
-// Where the elements of a lane begin in a panel of queries, and of keys.
-template <class Element>
-struct LanePlaces {
-  u32 queries, keys;
-
-  DEVICE LanePlaces() {
-    const u32 lane = threadIdx.x % WARP;
-    // Computed once, not for every tile.
-    if (Element::BYTES == 2) {
-      queries = unknown(lane % 16 * PITCH + lane / 16 * 16);
-      keys = unknown((lane / 16 * 8 + lane % 8) * PITCH + lane / 8 % 2 * 16);
-    } else {
-      queries = keys = unknown(lane / 4 * PITCH + lane % 4 * 4);
-    }
-  }
-};
-
-// Adds the products of 32 bytes of the tokens of two panels, of which a lane's begin AT bytes behind there: 16 elements of 2
-// bytes, or 8 of 4.
-constexpr u32 STEP_BYTES = 32;
-template <class Element, u32 AT>
-DEVICE void add_step(Products &products, u32 queries, u32 keys) {
-  if constexpr (Element::BYTES == 2) {
-    u32 a[2][4], b[2][4];
-    load_tiles<AT>(a[0], queries);
-    load_tiles<AT + 16 * PITCH>(a[1], queries);
-    load_tiles<AT>(b[0], keys);
-    load_tiles<AT + 16 * PITCH>(b[1], keys);
-#pragma unroll
-    for (u32 n = 0; n < 4; ++n) {
-#pragma unroll
-      for (u32 m = 0; m < 2; ++m) {
-        multiply_16_bit(products.sum[m][n], a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1], Element());
-      }
-    }
-  } else {
-    static_assert(AT == 0, "steps of f32 would take more registers side by side");
-    const auto split = [](u32 from, u32 &hi, u32 &lo) { SplitTf32::split(load_shared(from), hi, lo); };
-    u32 hi[2][4], lo[2][4];
-#pragma unroll
-    for (u32 m = 0; m < 2; ++m) {
-#pragma unroll
-      for (u32 e = 0; e < 4; ++e) split(queries + (m * 16 + e % 2 * 8) * PITCH + e / 2 * 16, hi[m][e], lo[m][e]);
-    }
-#pragma unroll
-    for (u32 n = 0; n < 4; ++n) {
-      u32 right_hi[2], right_lo[2];
-#pragma unroll
-      for (u32 e = 0; e < 2; ++e) split(keys + n * 8 * PITCH + e * 16, right_hi[e], right_lo[e]);
-#pragma unroll
-      for (u32 m = 0; m < 2; ++m) {
-        mma_tf32(products.sum[m][n], hi[m], right_lo[0], right_lo[1]);
-        mma_tf32(products.sum[m][n], lo[m], right_hi[0], right_hi[1]);
-        mma_tf32(products.sum[m][n], hi[m], right_hi[0], right_hi[1]);
-      }
-    }
-  }
-}
-
-// Adds the products of the first `bytes` bytes of two panels in shared memory, of which a lane's begin at `queries` and `keys`.
-template <class Element>
-DEVICE void add_products(Products &products, u32 queries, u32 keys, u32 bytes) {
-  if constexpr (Element::BYTES == 2) {
-    if (bytes == CHUNK_BYTES) {
-      add_step<Element, 0>(products, queries, keys);
-      add_step<Element, STEP_BYTES>(products, queries, keys);
-      add_step<Element, 2 * STEP_BYTES>(products, queries, keys);
-      add_step<Element, 3 * STEP_BYTES>(products, queries, keys);
-      return;
-    }
-  }
-#pragma unroll 1
-  for (u32 at = 0; at < bytes; at += STEP_BYTES) add_step<Element, 0>(products, queries + at, keys + at);
-}
-static_assert(CHUNK_BYTES == 4 * STEP_BYTES);
 
 // The queries or the keys of one item of a layer, as a lane copies them: the same granule of every fourth token.
 struct Tokens {
@@ -325,14 +227,14 @@ struct PassingSums {
 // Shows `take` the exponentials that follow from the products of a tile, entry by entry, and the factor of each. Where all
 // scores are products times the scale, and nothing else, the tile is `plain`; else those of masked entries are 0, and rows
 // without a factor are passed over where PASSES_OVER. What is known of its rows begins at `sums`.
-template <bool PASSES_OVER, class Element, class Take>
+template <bool PASSES_OVER, class Element, class Products, class Take>
 DEVICE void exponentials(const ItemScores<Element> &item, const ScoreTile &tile, float slope, bool plain, const RowSum *sums,
                          const Products &products, const Take &take) {
-  sums += lane_row(0);
+  sums += Products::row(0);
   if (plain) {
 #pragma unroll
     for (u32 r = 0; r < Products::ROWS; ++r) {
-      const RowSum sum = sums[lane_row(r) - lane_row(0)];
+      const RowSum sum = sums[Products::row(r) - Products::row(0)];
 #pragma unroll
       for (u32 c = 0; c < Products::COLUMNS; ++c) {
         take(r, c, ItemScores<Element>::power_of_2(item.plain_score(products.at(r, c), sum.shift)), sum.factor);
@@ -342,13 +244,13 @@ DEVICE void exponentials(const ItemScores<Element> &item, const ScoreTile &tile,
   }
 #pragma unroll
   for (u32 r = 0; r < Products::ROWS; ++r) {
-    const RowSum sum = sums[lane_row(r) - lane_row(0)];
+    const RowSum sum = sums[Products::row(r) - Products::row(0)];
     if (PASSES_OVER && sum.factor == 0.0f) continue;
     // Not once for all heads: it would take registers.
-    const u32 row = unknown(tile.query + lane_row(r));
+    const u32 row = unknown(tile.query + Products::row(r));
 #pragma unroll
     for (u32 c = 0; c < Products::COLUMNS; ++c) {
-      const u32 column = tile.key + lane_column(c);
+      const u32 column = tile.key + Products::column(c);
       float value = 0.0f;
       if (!item.masks(row, column)) {
         value = ItemScores<Element>::power_of_2(item.score(products.at(r, c), slope, row, column, sum.shift));

@@ -97,6 +97,7 @@ impl Kernel for FuseScores {
         example(
             layers,
             tokens,
+            32,
             self.dtype,
             self.fusion,
             Lse::Recomputed,

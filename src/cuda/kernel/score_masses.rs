@@ -90,6 +90,7 @@ impl Kernel for SumRows {
         example(
             layers,
             tokens,
+            32,
             DType::F32,
             Fusion::Mean,
             Lse::Given(LogBase::E),

@@ -109,6 +109,6 @@ impl Kernel for AddResidual {
 
     fn example(&self, layers: usize, tokens: usize) -> Result<Problem> {
         let (lse, rows) = (Lse::Given(LogBase::E), Output::Rows(StartRows::Last));
-        example(layers, tokens, DType::F32, Fusion::Mean, lse, rows)
+        example(layers, tokens, 32, DType::F32, Fusion::Mean, lse, rows)
     }
 }

@@ -1,8 +1,8 @@
 //! `score_rows`: rows of relevance times the fused map of one layer of queries and keys.
 
 use super::scores::{
-    ROOM, ROOM_OF_HEADS, STAYING_THREADS, ScoreOperands, Scores, TILE, block_threads, example,
-    passing_bytes, score_variant, staying_block, staying_blocks,
+    ROOM, ROOM_OF_HEADS, STAYING_THREADS, ScoreOperands, Scores, TILE, block_threads, chunks,
+    example, passing_bytes, score_variant, staying_block, staying_blocks,
 };
 use super::{Fusion, Kernel, Matrices};
 use crate::config::{Output, StartRows};
@@ -46,6 +46,8 @@ pub struct ScoreRows {
     pub fusion: Fusion,
     /// A block takes one head, for one row: heads are summed.
     pub one_row: bool,
+    /// Its warps have their keys in registers.
+    pub holds_keys: bool,
 }
 
 /// Blocks that share a tile of keys.
@@ -92,14 +94,18 @@ impl ScoreSplits {
 pub(super) fn all() -> impl IntoIterator<Item = ScoreRows> {
     let kernels = |dtype| {
         let fusions = Fusion::ALL.into_iter().flat_map(move |fusion| {
-            let kernel = move |one_row| ScoreRows {
+            let kernel = move |(one_row, holds_keys)| ScoreRows {
                 dtype,
                 fusion,
                 one_row,
+                holds_keys,
             };
-            [false, true].map(kernel)
+            [(false, false), (true, false), (true, true)].map(kernel)
         });
-        fusions.filter(|kernel| !kernel.one_row || kernel.fusion.sums())
+        fusions.filter(|kernel| {
+            let summed = !kernel.one_row || kernel.fusion.sums();
+            summed && (!kernel.holds_keys || kernel.dtype != DType::F32)
+        })
     };
     DType::ALL.into_iter().flat_map(kernels)
 }
@@ -110,10 +116,17 @@ impl ScoreRows {
         let fusion = Fusion::from(&problem.config().head_fusion);
         let one_head =
             splits.heads as usize == problem.shape().heads && splits.parts() <= Geometry::MAX_SIDE;
+        let (dtype, one_row) = (
+            problem.dtype(),
+            problem.start_rows() == 1 && fusion.sums() && one_head,
+        );
+        let one_chunk = |source| chunks(source, dtype) == 1;
+        let holds_keys = dtype != DType::F32 && problem.queries_keys().is_some_and(one_chunk);
         ScoreRows {
-            dtype: problem.dtype(),
+            dtype,
             fusion,
-            one_row: problem.start_rows() == 1 && fusion.sums() && one_head,
+            one_row,
+            holds_keys: one_row && holds_keys,
         }
     }
 
@@ -178,9 +191,10 @@ impl Kernel for ScoreRows {
         let fusion = Some(self.fusion);
         let mut variant = score_variant("score_rows", self.dtype, fusion, threads, blocks);
         if self.one_row {
-            variant.symbol += "_one";
+            variant.symbol += if self.holds_keys { "_held" } else { "_one" };
         }
         variant.defines.push(("ONE_ROW", flag(self.one_row)));
+        variant.defines.push(("HOLDS_KEYS", flag(self.holds_keys)));
         // The tiles; and what is known of rows and what they weigh, or the sums of columns.
         let beside = match self.one_row {
             true => ROOM * (TILE * (8 + 4) + 4),
@@ -195,9 +209,11 @@ impl Kernel for ScoreRows {
             true => StartRows::Last,
             false => StartRows::Rows(vec![0, tokens - 1]),
         };
+        let head_dim = if self.holds_keys { 32 } else { 72 };
         example(
             layers,
             tokens,
+            head_dim,
             self.dtype,
             self.fusion,
             Lse::Recomputed,

@@ -139,6 +139,7 @@ impl Kernel for ShortScores {
         example(
             layers,
             tokens,
+            32,
             self.dtype,
             self.fusion,
             Lse::Recomputed,

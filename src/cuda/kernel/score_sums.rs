@@ -100,6 +100,7 @@ impl Kernel for SumScores {
         example(
             layers,
             tokens,
+            32,
             self.dtype,
             Fusion::Mean,
             Lse::Recomputed,

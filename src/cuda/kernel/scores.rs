@@ -322,10 +322,12 @@ fn saturated(tokens: usize) -> u32 {
     u32::try_from(tokens).unwrap_or(u32::MAX)
 }
 
-/// A problem that a kernel of scores takes part in. Whatever its LSE is, entries do not grow from layer to layer.
+/// A problem, of `head_dim` elements of a query or key, that a kernel of scores takes part in. Whatever its LSE is, entries do
+/// not grow from layer to layer.
 pub(super) fn example(
     layers: usize,
     tokens: usize,
+    head_dim: usize,
     dtype: DType,
     fusion: Fusion,
     lse: Lse,
@@ -343,7 +345,7 @@ pub(super) fn example(
         .config(config)
         .queries_keys(QueriesKeys {
             lse,
-            ..QueriesKeys::new(&shape, 32)
+            ..QueriesKeys::new(&shape, head_dim)
         })
         .build()
 }

@@ -90,7 +90,7 @@ impl Rates {
         score_fused: predicted(1.75),
         score_fused_turn_us: predicted(1.4),
         score_summed: predicted(1.25),
-        score_layer_us: predicted(2.5),
+        score_layer_us: predicted(2.0),
         score_short_us: predicted(3.0),
         score_short_turn_us: predicted(0.9),
         score_short_byte_us: predicted(0.012),

@@ -2,6 +2,7 @@
 
 use attention_rollout::cuda::kernel::{MAX_SCORE_LAYERS, ScoreSplits};
 use attention_rollout::{DType, HeadFusion, HostLayer, Output, StartRows, reference};
+use half::f16;
 
 use super::{LSE, check, evidence, relative, rows, windows};
 use crate::cases::{Path, compare};
@@ -48,8 +49,8 @@ pub const ENTRIES: &[Entry] = &[
         },
     },
     Entry {
-        // One row, of which each block takes a head: several chunks of it, more keys than a block has, more parts than are
-        // added up at a time.
+        // One row, of which each block takes a head: several chunks of it, or keys that are held, more keys than a block has,
+        // more parts than are added up at a time.
         name: "score_rows_one",
         kernels: &["scores", "score_rows", "score_residual", "score_sums"],
         short: true,
@@ -65,8 +66,12 @@ pub const ENTRIES: &[Entry] = &[
                 };
                 check(lab, case, Path::ScoreRows(splits), 0)?;
             }
-            for (causal, sliding_windows) in [(true, vec![]), (false, vec![40, 70])] {
-                let mut case = rows([2, 3, 2, 140], 8, LSE[1]);
+            let masks = [(true, vec![]), (false, vec![40, 70])];
+            let masks = masks
+                .into_iter()
+                .flat_map(|masks| [8, 72].map(|head_dim| (head_dim, masks.clone())));
+            for (head_dim, (causal, sliding_windows)) in masks {
+                let mut case = rows([2, 3, 2, 140], head_dim, LSE[1]);
                 case.case.windows = windows(140);
                 case.case.config.output = Output::Rows(StartRows::Last);
                 case.case.config.head_fusion = HeadFusion::Weighted(vec![0.3, 0.7]);
@@ -140,13 +145,14 @@ pub const ENTRIES: &[Entry] = &[
         kernels: &["score_rows"],
         short: false,
         run: |lab| {
-            for (weighing, lse) in [
-                (vec![3, 17], LSE[1]),
-                (vec![17], LSE[1]),
-                (vec![17], LSE[0]),
+            for (dtype, weighing, lse) in [
+                (DType::F32, vec![3, 17], LSE[1]),
+                (DType::F32, vec![17], LSE[1]),
+                (DType::F32, vec![17], LSE[0]),
+                (DType::F16, vec![17], LSE[1]),
             ] {
                 let mut case = rows([1, 1, 2, 20], 8, lse);
-                case.case.dtype = DType::F32;
+                case.case.dtype = dtype;
                 case.case.config.output = Output::Rows(StartRows::Rows(weighing.clone()));
                 let generated = case.generate();
                 let (problem, mut layers) = (&generated.problem, generated.layers());
@@ -155,13 +161,16 @@ pub const ENTRIES: &[Entry] = &[
                 let HostLayer::QueriesKeys { queries, .. } = &mut layers[0] else {
                     return Err("without queries".to_owned());
                 };
-                let mut values: Vec<f32> = queries.as_slice().unwrap().to_vec();
-                for (at, value) in values.iter_mut().enumerate() {
-                    if !weighing.contains(&(at / 8 % 20)) {
-                        *value = f32::NAN;
-                    }
-                }
-                *queries = values[..].into();
+                let value = |at| match weighing.contains(&(at / 8 % 20)) {
+                    true => queries.get(at),
+                    false => f32::NAN,
+                };
+                let values: Vec<f32> = (0..queries.len()).map(value).collect();
+                let halves: Vec<f16> = values.iter().copied().map(f16::from_f32).collect();
+                *queries = match dtype {
+                    DType::F16 => halves[..].into(),
+                    _ => values[..].into(),
+                };
                 let splits = ScoreSplits {
                     queries: 1,
                     heads: 2,
