@@ -129,7 +129,7 @@ fn layers_from_the_last_one_need_no_maps() {
         let generated = case.generate();
         let options = Options {
             layer_order: LayerOrder::TopDown,
-            variant: Some("score_rows_f16_mean_one".to_owned()),
+            variant: Some("score_rows_f16_mean_held".to_owned()),
             ..Options::default()
         };
         let got = streamed_with(&machine, &generated, &options);
@@ -222,7 +222,7 @@ fn runs_are_captured_and_replayed() {
         return;
     };
     for (output, variant) in [
-        (Output::default(), "score_rows_f16_mean_one"),
+        (Output::default(), "score_rows_f16_mean_held"),
         (Output::default(), "rollout_rows_f32_f32_m1_mean"),
         (Output::Matrix, "score_fusion_f16_mean"),
         (Output::Cumulative, "score_fusion_f16_mean"),
