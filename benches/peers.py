@@ -39,6 +39,7 @@ SHAPES = {
     "BERT-128": {"": (12, 16, 12, 128)},
     "BERT-512": {"": (12, 2, 12, 512)},
     "ViT-L/14@336": {"": (24, 1, 16, 577)},
+    "one head": {"": (12, 96, 1, 197)},
     "MiniLM (real)": {"": (6, 4, 12, 28)},
     "clinical": {
         "conditions": (3, 256, 4, 100),
@@ -61,6 +62,8 @@ SCORES_SHAPES = {
     "queries and keys 2048": {"": (6, 1, 8, 2048, 64)},
 }
 MAIN = ("ViT-B/16", "BERT-512", "ViT-L/14@336")
+# Those in f16 and bf16 as well.
+HALF = (*MAIN, *GPU_SHAPES, "one head")
 DTYPES = ("f32", "f16", "bf16")
 # What reads the maps and does no more: a floor beside ours, with no answer to check.
 READS = ("numpy sum", "torch sum")
@@ -298,7 +301,7 @@ class Comparison:
             for dtype in self.arguments.dtypes:
                 if dtype == "f32":
                     yield shape, features, dtype, systems
-                elif shape in MAIN or shape in GPU_SHAPES:
+                elif shape in HALF:
                     yield shape, features, dtype, HALF_SYSTEMS
         for shape, features in SCORES_SHAPES.items():
             if re.search(self.arguments.shapes, shape):
