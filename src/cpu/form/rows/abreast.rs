@@ -2,7 +2,7 @@
 //! goes on in the items after it.
 //!
 //! Times the fastest read of the same bytes, one row, one thread of a 2-core EPYC of family 26 (Zen 5), the middle of five
-//! processes of 21 runs, which spread by 5 %, layers x batch x heads x tokens:
+//! processes of 21 runs, which spread by a tenth, layers x batch x heads x tokens:
 //!
 //! | f32, f16 | 12x96x1x197 | 3x256x4x100 | 12x64x12x64 | 12x64x4x128 |
 //! |---|---|---|---|---|
