@@ -23,6 +23,13 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 /// Runs from which the ratio to the floor is taken.
 const RATIO_RUNS: usize = 7;
 
+fn options(threads: Option<NonZeroUsize>) -> cpu::Options {
+    cpu::Options {
+        threads,
+        ..cpu::Options::default()
+    }
+}
+
 /// The CPU with one thread and with all.
 static CPU: LazyLock<Vec<Device>> = LazyLock::new(|| {
     let all = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
@@ -30,7 +37,7 @@ static CPU: LazyLock<Vec<Device>> = LazyLock::new(|| {
     counts.dedup();
     let with = |threads| {
         let threads = Some(threads);
-        Device::cpu(&cpu::Options { threads })
+        Device::cpu(&options(threads))
     };
     counts.into_iter().map(with).collect()
 });
@@ -252,7 +259,7 @@ fn windows(criterion: &mut Criterion) {
     let problem = Problem::builder(shape, DType::F32).max_window(shape.tokens);
     let problem = problem.build().expect("the problem is valid");
     let threads = Some(NonZeroUsize::MIN);
-    let mut plan = cpu::Plan::new(&problem, &cpu::Options { threads }).expect("the plan is made");
+    let mut plan = cpu::Plan::new(&problem, &options(threads)).expect("the plan is made");
     let maps = vec![0.125f32; shape.batch * shape.tokens * shape.tokens];
     let layers = [HostLayer::from(&maps[..])];
     let mut out = vec![0.0; problem.output_len()];

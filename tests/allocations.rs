@@ -62,6 +62,7 @@ fn allocations(work: impl FnOnce()) -> (usize, usize) {
 fn threads(count: usize) -> Options {
     Options {
         threads: NonZeroUsize::new(count),
+        ..Options::default()
     }
 }
 

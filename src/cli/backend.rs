@@ -31,6 +31,28 @@ pub struct DeviceArgs {
     /// CPU threads; all cores unless given
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
+
+    /// How far ahead the CPU asks memory for maps; what is faster on this machine unless given
+    #[arg(long, value_enum)]
+    pub prefetch: Option<PrefetchArg>,
+}
+
+/// `--prefetch`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PrefetchArg {
+    /// A little: the processor's own prefetchers do the rest
+    Near,
+    /// As much as hides the latency of fast memory
+    Far,
+}
+
+impl From<PrefetchArg> for cpu::Prefetch {
+    fn from(arg: PrefetchArg) -> Self {
+        match arg {
+            PrefetchArg::Near => cpu::Prefetch::Near,
+            PrefetchArg::Far => cpu::Prefetch::Far,
+        }
+    }
 }
 
 /// `--device`.
@@ -118,7 +140,8 @@ pub fn open_for<'p>(
 /// The CPU, with the threads that the options ask for.
 pub fn open_cpu(args: &DeviceArgs) -> Result<Device> {
     let threads = Some(threads(args)?);
-    Ok(Device::cpu(&cpu::Options { threads }))
+    let prefetch = args.prefetch.map(cpu::Prefetch::from);
+    Ok(Device::cpu(&cpu::Options { threads, prefetch }))
 }
 
 /// Lets `--validate` and the reference, which take the threads of the process, take as many as the options ask for.

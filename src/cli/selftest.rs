@@ -52,6 +52,7 @@ pub fn run(args: &SelftestArgs) -> Result<()> {
         precision: PrecisionArg::F32,
         tune: false,
         threads: None,
+        prefetch: None,
     };
     let (runtimes, options) = backend::cuda_runtimes(&gpu).map_err(device)?;
     let runtime = &runtimes[0];

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use crate::cpu::team::Team;
-use crate::cpu::{Options, Plan};
+use crate::cpu::{Options, Plan, Prefetch};
 use crate::error::Result;
 use crate::problem::Problem;
 use crate::recent::Recent;
@@ -27,6 +27,7 @@ use crate::recent::Recent;
 /// ```
 pub struct PlanCache {
     team: Arc<Team>,
+    prefetch: Option<Prefetch>,
     plans: Recent<Plan>,
 }
 
@@ -38,6 +39,7 @@ impl PlanCache {
     pub fn new(options: &Options, most: NonZeroUsize) -> Result<Self> {
         Ok(PlanCache {
             team: Arc::new(Team::new(options.threads)?),
+            prefetch: options.prefetch,
             plans: Recent::new(most),
         })
     }
@@ -48,10 +50,10 @@ impl PlanCache {
     /// # Errors
     /// As [`Plan::new`].
     pub fn get(&mut self, problem: &Problem) -> Result<&mut Plan> {
-        let team = &self.team;
+        let (team, prefetch) = (&self.team, self.prefetch);
         let plan = self.plans.get(
             |plan| plan.problem().has_plan_of(problem),
-            || Plan::of_team(team, problem),
+            || Plan::of_team(team, problem, prefetch),
         )?;
         plan.restore(problem);
         Ok(plan)

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::config::Output;
+use crate::cpu::prefetch::Prefetch;
 use crate::cpu::simd::Simd;
 use crate::problem::Problem;
 
@@ -29,16 +30,24 @@ pub struct Choice {
     /// Items that do not divide evenly among the threads are computed by all threads together, a share of the rows
     /// each, instead of by one thread each.
     pub share_rest: bool,
+    /// How far ahead maps are prefetched.
+    pub prefetch: Prefetch,
 }
 
 impl Choice {
-    /// The cheapest form for `problem`, on the widest instruction set of this machine.
+    /// The cheapest form for `problem`, on the widest instruction set of this machine, with the prefetches that are faster on it.
     pub fn of(problem: &Problem) -> Self {
+        Choice::with(problem, None)
+    }
+
+    /// The same, with these prefetches where there are some.
+    pub(crate) fn with(problem: &Problem, prefetch: Option<Prefetch>) -> Self {
         let item_bytes = problem.map_bytes() / problem.shape().batch.max(1);
         Choice {
             form: Form::of(problem),
             simd: Simd::detect(),
             share_rest: item_bytes >= SHARED_ITEM_BYTES,
+            prefetch: prefetch.unwrap_or_else(Prefetch::of_machine),
         }
     }
 }

@@ -26,7 +26,8 @@
 //! (half the former with 64-byte vectors) and a fourth of what loading and storing the sums takes, some 3 cycles of the 17 in
 //! which it comes from memory.
 //!
-//! Where memory is faster, streams must be longer and be prefetched further ahead. Times the fastest read on a 2-core EPYC
+//! Where memory is faster, streams must be longer and be prefetched further ahead; where it is not, less far than that
+//! ([`Prefetch`]). Times the fastest read on a 2-core EPYC
 //! of family 26 (Zen 5; 44 GB/s with one thread, a cache line in 6 cycles; minima of 21 runs, which spread by 3 %):
 //!
 //! | | f32, 12 heads, 197 tokens | f32, 12 heads, 512 tokens | f16, 12 heads, 197 tokens | f16, 16 heads, 577 tokens |
@@ -115,6 +116,7 @@ pub(crate) use crate::cpu::fuse::sums::Accumulate;
 use crate::cpu::fuse::accumulate::AccumulateRows;
 use crate::cpu::fuse::entries::{Above, Addresses, Attention, GradientWeighted, HeadEntries};
 use crate::cpu::fuse::pass::{FuseRows, FusedTo, SumsOfBlocks};
+use crate::cpu::prefetch::Prefetch;
 use crate::cpu::simd::{InnerLoop, Lanes, Simd};
 use crate::dtype::{DType, Element, with_element};
 use crate::layer::HostTensor;
@@ -134,6 +136,8 @@ pub(crate) struct FusedEntries<'a> {
     /// Elements from row to row.
     pub stride: usize,
     pub len: usize,
+    /// How far ahead they are prefetched.
+    pub prefetch: Prefetch,
 }
 
 impl<'a> FusedEntries<'a> {
@@ -143,6 +147,7 @@ impl<'a> FusedEntries<'a> {
             entries,
             stride: len,
             len,
+            prefetch: Prefetch::Far,
         }
     }
 
@@ -167,6 +172,7 @@ impl<'a> FusedEntries<'a> {
             more_than: f32::NAN,
             rows: rows.len(),
             len: columns.len(),
+            prefetch: self.prefetch,
             next: None,
         }
     }
@@ -190,7 +196,9 @@ pub(crate) struct MapRows<'a> {
     more_than: f32,
     rows: usize,
     len: usize,
-    /// Where what is read after these rows begins.
+    /// How far ahead they are prefetched ...
+    prefetch: Prefetch,
+    /// ... and where what is read after these rows begins.
     next: Option<Addresses>,
 }
 
@@ -218,7 +226,19 @@ impl<'a> MapRows<'a> {
             more_than: f32::NAN,
             rows: rows.len(),
             len: window.len,
+            prefetch: Prefetch::Far,
             next: None,
+        }
+    }
+
+    /// The mean of `heads`, rows of `len` entries without gaps.
+    pub fn of_heads(maps: &'a [f32], heads: usize, len: usize) -> Self {
+        let head_stride = maps.len() / heads;
+        MapRows {
+            heads,
+            head_stride,
+            fusion: &HeadFusion::Mean,
+            ..FusedEntries::new(maps, len).part(0..head_stride / len, 0..len)
         }
     }
 
@@ -233,11 +253,17 @@ impl<'a> MapRows<'a> {
             entries: &maps[self.first..],
             stride: self.row_stride,
             len: self.len,
+            prefetch: self.prefetch,
         })
     }
 }
 
 impl MapRows<'_> {
+    /// These, prefetched so far ahead.
+    pub fn prefetched(self, prefetch: Prefetch) -> Self {
+        MapRows { prefetch, ..self }
+    }
+
     /// These, after which `next` are read, the beginning of which is prefetched then.
     pub fn before(self, next: &MapRows<'_>) -> Self {
         MapRows {

@@ -56,7 +56,8 @@ impl GroupPlan {
             .iter()
             .enumerate()
             .map(|(member, problem)| {
-                prepare(problem, Choice::of(problem)).map_err(|error| of_member(member, error))
+                prepare(problem, Choice::with(problem, options.prefetch))
+                    .map_err(|error| of_member(member, error))
             })
             .collect::<Result<_>>()?;
         Ok(GroupPlan {
@@ -67,6 +68,11 @@ impl GroupPlan {
     /// The problems, in the order given.
     pub fn problems(&self) -> impl ExactSizeIterator<Item = &Problem> {
         self.engine.problems().iter().map(|p| &p.problem)
+    }
+
+    /// How each is computed, in that order.
+    pub fn choices(&self) -> impl ExactSizeIterator<Item = Choice> {
+        self.engine.problems().iter().map(|p| p.choice)
     }
 
     /// Bytes of workspace, all threads together.

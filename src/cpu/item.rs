@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::cpu::fuse::{Accumulate, FusedEntries, MapRows};
+use crate::cpu::prefetch::Prefetch;
 use crate::cpu::scores::{ItemScores, ScoreRows};
 use crate::cpu::simd::Simd;
 use crate::cpu::team::{Member, Shared};
@@ -14,6 +15,7 @@ use crate::problem::Problem;
 #[derive(Clone, Copy)]
 pub(crate) struct ItemMaps<'a> {
     pub problem: &'a Problem,
+    pub prefetch: Prefetch,
     pub operands: HostLayer<'a>,
     pub layer: usize,
     pub item: usize,
@@ -156,7 +158,8 @@ impl<'a> ItemMaps<'a> {
             Layer::QueriesKeys { .. } => unreachable!("the problem says how, as was checked"),
         };
         let of = (self.layer, self.item);
-        MapRows::new(self.problem, of, maps, gradients, rows).into()
+        let rows = MapRows::new(self.problem, of, maps, gradients, rows);
+        rows.prefetched(self.prefetch).into()
     }
 
     /// The rows up to the last of `own`, by one who reads these in order, and after them the same of `next`, the beginning of

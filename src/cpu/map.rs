@@ -6,6 +6,7 @@ use crate::cpu::discard::{Cutoff, KeptEntries};
 use crate::cpu::engine::Prepared;
 use crate::cpu::fuse::{Accumulate, FusedEntries};
 use crate::cpu::item::{ItemMaps, ItemRows};
+use crate::cpu::prefetch::Prefetch;
 use crate::cpu::simd::{InnerLoop, Lanes, MOST_LANES, Simd};
 use crate::cpu::team::{Member, Shared};
 use crate::error::Result;
@@ -16,6 +17,7 @@ use crate::problem::Problem;
 #[derive(Clone, Copy)]
 pub(crate) struct Run<'a> {
     pub simd: Simd,
+    pub prefetch: Prefetch,
     pub problem: &'a Problem,
     /// The operands of the layers from `first` on, all of which are computed.
     pub operands: &'a [HostLayer<'a>],
@@ -37,6 +39,7 @@ impl<'a> Run<'a> {
         let range = prepared.problem.layers();
         Run {
             simd: prepared.choice.simd,
+            prefetch: prepared.choice.prefetch,
             problem: &prepared.problem,
             operands: &layers[range.clone()],
             first: range.start,
@@ -62,6 +65,7 @@ impl<'a> Run<'a> {
     pub fn maps(&self, layer: usize, item: usize) -> ItemMaps<'a> {
         ItemMaps {
             problem: self.problem,
+            prefetch: self.prefetch,
             operands: self.operands[layer - self.first],
             layer,
             item,

@@ -18,6 +18,7 @@ mod map;
 mod memory;
 mod panels;
 mod plan;
+mod prefetch;
 pub(crate) mod scores;
 pub(crate) mod simd;
 mod streaming;
@@ -30,6 +31,7 @@ pub use cache::PlanCache;
 pub use choice::{Choice, Form};
 pub use group::{GroupItem, GroupPlan};
 pub use plan::Plan;
+pub use prefetch::Prefetch;
 pub use simd::Simd;
 pub use streaming::StreamingPlan;
 pub use top_down::TopDownPlan;
@@ -72,4 +74,6 @@ impl RunInputs<'_> {
 pub struct Options {
     /// Threads to use; `None` is one per available core.
     pub threads: Option<NonZeroUsize>,
+    /// How far ahead maps are prefetched; `None` is what is faster on this machine.
+    pub prefetch: Option<Prefetch>,
 }

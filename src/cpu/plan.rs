@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::cpu::choice::Choice;
 use crate::cpu::engine::{Engine, Prepared};
 use crate::cpu::form::{FormScratch, prepare};
+use crate::cpu::prefetch::Prefetch;
 use crate::cpu::team::{Shared, Team};
 use crate::cpu::{Options, Progress, RunInputs};
 use crate::error::Result;
@@ -43,10 +44,10 @@ impl Plan {
     /// [`Error::Threads`](crate::Error::Threads), [`Error::HostMemory`](crate::Error::HostMemory),
     /// [`Error::SizeOverflow`](crate::Error::SizeOverflow).
     pub fn new(problem: &Problem, options: &Options) -> Result<Self> {
-        Plan::with_choice(problem, options, Choice::of(problem))
+        Plan::with_choice(problem, options, Choice::with(problem, options.prefetch))
     }
 
-    /// As [`new`](Plan::new), computed as `choice` says. Matrix outputs are computed in product form
+    /// As [`new`](Plan::new), computed as `choice` says, whatever prefetches `options` ask for. Matrix outputs are computed in product form
     /// whatever the choice says.
     ///
     /// # Errors
@@ -57,8 +58,12 @@ impl Plan {
     }
 
     /// As [`new`](Plan::new), on a team that other plans use too.
-    pub(super) fn of_team(team: &Arc<Team>, problem: &Problem) -> Result<Self> {
-        Plan::of(team, problem, Choice::of(problem))
+    pub(super) fn of_team(
+        team: &Arc<Team>,
+        problem: &Problem,
+        prefetch: Option<Prefetch>,
+    ) -> Result<Self> {
+        Plan::of(team, problem, Choice::with(problem, prefetch))
     }
 
     /// Gives the runs to come what `problem`, of which it is a plan too, is given.
@@ -266,9 +271,10 @@ impl fmt::Display for Plan {
         } = self.prepared();
         write!(
             f,
-            "cpu {}, {}, {} threads: {} {}, {} start rows; reads {map_bytes} bytes, workspace {} bytes",
+            "cpu {}, {}, {}, {} threads: {} {}, {} start rows; reads {map_bytes} bytes, workspace {} bytes",
             choice.form,
             choice.simd,
+            choice.prefetch,
             self.threads(),
             problem.shape(),
             problem.dtype(),

@@ -88,6 +88,14 @@ impl fmt::Display for Simd {
     }
 }
 
+/// Throws `memory` out of all caches; whether this machine can.
+pub(crate) fn leave_caches(memory: &[f32]) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    x86::leave_caches(memory);
+    let _ = memory;
+    cfg!(target_arch = "x86_64")
+}
+
 /// An inner loop. Implementations of `run`, and what they call, are `#[inline(always)]`.
 pub(crate) trait InnerLoop {
     type Output;

@@ -61,7 +61,7 @@ impl StreamingPlan {
     /// # Errors
     /// [`Error::Threads`], [`Error::HostMemory`], [`Error::SizeOverflow`].
     pub fn new(problem: &Problem, options: &Options) -> Result<Self> {
-        StreamingPlan::with_choice(problem, options, Choice::of(problem))
+        StreamingPlan::with_choice(problem, options, Choice::with(problem, options.prefetch))
     }
 
     /// As [`new`](StreamingPlan::new), computed as `choice` says. Matrix outputs are computed in product form whatever the
@@ -210,7 +210,7 @@ impl StreamingPlan {
         };
         self.engine.run(Prepared::items, |task| {
             let prepared = task.prepared;
-            let (member, simd) = (task.member, prepared.choice.simd);
+            let (member, Choice { simd, prefetch, .. }) = (task.member, prepared.choice);
             task.each(|item, memory| {
                 let window = prepared.problem.windows()[item];
                 if window.len == 0 {
@@ -218,6 +218,7 @@ impl StreamingPlan {
                 }
                 let maps = ItemMaps {
                     problem: &prepared.problem,
+                    prefetch,
                     operands,
                     layer,
                     item,

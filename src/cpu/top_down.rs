@@ -56,7 +56,7 @@ impl TopDownPlan {
         };
         let choice = Choice {
             form: Form::Rows,
-            ..Choice::of(problem)
+            ..Choice::with(problem, options.prefetch)
         };
         let team = Arc::new(Team::new(options.threads)?);
         let prepared = Prepared::new(problem, choice, RowsScratch::size(problem)?);
@@ -131,6 +131,7 @@ impl TopDownPlan {
         let pushed = self.engine.run(Prepared::items, |task| {
             let run = Run {
                 simd: task.prepared.choice.simd,
+                prefetch: task.prepared.choice.prefetch,
                 problem: &task.prepared.problem,
                 operands: &operands,
                 first: layer,

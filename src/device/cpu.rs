@@ -8,7 +8,7 @@ use std::thread::available_parallelism;
 use super::{Backend, Chunked, Device};
 use crate::chunk::{self, CHUNK_BYTES, Chunk};
 use crate::config::Output;
-use crate::cpu::{Choice, Form, Options, Plan, Simd};
+use crate::cpu::{Choice, Form, Options, Plan, Prefetch, Simd};
 use crate::error::{Error, Result};
 use crate::layer::HostLayer;
 use crate::layout::Window;
@@ -61,12 +61,14 @@ impl Backend for Cpu {
             Output::Rows(_) => &[Form::Rows, Form::Product],
             Output::Matrix | Output::Cumulative => &[Form::Product],
         };
+        let prefetch = self.options.prefetch.unwrap_or_else(Prefetch::of_machine);
         let choices = forms.iter().flat_map(|&form| {
             Simd::available().flat_map(move |simd| {
                 [false, true].map(|share_rest| Choice {
                     form,
                     simd,
                     share_rest,
+                    prefetch,
                 })
             })
         });
@@ -74,6 +76,7 @@ impl Backend for Cpu {
             Device::new(Cpu {
                 options: Options {
                     threads: Some(threads),
+                    prefetch: Some(prefetch),
                 },
                 choice,
             })
@@ -95,7 +98,8 @@ impl Backend for Cpu {
         items_per_chunk: Option<NonZeroUsize>,
     ) -> Result<Box<dyn Chunked>> {
         let chunk = items_per_chunk.map(NonZeroUsize::get);
-        let choice = self.choice.unwrap_or_else(|| Choice::of(problem));
+        let of_options = || Choice::with(problem, self.options.prefetch);
+        let choice = self.choice.unwrap_or_else(of_options);
         Ok(Box::new(CpuChunks {
             plan: Plan::with_choice(problem, &self.options, choice)?,
             chunk: chunk.unwrap_or_else(|| chunk::items_per_chunk(problem, CHUNK_BYTES)),
@@ -111,7 +115,7 @@ impl Backend for Cpu {
         &self,
         members: Vec<(Problem, crate::measure::Inputs)>,
     ) -> Result<crate::measure::Case> {
-        crate::measure::Case::cpu(members, self.threads())
+        crate::measure::Case::cpu(members, self.threads(), self.options.prefetch)
     }
 }
 
@@ -135,12 +139,13 @@ impl Chunked for CpuChunks {
             form,
             simd,
             share_rest,
+            prefetch,
         } = self.plan.choice();
         let sharing = match share_rest && self.plan.threads() > 1 {
             true => ", items shared",
             false => "",
         };
-        format!("{form}, {simd}{sharing}")
+        format!("{form}, {simd}, {prefetch}{sharing}")
     }
 
     fn workspace_bytes(&self) -> usize {

@@ -10,6 +10,7 @@ use super::cpu::CpuRunner;
 use super::cuda::CudaRunner;
 use super::inputs::Inputs;
 use super::runner::{Replay, Runner, Setup};
+use crate::cpu::Prefetch;
 use crate::error::Result;
 use crate::problem::Problem;
 
@@ -43,13 +44,19 @@ pub struct Case {
 }
 
 impl Case {
-    /// Plans problems, each with its inputs, for `threads` threads of the CPU.
+    /// Plans problems, each with its inputs, for `threads` threads of the CPU, with these prefetches where there are some.
     ///
     /// # Errors
     /// As [`Group::new`](crate::cpu::GroupPlan::new).
-    pub fn cpu(members: Vec<(Problem, Inputs)>, threads: NonZeroUsize) -> Result<Self> {
+    pub fn cpu(
+        members: Vec<(Problem, Inputs)>,
+        threads: NonZeroUsize,
+        prefetch: Option<Prefetch>,
+    ) -> Result<Self> {
         Case::new(members, |problems, inputs| {
-            Ok(Box::new(CpuRunner::new(problems, inputs, threads)?))
+            Ok(Box::new(CpuRunner::new(
+                problems, inputs, threads, prefetch,
+            )?))
         })
     }
 

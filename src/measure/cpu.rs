@@ -8,7 +8,7 @@ use super::floor::{self, HostRead, ORDERS};
 use super::inputs::Inputs;
 use super::rotation;
 use super::runner::{Replay, Runner, Setup};
-use crate::cpu::{Choice, GroupItem, GroupPlan, Options};
+use crate::cpu::{GroupItem, GroupPlan, Options, Prefetch};
 use crate::error::Result;
 use crate::problem::Problem;
 
@@ -33,9 +33,11 @@ impl CpuRunner {
         problems: &[Problem],
         inputs: &Arc<[Inputs]>,
         threads: NonZeroUsize,
+        prefetch: Option<Prefetch>,
     ) -> Result<Self> {
         let options = Options {
             threads: Some(threads),
+            prefetch,
         };
         let bytes = problems.iter().map(Problem::map_bytes).sum();
         let mut copies = vec![inputs.clone()];
@@ -130,11 +132,10 @@ impl Runner for CpuRunner {
     }
 
     fn setup(&self) -> Setup {
-        let variant = |problem: &Problem| {
-            let Choice { form, simd, .. } = Choice::of(problem);
-            format!("{form}, {simd}")
-        };
-        let mut variants: Vec<String> = self.group.problems().map(variant).collect();
+        let choices = self.group.choices();
+        let mut variants: Vec<String> = choices
+            .map(|choice| format!("{}, {}, {}", choice.form, choice.simd, choice.prefetch))
+            .collect();
         variants.sort();
         variants.dedup();
         Setup {

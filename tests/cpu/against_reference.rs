@@ -16,6 +16,7 @@ use proptest::prelude::*;
 fn threads(count: usize) -> Options {
     Options {
         threads: NonZeroUsize::new(count),
+        ..Options::default()
     }
 }
 

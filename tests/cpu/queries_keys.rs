@@ -4,7 +4,7 @@ use crate::common::compare::check_close;
 use crate::common::generate::Case;
 use crate::common::queries_keys::{ScoresCase, ScoresGenerated, scores_case};
 use crate::ways::{both_forms, streams_groups_and_chunks, threads};
-use attention_rollout::cpu::{Choice, Form, Plan, Simd, StreamingPlan, TopDownPlan};
+use attention_rollout::cpu::{Choice, Form, Plan, Prefetch, Simd, StreamingPlan, TopDownPlan};
 use attention_rollout::{
     DType, Error, HostLayer, HostTensor, Layer, LogBase, Lse, Output, Problem, QueriesKeys, Shape,
     StartRows, reference,
@@ -155,6 +155,7 @@ fn errors(generated: &ScoresGenerated, layers: &[HostLayer<'_>]) -> [Option<Erro
             form,
             simd,
             share_rest: false,
+            prefetch: Prefetch::Near,
         };
         let mut plan = Plan::with_choice(problem, &threads(2), choice).unwrap();
         plan.run_to_vec(layers).err()

@@ -2,7 +2,7 @@
 
 use crate::against_reference::{bits, check, run};
 use crate::common::generate::Case;
-use attention_rollout::cpu::{Choice, Form, Simd};
+use attention_rollout::cpu::{Choice, Form, Prefetch, Simd};
 use attention_rollout::{
     DType, GradientRule, HeadFusion, HostLayer, Output, Problem, RolloutConfig, Shape, StartRows,
 };
@@ -55,6 +55,7 @@ fn rows_of_items_without_weight_are_not_read(batch: usize) {
             form: Form::Rows,
             simd,
             share_rest: true,
+            prefetch: Prefetch::Near,
         };
         let got = run(&problem, &layers, count, choice);
         let numbers = got.iter().all(|entry| entry.is_finite());
@@ -85,11 +86,13 @@ fn rows_that_must_be_made_agree_with_the_reference() {
             // Entries right of the diagonal are not read, and there are rows to normalise left of it.
             case.config.normalize_rows |= case.config.causal;
             let generated = case.generate();
-            let [alone, shared] = [(1, false), (2, true)].map(|(count, share_rest)| {
+            let ways = [(1, false, Prefetch::Near), (2, true, Prefetch::Far)];
+            let [alone, shared] = ways.map(|(count, share_rest, prefetch)| {
                 let choice = Choice {
                     form: Form::Rows,
                     simd: Simd::detect(),
                     share_rest,
+                    prefetch,
                 };
                 run(&generated.problem, &generated.layers(), count, choice)
             });
@@ -131,16 +134,20 @@ fn small_items_are_the_same_beside_others_and_alone() {
             case.config.output = Output::Rows(start);
             let generated = case.generate();
             for simd in Simd::available() {
-                let choice = Choice {
-                    form: Form::Rows,
-                    simd,
-                    share_rest: true,
+                let run = |count, prefetch| {
+                    let choice = Choice {
+                        form: Form::Rows,
+                        simd,
+                        share_rest: true,
+                        prefetch,
+                    };
+                    run(&generated.problem, &generated.layers(), count, choice)
                 };
-                let run = |count| run(&generated.problem, &generated.layers(), count, choice);
-                let together = run(1);
+                let together = run(1, Prefetch::Near);
                 check(&format!("{case:?}, {simd}"), &generated, &together).unwrap();
                 for count in [2, batch] {
-                    assert_eq!(bits(&run(count)), bits(&together), "{case:?}, {simd}");
+                    let apart = run(count, Prefetch::Far);
+                    assert_eq!(bits(&apart), bits(&together), "{case:?}, {simd}");
                 }
             }
         }

@@ -67,6 +67,7 @@ fn rows(problem: &Problem) -> Option<&[usize]> {
 fn two() -> Options {
     Options {
         threads: NonZeroUsize::new(2),
+        ..Options::default()
     }
 }
 

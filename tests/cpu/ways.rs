@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use attention_rollout::cpu::{
-    Choice, Form, GroupItem, GroupPlan, Options, Plan, Simd, StreamingPlan,
+    Choice, Form, GroupItem, GroupPlan, Options, Plan, Prefetch, Simd, StreamingPlan,
 };
 use attention_rollout::{HostLayer, Problem};
 use proptest::test_runner::TestCaseError;
@@ -13,6 +13,7 @@ type Checked = Result<(), TestCaseError>;
 pub fn threads(count: usize) -> Options {
     Options {
         threads: NonZeroUsize::new(count),
+        ..Options::default()
     }
 }
 
@@ -29,6 +30,7 @@ pub fn both_forms(
                 form,
                 simd,
                 share_rest,
+                prefetch: Prefetch::Near,
             };
             let mut plan = Plan::with_choice(problem, &threads(count), choice).unwrap();
             let mut got = vec![f32::NAN; problem.output_len()];

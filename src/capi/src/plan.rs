@@ -39,6 +39,7 @@ impl Place {
             ArDeviceKind::Cpu => Ok(Place {
                 device: Device::cpu(&cpu::Options {
                     threads: NonZeroUsize::new(given.threads as usize),
+                    ..cpu::Options::default()
                 }),
                 gpu: None,
             }),

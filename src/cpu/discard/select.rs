@@ -300,6 +300,7 @@ impl InnerLoop for Collect<'_> {
             entries,
             stride,
             len,
+            ..
         } = self.map;
         // Where everything is in scope, and there are no gaps, all rows are one.
         let (rows, columns) = match self.first {

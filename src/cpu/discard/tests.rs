@@ -2,6 +2,7 @@
 
 use super::key::key;
 use super::*;
+use crate::cpu::Prefetch;
 use crate::cpu::item::ItemMaps;
 use crate::cpu::map::FusedMap;
 use crate::cpu::team::Shared;
@@ -43,6 +44,7 @@ fn accumulated(simd: Simd, problem: &Problem, map: FusedEntries<'_>) -> Vec<f32>
     let len = map.len;
     let maps = ItemMaps {
         problem,
+        prefetch: Prefetch::Near,
         operands: map.entries.into(),
         layer: 0,
         item: 0,
@@ -93,6 +95,7 @@ fn compare(fused: &[f32], len: usize, scope: DiscardScope, ratio: f64) {
         entries: &apart,
         stride,
         len,
+        prefetch: Prefetch::Near,
     };
     let layouts = [FusedEntries::new(fused, len), apart];
     for (simd, map) in Simd::available().flat_map(|simd| layouts.map(|map| (simd, map))) {

@@ -241,17 +241,11 @@ impl Ahead {
 }
 
 impl MapRows<'_> {
-    /// How far ahead of its loads each of so many streams of `rows` rows is prefetched, in bytes: together as much as hides
-    /// the latency of memory, and small beside a first-level cache. Smaller elements take more instructions a byte, so the
-    /// processor sees fewer loads ahead by itself.
+    /// How far ahead of its loads each of so many streams of `rows` rows is prefetched, in bytes.
     #[inline(always)]
     fn ahead_bytes<E: HeadEntries>(&self, streams: usize, rows: usize) -> usize {
-        let all = match E::BYTES {
-            4.. => 8 << 10,
-            _ => 12 << 10,
-        };
         let stream_bytes = rows * self.row_stride * E::BYTES;
-        (all / streams).min(stream_bytes)
+        self.prefetch.bytes(streams, E::BYTES).min(stream_bytes)
     }
 
     /// Where the first entry of a row of a head lies.

@@ -58,6 +58,7 @@ impl Maps {
             more_than: f32::NAN,
             rows: ROWS,
             len: self.len,
+            prefetch: Prefetch::Near,
             next: None,
         }
     }
@@ -282,6 +283,7 @@ fn chunks_fuse_as_by_themselves() {
         more_than: f32::NAN,
         rows,
         len,
+        prefetch: Prefetch::Near,
         next: None,
     };
     for simd in Simd::available() {

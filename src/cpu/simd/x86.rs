@@ -76,6 +76,17 @@ static SET_BITS: [[u8; 8]; 256] = {
     bits
 };
 
+/// Throws `memory` out of all caches.
+pub(super) fn leave_caches(memory: &[f32]) {
+    let line_floats = 64 / size_of::<f32>();
+    for float in memory.iter().step_by(line_floats) {
+        // SAFETY: it is borrowed; SSE2, of every x86-64, has the instruction.
+        unsafe { _mm_clflush(std::ptr::from_ref(float).cast()) }
+    }
+    // SAFETY: as above.
+    unsafe { _mm_mfence() }
+}
+
 impl Lanes for Avx2 {
     type Vector = __m256;
     const LANES: usize = 8;

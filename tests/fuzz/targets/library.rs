@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use attention_rollout::cpu::{
-    Choice, Form, GroupItem, GroupPlan, Options, Plan, Simd, StreamingPlan,
+    Choice, Form, GroupItem, GroupPlan, Options, Plan, Prefetch, Simd, StreamingPlan,
 };
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -35,6 +35,7 @@ pub fn check(bytes: &[u8]) {
 fn options(count: usize) -> Options {
     Options {
         threads: NonZeroUsize::new(count),
+        ..Options::default()
     }
 }
 
@@ -46,6 +47,7 @@ fn alone(generated: &Generated, count: usize, pick: u8) {
         simd: simd[usize::from(pick >> 2) % simd.len()],
         form: [Form::Rows, Form::Product][usize::from(pick & 1)],
         share_rest: pick & 2 != 0,
+        prefetch: [Prefetch::Near, Prefetch::Far][usize::from(pick >> 7)],
     };
     let options = options(count);
     let poisoned = || vec![f32::NAN; problem.output_len()];

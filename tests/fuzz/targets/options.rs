@@ -79,6 +79,7 @@ fn compute(args: &RunArgs, job: &Job<'_>) -> Vec<f32> {
     let layers: Vec<_> = maps.iter().map(|maps| maps.host_layer()).collect();
     let options = cpu::Options {
         threads: NonZeroUsize::new(1),
+        ..cpu::Options::default()
     };
     let mut out = vec![f32::NAN; problem.output_len()];
     let mut plan = Plan::new(problem, &options).expect("the file is small");

@@ -236,6 +236,7 @@ fn machines_that_lack_threads_or_memory() {
     let (problem, _) = valid();
     let options = Options {
         threads: NonZeroUsize::new(usize::MAX),
+        ..Options::default()
     };
     assert_error!(
         Plan::new(&problem, &options).unwrap_err(),
@@ -257,6 +258,7 @@ fn machines_that_lack_threads_or_memory() {
     let problem = Problem::new(shape, DType::F32, config).unwrap();
     let options = Options {
         threads: NonZeroUsize::new(1),
+        ..Options::default()
     };
     assert_error!(
         Plan::new(&problem, &options).unwrap_err(),
