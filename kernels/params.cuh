@@ -245,6 +245,24 @@ struct ScoreRowsParams {
   Scores scores;              // of one layer
 };
 
+// score_stream: one row of relevance times all layers.
+struct ScoreStreamParams {
+  const float *start;         // [batch or 1, len], counted from the window's start
+  i64 start_stride_batch;
+  float *out;                 // [batch, out_stride]
+  u64 *words;                 // [sets, 2, head splits, scores.sums_len], 0 at first
+  u32 *exchanges;             // [sets, blocks], exchanges so far, 0 at first
+  Mass *masses;               // [layers, batch, head splits]; null: nothing is known of sums
+  i64 masses_layer;           // from one layer's masses to the next's
+  u32 sets;                   // each of the blocks that compute an item
+  u32 head_splits;            // blocks of a set that share keys: each has some of the heads
+  u32 key_blocks;             // blocks that share the keys of an item
+  u32 out_stride;
+  u32 out_windowed;           // `out` holds all tokens: the window is an offset into it, and what lies outside is 0
+  u32 reserved;
+  Scores scores;              // for masses `scores.head_weights` is null unless heads are weighted
+};
+
 // score_short: one row of relevance times the fused map of one layer, in parts.
 struct ScoreShortParams {
   const float *relevance;     // [batch or 1, len], counted from the window's start

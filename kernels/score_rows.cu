@@ -12,6 +12,7 @@
 // Grid: x item, y split, z keys. Macros: ELEMENT, FUSION, ONE_ROW, HOLDS_KEYS, THREADS, BLOCKS, and those of entry.cuh.
 
 #include "entry.cuh"
+#include "score_columns.cuh"
 #include "score_ring.cuh"
 
 // The products that one row is made of.
@@ -78,21 +79,6 @@ DEVICE void list_tiles(const ScoreRowsParams &params, const Place &place, const 
   __syncthreads();  // the tiles are known
 }
 
-// The sums over the rows of all lanes, of columns that each has a part of: a lane is left with its own one.
-template <class P>
-DEVICE float sum_of_rows(float (&sum)[P::COLUMNS]) {
-#pragma unroll
-  for (u32 left = P::COLUMNS / 2, d = P::APART; left; left /= 2, d /= 2) {
-    const bool upper = threadIdx.x & d;
-#pragma unroll
-    for (u32 c = 0; c < left; ++c) {
-      const float kept = upper ? sum[c + left] : sum[c], given = upper ? sum[c] : sum[c + left];
-      sum[c] = kept + __shfl_xor_sync(FULL_WARP, given, d);
-    }
-  }
-  return sum[0];
-}
-
 // The sums of rows that pass by, with what one start row and the head weigh them by in their factors.
 using Sums = PassingSums<ScoreSteps<ONE_ROW>::ROOM, TILE, ELEMENT>;
 struct WeighedRows {
@@ -155,28 +141,8 @@ DEVICE void multiply_rows(const ScoreRowsParams &params, const Place &place) {
       return !rows.some_weigh_nothing[slot] && (all_plain || plain && item.masks_none(tile.query, tile.key));
     };
 #if HOLDS_KEYS
-    constexpr u32 QUERIES = RowProducts::QUERIES, STEP = QUERIES * PITCH;
     const auto add = [&](const ScoreTile &tile, u32 slot, const HeldKeys<ELEMENT> &keys, u32 queries) {
-      const RowSum *known = sums[slot];
-      const u32 end = queries + min_u32(TILE, item.len - tile.query) * PITCH;
-      if (is_plain(tile, slot)) {
-        // The exponentials of some queries while the next ones are multiplied.
-        RowProducts products = keys.products(queries);
-#pragma unroll 1
-        while ((queries += STEP) < end) {
-          const RowProducts next = keys.products(queries);
-          exponentials<true>(item, tile, terms.slope, true, known, products, take);
-          products = next;
-          known += QUERIES;
-        }
-        exponentials<true>(item, tile, terms.slope, true, known, products, take);
-        return;
-      }
-      ScoreTile some = tile;
-#pragma unroll 1
-      for (; queries < end; queries += STEP, some.query += QUERIES, known += QUERIES) {
-        exponentials<true>(item, some, terms.slope, false, known, keys.products(queries), take);
-      }
+      exponentials_of_held(item, tile, terms.slope, is_plain(tile, slot), sums[slot], keys, queries, take);
     };
     if (!visit<true, 1, true>(item, place.threads, steps, key, token, weighed, begin, add)) return;
 #else

@@ -82,14 +82,15 @@ struct ItemScores {
   u32 layer_number, item, window_start, len;
   bool maskless;
 
-  DEVICE ItemScores(const Scores &scores, u32 layer, u32 item)
+  DEVICE ItemScores(const Scores &scores, u32 layer, u32 item) : ItemScores(scores, layer, item, scores.windows[item]) {}
+  DEVICE ItemScores(const Scores &scores, u32 layer, u32 item, const Window &window)
       : scores(scores),
         layer(scores.layer[layer]),
         heads(scores.head + layer * scores.heads),
         layer_number(layer),
         item(item),
-        window_start(scores.windows[item].start),
-        len(scores.windows[item].len),
+        window_start(window.start),
+        len(window.len),
         maskless(!scores.causal && !this->layer.sliding_window) {}
 
   DEVICE Tokens queries() const {

@@ -175,7 +175,7 @@ fn preferred(candidates: &[(f64, Pipeline)]) -> Option<Pipeline> {
         Pipeline::Rows { splits, .. } => splits.parts() == 1,
         Pipeline::RingRows(_) => true,
         // Writes no map, which is worth as much.
-        Pipeline::ScoreRows(_) | Pipeline::ShortRows(_) => true,
+        Pipeline::ScoreRows(_) | Pipeline::ScoreStream(_) | Pipeline::ShortRows(_) => true,
         Pipeline::RingMatrix(_) | Pipeline::Product { .. } | Pipeline::Tree(_) => false,
     };
     let mut near = near.map(|&(_, pipeline)| pipeline).filter(one_launch);

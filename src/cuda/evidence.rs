@@ -51,6 +51,7 @@ impl Evidence {
             Pipeline::ScoreRows(_) | Pipeline::ShortRows(_) => {
                 Some(AddResidual::blocks(problem.shape().tokens))
             }
+            Pipeline::ScoreStream(sets) => Some(sets.head_splits as usize),
             _ => None,
         };
         let rows = blocks.map_or(window_len as usize, |blocks| problem.start_rows() * blocks);

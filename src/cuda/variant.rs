@@ -35,6 +35,8 @@ pub struct Variant {
     /// Entered grouped, the members' blocks are a queue, from which the blocks of the launch take one after the other:
     /// there need be no more of them than fit the device.
     pub queues: bool,
+    /// Its blocks wait for each other whatever is launched: there is no group of it, whose blocks need not run together.
+    pub alone: bool,
 }
 
 impl Variant {
@@ -58,14 +60,15 @@ impl Variant {
             shared_bytes: 0,
             cluster: 1,
             queues: false,
+            alone: false,
         }
     }
 
     /// How it may be entered: the blocks of a group need not be neighbours, as those of a cluster are.
     pub fn entries(&self) -> &'static [Entry] {
-        match self.cluster {
-            1 => &Entry::ALL,
-            _ => &[Entry::Alone],
+        match self.cluster == 1 && !self.alone {
+            true => &Entry::ALL,
+            false => &[Entry::Alone],
         }
     }
 

@@ -100,6 +100,7 @@ fn verify_and_selftest_cover_the_gpu() {
         ("f16_f32_m1_mean_group", 2),
         ("score_rows_f16_mean", 6),
         ("score_masses", 2),
+        ("score_stream", 4),
     ] {
         let table = bench.command(["selftest", "--only", only]);
         let table = table.expect_status(0).stdout;

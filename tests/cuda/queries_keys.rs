@@ -223,6 +223,7 @@ fn runs_are_captured_and_replayed() {
     };
     for (output, variant) in [
         (Output::default(), "score_rows_f16_mean_held"),
+        (Output::default(), "score_stream_f16_mean"),
         (Output::default(), "rollout_rows_f32_f32_m1_mean"),
         (Output::Matrix, "score_fusion_f16_mean"),
         (Output::Cumulative, "score_fusion_f16_mean"),

@@ -28,6 +28,8 @@ pub enum Path {
     Stream(StreamWay),
     /// `score_rows`.
     ScoreRows(ScoreSplits),
+    /// `score_stream`.
+    ScoreStream { sets: u32, head_splits: u32 },
     /// `score_short`, with that many blocks to a head.
     ScoreShort(u32),
     /// `head_fusion` that splits and `split_product`, with tiles of that side, on a device with that much L2: parts are as

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use attention_rollout::cuda::address::{Address, Base, Bases};
 use attention_rollout::cuda::kernel::{
-    Fusion, Kernel, MatrixStream, Reading, RingMatrix, RingRows, RolloutRows, RowsStream, Sets,
-    ShortRows, ShortScores, SplitProduct, Splits,
+    Fusion, Kernel, MatrixStream, Reading, RingMatrix, RingRows, RolloutRows, RowsStream,
+    ScoreSets, ScoreStream, Sets, ShortRows, ShortScores, SplitProduct, Splits,
 };
 use attention_rollout::cuda::launch::MAX_WORDS;
 use attention_rollout::cuda::pipeline::Pipeline;
@@ -216,6 +216,7 @@ fn pipeline(problem: &Problem, path: Path) -> Pipeline {
         Path::Product(arithmetic, form) => Pipeline::Product { arithmetic, form },
         Path::Stream(way) => stream(problem, way),
         Path::ScoreRows(splits) => Pipeline::ScoreRows(splits),
+        Path::ScoreStream { sets, head_splits } => score_stream(problem, sets, head_splits),
         Path::ScoreShort(query_splits) => Pipeline::ShortRows(ShortRows {
             kernel: ShortScores::of(problem, 1).expect("one row of plain scores"),
             query_splits,
@@ -304,6 +305,19 @@ fn stream(problem: &Problem, way: StreamWay) -> Pipeline {
         kernel,
         sets,
         ring: ring.unwrap_or_else(|| panic!("{way:?} takes no {extents:?}")),
+    })
+}
+
+fn score_stream(problem: &Problem, sets: u32, head_splits: u32) -> Pipeline {
+    let windows = problem.windows().iter().map(|window| window.len);
+    let window_len = problem.max_window().or(windows.max()).unwrap_or(0) as u32;
+    let kernel = ScoreStream::of(problem, window_len).expect("one row of scores");
+    let source = problem.queries_keys().expect("queries and keys");
+    Pipeline::ScoreStream(ScoreSets {
+        kernel,
+        sets: sets.min(problem.shape().batch as u32),
+        head_splits,
+        key_blocks: kernel.key_blocks(source, window_len),
     })
 }
 

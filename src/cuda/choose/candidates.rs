@@ -26,6 +26,7 @@ impl Workload<'_> {
         }
         pipelines.extend(self.ring_rows());
         pipelines.extend(self.score_rows());
+        pipelines.extend(self.score_stream());
         pipelines.extend(self.short_rows());
         let limit = self.matrix_tokens().next();
         pipelines.extend(limit.and_then(|tokens| self.ring_matrix(arithmetic, tokens)));
@@ -186,7 +187,7 @@ impl Workload<'_> {
                 kernel.variant().runs_on(self.limits) && !(clustered && self.grouped)
             }
             Pipeline::RingRows(ring_rows) => ring_rows.kernel.variant().runs_on(self.limits),
-            Pipeline::ScoreRows(_) | Pipeline::ShortRows(_) => true,
+            Pipeline::ScoreRows(_) | Pipeline::ScoreStream(_) | Pipeline::ShortRows(_) => true,
             Pipeline::Tree(kernel) => {
                 let can = |kernel: SplitProduct| {
                     // Blocks along y and z, and items of products along x.

@@ -25,6 +25,7 @@ impl Workload<'_> {
             Pipeline::Rows { .. } | Pipeline::RingRows(_) => self.fused_first,
             Pipeline::RingMatrix(_) => self.matrix_fused_first,
             Pipeline::ScoreRows(_)
+            | Pipeline::ScoreStream(_)
             | Pipeline::ShortRows(_)
             | Pipeline::Product { .. }
             | Pipeline::Tree(_) => false,
@@ -44,7 +45,9 @@ impl Workload<'_> {
         let excludes = !self.problem.config().exclude_from_attention.is_empty();
         let fused_launches = if excludes { 2.0 } else { 1.0 };
         let fusing = match pipeline {
-            Pipeline::ScoreRows(_) | Pipeline::ShortRows(_) => Figure::ZERO,
+            Pipeline::ScoreRows(_) | Pipeline::ScoreStream(_) | Pipeline::ShortRows(_) => {
+                Figure::ZERO
+            }
             _ if self.problem.queries_keys().is_some() => self.score_fusion_us(),
             _ if reads_fused => self.fusion_us() + fused_launches * self.rates.launch_us,
             _ => Figure::ZERO,
@@ -57,6 +60,7 @@ impl Workload<'_> {
             + cutting
             + match pipeline {
                 Pipeline::ScoreRows(splits) => self.score_rows_us(splits),
+                Pipeline::ScoreStream(sets) => self.score_stream_us(sets),
                 Pipeline::ShortRows(rows) => self.short_rows_us(rows),
                 Pipeline::Rows { rows, splits } => self.rows_us(rows, splits),
                 Pipeline::RingRows(ring_rows) => self.ring_rows_us(ring_rows),

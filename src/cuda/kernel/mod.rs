@@ -98,6 +98,7 @@ kernels! {
     score_fusion: FuseScores, ScoreFusionParams;
     score_masses: SumRows, ScoreMassesParams;
     score_rows: ScoreRows, ScoreRowsParams;
+    score_stream: ScoreStream, ScoreStreamParams;
     score_short: ShortScores, ScoreShortParams;
     score_residual: AddResidual, ScoreResidualParams;
     zero_fill: ZeroFill, ZeroFillParams;
@@ -116,6 +117,7 @@ pub use rows_stream::{Exchange, Ring, RingOperands, RingRows, Sets};
 pub use score_residual::ResidualOperands;
 pub use score_rows::{MAX_SCORE_ROWS, ScoreSplits};
 pub use score_short::ShortRows;
+pub use score_stream::{ScoreSets, StreamedRow};
 pub use split_product::{Factor, FactorProduct, MAX_PRODUCTS};
 
 /// Static shared memory that a grouped kernel takes at most for its parameters.

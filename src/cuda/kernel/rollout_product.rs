@@ -115,6 +115,7 @@ impl Kernel for RolloutProduct {
             shared_bytes: 0,
             cluster: 1,
             queues: false,
+            alone: false,
         }
     }
 

@@ -385,6 +385,7 @@ impl Kernel for RowsStream {
             shared_bytes: 0,
             cluster: 1,
             queues: true,
+            alone: false,
         }
     }
 

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use crate::cuda::kernel::{
-    Arithmetic, Exchange, Form, RingMatrix, RingRows, ScoreSplits, ShortRows, SplitProduct, Splits,
+    Arithmetic, Exchange, Form, RingMatrix, RingRows, ScoreSets, ScoreSplits, ShortRows,
+    SplitProduct, Splits,
 };
 
 /// A pipeline with its open choices made.
@@ -22,6 +23,8 @@ pub enum Pipeline {
     RingMatrix(RingMatrix),
     /// `score_rows` and `score_residual`.
     ScoreRows(ScoreSplits),
+    /// `score_stream`.
+    ScoreStream(ScoreSets),
     /// `score_short` and `score_residual`.
     ShortRows(ShortRows),
     /// `head_fusion` that splits, and `split_product`: one kernel for all levels, or for each the one that fits.
@@ -68,6 +71,9 @@ impl fmt::Display for Pipeline {
                     f,
                     "score rows, {queries} x {heads} blocks to a tile of keys"
                 )
+            }
+            Pipeline::ScoreStream(sets) => {
+                write!(f, "score stream, {} blocks to an item", sets.blocks())
             }
             Pipeline::ShortRows(ShortRows { query_splits, .. }) => {
                 write!(f, "short score rows, {query_splits} blocks to a head")

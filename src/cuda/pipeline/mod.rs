@@ -6,6 +6,7 @@
 //! - product: `head_fusion`, then `rollout_product` layer by layer, anything;
 //! - tree: `head_fusion` that splits, then `split_product` level by level, matrices;
 //! - score rows: `score_rows` and `score_residual` layer by layer, up to 8 start rows of queries and keys;
+//! - score stream: `score_stream`, one row of queries and keys, all layers in one launch;
 //! - short score rows: `score_short` instead, one row of short windows whose LSE is not given.
 //!
 //! Discard selects over whole fused maps, and a row without excluded tokens is divided by its sum, so with either the first
@@ -69,6 +70,7 @@ impl Pipeline {
             Pipeline::ScoreRows(splits) => {
                 builder.score_rows_of_batch(LayerProduct::Tiles(splits));
             }
+            Pipeline::ScoreStream(sets) => builder.score_stream_of_batch(sets),
             Pipeline::ShortRows(rows) => builder.score_rows_of_batch(LayerProduct::Short(rows)),
         }
         builder.finish()
@@ -105,6 +107,7 @@ impl Pipeline {
             | Pipeline::RingMatrix(_)
             | Pipeline::Tree(_)
             | Pipeline::ScoreRows(_)
+            | Pipeline::ScoreStream(_)
             | Pipeline::ShortRows(_) => tokens,
         };
         Builder::new(self, problem, batch, room, limits, start_stride)

@@ -1,11 +1,13 @@
-//! The pipeline that reads queries and keys and writes no map: rows, from the last layer to the first.
+//! The pipelines that read queries and keys and write no map: rows, from the last layer to the first.
+
+use std::ops::Range;
 
 use super::builder::{Builder, output, split};
-use crate::cuda::address::Address;
+use crate::cuda::address::{Address, Base};
 use crate::cuda::evidence::Evidence;
 use crate::cuda::kernel::{
     AddResidual, MAX_SCORE_LAYERS, Matrices, ResidualOperands, RowSum, ScoreOperands, ScoreRows,
-    ScoreSplits, ShortRows, SumScores, sum_floats,
+    ScoreSets, ScoreSplits, ShortRows, StreamedRow, SumScores, sum_floats,
 };
 use crate::cuda::launch::Launch;
 use crate::cuda::options::LayerOrder;
@@ -69,19 +71,11 @@ impl Builder<'_> {
         let between: Vec<_> = (1..range.len().min(3))
             .map(|_| self.buffer(floats))
             .collect();
-        // Sums of as many layers as stay in L2, one launch for all of them.
-        let layer_floats = sum_floats(problem, 1, self.room, window_len);
-        let layer_floats = layer_floats.filter(|_| product.takes_sums());
-        let layer_bytes = layer_floats.map_or(1, |floats| (size_of::<f32>() * floats).max(1));
-        let layers = (l2_budget(self.limits) / layer_bytes).clamp(1, MAX_SCORE_LAYERS);
         let top_down = self.order == Some(LayerOrder::TopDown);
-        let layers = if top_down { 1 } else { layers.min(range.len()) };
-        let sums = layer_floats.map(|floats| self.buffer(layers * floats));
-        let dtype = problem.dtype();
-        let Evidence { masses, probes, .. } =
-            Evidence::new(problem, self.pipeline, self.room, window_len);
+        let (groups, sums) = self.score_groups(product.takes_sums());
+        let masses = Evidence::new(problem, self.pipeline, self.room, window_len).masses;
         let mut relevance = self.start(0);
-        for group in split(range.clone(), layers).iter().rev() {
+        for group in groups.iter().rev() {
             let operands = ScoreOperands {
                 problem,
                 source,
@@ -90,13 +84,7 @@ impl Builder<'_> {
                 window_len,
                 sums,
             };
-            if sums.is_some() {
-                self.push(SumScores { dtype }.launch(&operands));
-            }
-            if let Some(probes) = probes {
-                let to = probes.place(problem, group, &items);
-                self.push(SumScores { dtype }.probe(&operands, to));
-            }
+            self.begin_score_group(&operands);
             for layer in group.clone().rev() {
                 let skipped = (layer - group.start) * items.len() * heads * len;
                 let operands = ScoreOperands {
@@ -123,6 +111,76 @@ impl Builder<'_> {
                     self.pushes.push(self.steps.len());
                 }
             }
+        }
+    }
+
+    /// One start row times all layers, for the whole batch: a launch for as many as it takes.
+    pub(super) fn score_stream_of_batch(&mut self, sets: ScoreSets) {
+        let Some(source) = self.problem.queries_keys() else {
+            return;
+        };
+        let (problem, window_len, items) = (self.problem, self.common.window_len, 0..self.batch);
+        self.zeroed(Base::Exchange, sets.exchange_bytes(window_len));
+        let (groups, sums) = self.score_groups(true);
+        let len = window_len as usize;
+        let between: Vec<_> = (1..groups.len().min(3))
+            .map(|_| self.buffer(self.room * len))
+            .collect();
+        let masses = Evidence::new(problem, self.pipeline, self.room, window_len).masses;
+        let mut start = self.start(0);
+        for (index, layers) in groups.iter().rev().enumerate() {
+            let operands = ScoreOperands {
+                problem,
+                source,
+                layers,
+                items: &items,
+                window_len,
+                sums,
+            };
+            self.begin_score_group(&operands);
+            let last = index + 1 == groups.len();
+            let out = match last {
+                true => output(0),
+                false => between[index % 2],
+            };
+            let streamed = StreamedRow {
+                start,
+                out,
+                last,
+                masses: masses.map(|masses| masses.place(problem, layers, &items)),
+            };
+            self.push(sets.launch(&operands, &streamed));
+            start = Matrices::new(out, len, len);
+        }
+    }
+
+    /// The layers in groups, each with one launch for the sums of its rows where the LSE is not given and `takes_sums`: as
+    /// many as stay in L2. And where these sums are.
+    fn score_groups(&mut self, takes_sums: bool) -> (Vec<Range<usize>>, Option<Address>) {
+        let range = self.problem.layers();
+        let layer_floats = sum_floats(self.problem, 1, self.room, self.common.window_len);
+        let layer_floats = layer_floats.filter(|_| takes_sums);
+        let layer_bytes = layer_floats.map_or(1, |floats| (size_of::<f32>() * floats).max(1));
+        let layers = (l2_budget(self.limits) / layer_bytes).clamp(1, MAX_SCORE_LAYERS);
+        let top_down = self.order == Some(LayerOrder::TopDown);
+        let layers = if top_down { 1 } else { layers.min(range.len()) };
+        let sums = layer_floats.map(|floats| self.buffer(layers * floats));
+        (split(range, layers.max(1)), sums)
+    }
+
+    /// What comes before the products with a group of layers: the sums of rows, and their probes.
+    fn begin_score_group(&mut self, operands: &ScoreOperands<'_>) {
+        let problem = self.problem;
+        let kernel = SumScores {
+            dtype: problem.dtype(),
+        };
+        if operands.sums.is_some() {
+            self.push(kernel.launch(operands));
+        }
+        let evidence = Evidence::new(problem, self.pipeline, self.room, self.common.window_len);
+        if let Some(probes) = evidence.probes {
+            let to = probes.place(problem, operands.layers, operands.items);
+            self.push(kernel.probe(operands, to));
         }
     }
 }

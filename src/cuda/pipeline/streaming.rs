@@ -39,6 +39,7 @@ impl Builder<'_> {
                 Pipeline::Rows { .. }
                 | Pipeline::RingRows(_)
                 | Pipeline::ScoreRows(_)
+                | Pipeline::ScoreStream(_)
                 | Pipeline::ShortRows(_)
                 | Pipeline::Tree(_),
             ) => self.streamed_matrix(Arithmetic::F32),
@@ -65,7 +66,10 @@ impl Builder<'_> {
                 self.ring_rows(&items, MapSource::Fused(stage.fused), ring_rows, &between);
             }
             // Takes queries and keys from the last layer on, which are gone by then, or makes no rows: no candidates here.
-            Pipeline::ScoreRows(_) | Pipeline::ShortRows(_) | Pipeline::Tree(_) => {}
+            Pipeline::ScoreRows(_)
+            | Pipeline::ScoreStream(_)
+            | Pipeline::ShortRows(_)
+            | Pipeline::Tree(_) => {}
             Pipeline::Product { arithmetic, .. }
             | Pipeline::RingMatrix(RingMatrix {
                 kernel: MatrixStream { arithmetic, .. },

@@ -44,6 +44,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         scores::ENTRIES,
         scores::rows::ENTRIES,
         scores::short::ENTRIES,
+        scores::stream::ENTRIES,
         range::ENTRIES,
         inputs::ENTRIES,
         values::ENTRIES,

@@ -3,6 +3,7 @@
 mod evidence;
 pub mod rows;
 pub mod short;
+pub mod stream;
 
 use attention_rollout::cuda::kernel::{Arithmetic, Form, MAX_SCORE_LAYERS};
 use attention_rollout::{

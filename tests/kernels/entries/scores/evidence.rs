@@ -2,7 +2,7 @@
 //! an LSE that is off.
 
 use attention_rollout::cuda::address::Base;
-use attention_rollout::cuda::kernel::{Mass, Probe, ScoreSplits};
+use attention_rollout::cuda::kernel::{Mass, Probe};
 use attention_rollout::{HeadFusion, HostLayer, LogBase, Lse, Shape, reference};
 
 use super::FUSED;
@@ -60,17 +60,14 @@ fn near(got: f32, want: f64) -> bool {
     (f64::from(got) - want).abs() <= 2e-5 * want.abs().max(1.0)
 }
 
-/// Sums of relevance after each layer, and what they must be by an LSE that is off: of blocks of 256 tokens.
-pub fn of_relevance(lab: &Lab, case: &ScoresCase) -> Result<(), String> {
+/// Sums of relevance after each layer, and what they must be by an LSE that is off: by `path`, which leaves those of
+/// so many blocks.
+pub fn of_relevance(lab: &Lab, case: &ScoresCase, path: Path, blocks: usize) -> Result<(), String> {
     let generated = case.generate();
     let problem = &generated.problem;
     let given = off(&lse_of(&generated));
     let layers = with_lse(&generated, &given);
     let device = Device::new(lab, problem, &layers, 0);
-    let path = Path::ScoreRows(ScoreSplits {
-        queries: 2,
-        heads: 1,
-    });
     let prepared = device.prepare(path);
     device.submit(path, &prepared)?;
     let masses: Vec<Mass> = device.table(&prepared, Base::Masses);
@@ -80,7 +77,7 @@ pub fn of_relevance(lab: &Lab, case: &ScoresCase) -> Result<(), String> {
         tokens,
         ..
     } = case.case.shape;
-    let (rows, blocks) = (problem.start_rows(), tokens.div_ceil(256));
+    let rows = problem.start_rows();
     let range = problem.layers();
     assert_eq!(masses.len(), range.len() * batch * rows * blocks);
     for layer in range.clone() {

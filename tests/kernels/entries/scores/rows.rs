@@ -201,7 +201,12 @@ pub const ENTRIES: &[Entry] = &[
                 if weighted {
                     case.case.config.head_fusion = HeadFusion::Weighted(vec![0.8, -0.3]);
                 }
-                evidence::of_relevance(lab, &case)?;
+                let splits = ScoreSplits {
+                    queries: 2,
+                    heads: 1,
+                };
+                // Of 256 tokens each.
+                evidence::of_relevance(lab, &case, Path::ScoreRows(splits), 2)?;
             }
             Ok(())
         },
