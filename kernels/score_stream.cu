@@ -106,7 +106,7 @@ struct Step {
 };
 
 // What those who multiply are told of a step: its tile, and what they do before and after it.
-enum : u32 { WEIGHS = 1, ALL_WEIGH = 2, HAS_TILE = 4, ENDS_HEAD = 8, ENDS_LAYER = 16 };
+enum : u32 { WEIGHS = 1, PLAIN = 2, HAS_TILE = 4, ENDS_HEAD = 8, ENDS_LAYER = 16 };
 struct Told {
   u32 left, head, query, flags;
 };
@@ -124,13 +124,16 @@ struct PassingQueries {
       const ItemScores<ELEMENT> item = share.next(step.left);
       RowSum sum = item.known(sums[slot][lane]);
       float weight = row < share.len() ? share.row(step.left)[row] : 0.0f;
-      weight *= HeadTerms::of<FUSION>(item, step.head).weight;
+      const HeadTerms terms = HeadTerms::of<FUSION>(item, step.head);
+      weight *= terms.weight;
       // Nothing that a query says which weighs nothing matters, be it NaN.
       sum.factor = weight == 0.0f ? 0.0f : sum.factor * weight;
       sums[slot][lane] = sum;
       const u32 some = __ballot_sync(FULL_WARP, sum.factor != 0.0f);
       const u32 all = __ballot_sync(FULL_WARP, row < share.len());
-      of_step.flags = HAS_TILE | (some ? WEIGHS : 0) | (some == all ? ALL_WEIGH : 0);
+      // All weigh something, and scores are products times the scale.
+      const bool plain = some == all && item.is_plain(terms.slope);
+      of_step.flags = HAS_TILE | (some ? WEIGHS : 0) | (plain ? PLAIN : 0);
       if (step.tile + 1 == step.tiles.end) of_step.flags |= ENDS_HEAD;
     }
     const bool same_layer = step.advance(share);
@@ -295,8 +298,8 @@ DEVICE void take_queries(const Share &share, const PassingQueries &passing, u32 
         const ItemScores<ELEMENT> item = share.next(told.left);
         const ScoreTile tile = {told.head, told.query, stays};
         if (flags & WEIGHS && stays < item.len && !item.masks_all(tile.query, TILE, tile.key, TILE)) {
-          const float slope = HeadTerms::of<FUSION>(item, tile.head).slope;
-          const bool plain = flags & ALL_WEIGH && item.is_plain(slope) && item.masks_none(tile.query, tile.key);
+          const bool plain = flags & PLAIN && item.masks_none(tile.query, tile.key);
+          const float slope = plain ? 0.0f : HeadTerms::of<FUSION>(item, tile.head).slope;
           exponentials_of_held(item, tile, slope, plain, passing.sums[slot], keys,
                                panels + slot * PANEL_BYTES + HeldKeys<ELEMENT>::of_queries(), take);
         }

@@ -155,10 +155,10 @@ rates! {
     score_summed,
     /// What a layer of rows takes beside its tiles and launches.
     score_layer_us,
-    /// A tile of `score_stream`, beside others.
-    score_stream_tile_us,
-    /// The same of a block that takes one of each of its warps, by itself.
+    /// A tile of each warp of a block of `score_stream`, by itself.
     score_stream_turn_us,
+    /// How much longer it takes for each warp of the multiprocessor.
+    score_stream_tile_us,
     /// From the last tile of a layer to the first of the next: blocks tell each other their sums.
     score_stream_end_us,
     /// A block of `score_short` beside its turns, in which each warp takes 16 queries.

@@ -77,7 +77,7 @@ impl Workload<'_> {
         Some(Pipeline::ScoreStream(sets))
     }
 
-    /// The time of it: of each layer as the warps of a block take tiles in turn, or as all do that share a multiprocessor.
+    /// The time of it: of each layer as the warps of a block take tiles in turn, the longer the more share a multiprocessor.
     pub(super) fn score_stream_us(&self, sets: ScoreSets) -> Figure {
         let Some(source) = self.problem.queries_keys() else {
             return Figure::ZERO;
@@ -94,8 +94,9 @@ impl Workload<'_> {
         let resident = f64::from(sets.sets * sets.blocks()) / multiprocessors;
         let resident = resident.max(1.0);
         let warps = self.tiles(TILE) / f64::from(sets.key_blocks);
-        let tiles_us = turns * warps * resident * self.rates.score_stream_tile_us;
-        let tiles_us = tiles_us.max(turns * self.rates.score_stream_turn_us);
+        let turn_us =
+            self.rates.score_stream_turn_us + warps * resident * self.rates.score_stream_tile_us;
+        let tiles_us = turns * turn_us;
         // All blocks read what all tell.
         let words = f64::from(self.common.window_len * sets.head_splits);
         let words_us = resident * 8.0 * words / self.rates.l2_bytes_per_us;
