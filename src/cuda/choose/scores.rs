@@ -241,16 +241,16 @@ mod tests {
     use crate::queries_keys::{LogBase, Lse};
 
     /// What the model of a multiprocessor predicts for one row of f16 queries and keys of 64 elements with their LSE on an
-    /// H200, in microseconds in a CUDA graph: `[layers, batch, heads, tokens]`, by `score_rows`, by `score_stream`, and by
-    /// fused maps where that was predicted. Predictions, not measurements.
-    const PREDICTED: [([usize; 4], f64, f64, Option<f64>); 7] = [
-        ([12, 1, 12, 197], 92.7, 81.9, Some(33.4)),
-        ([12, 8, 12, 197], 125.5, 89.0, Some(102.4)),
-        ([12, 64, 12, 197], 300.0, 227.7, Some(778.7)),
-        ([12, 2, 12, 512], 142.9, 140.0, Some(108.3)),
-        ([12, 32, 12, 512], 750.9, 667.5, None),
-        ([6, 4, 12, 64], 35.9, 30.0, Some(22.2)),
-        ([4, 1, 32, 2048], 250.4, 400.0, None),
+    /// H200, in microseconds in a CUDA graph: `[layers, batch, heads, tokens]`, by `score_rows`, by `score_stream` and by
+    /// fused maps where these were predicted. Predictions, not measurements.
+    const PREDICTED: [([usize; 4], f64, Option<f64>, Option<f64>); 7] = [
+        ([12, 1, 12, 197], 92.7, Some(81.9), Some(33.4)),
+        ([12, 8, 12, 197], 125.5, Some(95.1), Some(102.4)),
+        ([12, 64, 12, 197], 300.0, Some(227.7), Some(778.7)),
+        ([12, 2, 12, 512], 142.9, None, Some(108.3)),
+        ([12, 32, 12, 512], 750.9, Some(717.3), None),
+        ([6, 4, 12, 64], 35.9, None, Some(22.2)),
+        ([4, 1, 32, 2048], 250.4, None, None),
     ];
 
     /// The same where the LSE is recomputed, of short windows: by `score_short`, and by `score_sums` and what follows it.
@@ -321,7 +321,7 @@ mod tests {
                 Pipeline::ScoreStream(_) => 1,
                 _ => 2,
             };
-            let predicted = [Some(rows), Some(stream), fused];
+            let predicted = [Some(rows), stream, fused];
             for (number, us) in predicted.iter().enumerate() {
                 let &Some(us) = us else { continue };
                 let mut of_kind = all.iter().filter(|(_, p)| kind(p) == number);
@@ -334,8 +334,9 @@ mod tests {
                 .flatten()
                 .fold(f64::INFINITY, f64::min);
             let chosen = super::super::preferred(&all).unwrap();
-            let us = predicted[kind(&chosen)].unwrap();
-            assert!(us <= 1.2 * least, "{shape}: {chosen:?}, predicted {us}");
+            if let Some(us) = predicted[kind(&chosen)] {
+                assert!(us <= 1.2 * least, "{shape}: {chosen:?}, predicted {us}");
+            }
         }
         // Maps of long sequences would not stay anywhere.
         let shape = Shape {
