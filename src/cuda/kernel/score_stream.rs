@@ -1,7 +1,7 @@
 //! `score_stream`: one row of relevance times all layers of queries and keys, in one launch.
 
 use super::scores::{
-    MAX_SCORE_LAYERS,     ROOM, STAYING_THREADS, ScoreOperands, Scores, TILE, block_threads, chunks,
+    MAX_SCORE_LAYERS, ROOM, STAYING_THREADS, ScoreOperands, Scores, TILE, block_threads, chunks,
     example, score_variant, staying_block, staying_blocks,
 };
 use super::{Fusion, Kernel, Matrices};
@@ -89,10 +89,7 @@ impl ScoreStream {
     /// The kernel for `problem` with windows of at most `window_len` tokens, if there is one: of one row, of heads that are
     /// summed, and of queries and keys of which a warp holds 32.
     pub fn of(problem: &Problem, window_len: u32) -> Option<Self> {
-        let (dtype, fusion) = (
-            problem.dtype(),
-            Fusion::from(&problem.config().head_fusion),
-        );
+        let (dtype, fusion) = (problem.dtype(), Fusion::from(&problem.config().head_fusion));
         let takes = problem.start_rows() == 1
             && fusion.sums()
             && dtype != DType::F32
