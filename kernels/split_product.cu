@@ -10,16 +10,23 @@
 // copied as it lies, STAGES - 1 steps ahead, and multiplied: no conversion, no registers on the way. Of causal maps, steps that
 // are 0 are left out. What a map does not hold (rows past the window, granules past the end of a row) is 0 and not read.
 //
+// Who copies: all warps, between barriers of the block, where others share the multiprocessor; where a block has it almost
+// alone, a few that do nothing else, so that those which multiply wait for what they need and not for each other.
+//
 // Grid: x item of a product, y tile row, z tile column. Macros: ROWS, COLUMNS, WARP_ROWS, WARP_COLUMNS (of the tile, of a warp of it),
-// STAGES, SHARED_BYTES, BLOCK_THREADS, BLOCKS, GROUPED_BLOCKS, and those of entry.cuh.
+// COPYING_WARPS (the last ones of a block), STAGES, SHARED_BYTES, BLOCK_THREADS, BLOCKS, NEWER_BLOCKS (on sm_90), GROUPED_BLOCKS, and
+// those of entry.cuh.
 
 #include "entry.cuh"
+#include "mbarrier.cuh"
 #include "mma.cuh"
 
 constexpr u32 STEP = 32;    // columns of k in a stage
 constexpr u32 ROW_TILES = WARP_ROWS / 16, COLUMN_TILES = WARP_COLUMNS / 8;
 constexpr u32 GRANULE = 8;  // entries of 16 bytes
 constexpr u32 WARPS_ACROSS = COLUMNS / WARP_COLUMNS;
+constexpr u32 COPYING_THREADS = COPYING_WARPS ? COPYING_WARPS * WARP : BLOCK_THREADS;
+constexpr u32 MULTIPLYING_THREADS = ROWS / WARP_ROWS * WARPS_ACROSS * WARP;
 static_assert(STEP % WARP_ROWS == 0 && STEP % WARP_COLUMNS == 0, "rows, and columns, of a warp pass by in one step");
 enum Part : u32 { HIGH, LOW };
 
@@ -27,8 +34,8 @@ enum Part : u32 { HIGH, LOW };
 // that those which are written, or read by ldmatrix, at the same time lie in banks of their own.
 template <u32 WIDE>
 DEVICE u32 granule_at(u32 row, u32 column) {
-  constexpr u32 GRANULES = WIDE / GRANULE, ROWS_OF_BANKS = 64 / WIDE;
-  return (row * WIDE + (column ^ row / ROWS_OF_BANKS % GRANULES * GRANULE)) * 2;
+  constexpr u32 CHANGING = (WIDE < 64 ? WIDE : 64) / GRANULE, ROWS_OF_BANKS = 8 / CHANGING;
+  return (row * WIDE + (column ^ row / ROWS_OF_BANKS % CHANGING * GRANULE)) * 2;
 }
 
 // Keeps a value in a register, and does not find it again from step to step.
@@ -65,9 +72,9 @@ struct SplitMap {
 // is little, so that a step takes few instructions: addresses, and how many entries there are still.
 struct Copies {
   // A thread copies granules that far apart, below each other.
-  static constexpr u32 LEFT_APART = BLOCK_THREADS / (STEP / GRANULE), RIGHT_APART = BLOCK_THREADS / (COLUMNS / GRANULE);
+  static constexpr u32 LEFT_APART = COPYING_THREADS / (STEP / GRANULE), RIGHT_APART = COPYING_THREADS / (COLUMNS / GRANULE);
   static constexpr u32 LEFT = ROWS / LEFT_APART, RIGHT = STEP / RIGHT_APART;
-  static_assert(RIGHT == 1 && LEFT_APART % 8 == 0, "a thread's granules have the same place in their rows");
+  static_assert(LEFT_APART % 8 == 0 && RIGHT_APART % 8 == 0, "a thread's granules have the same place in their rows");
 
   u32 end;
   u64 left_from, right_from;
@@ -78,10 +85,11 @@ struct Copies {
   u32 right_count;          // rows of the column that hold anything
   u32 low;                  // from the high halves to the low ones
 
-  DEVICE Copies(const SplitMap &left, const SplitMap &right, u32 tile_row, u32 tile_column, u32 begin, u32 end)
+  // What thread `thread` of those that copy does of it.
+  DEVICE Copies(const SplitMap &left, const SplitMap &right, u32 tile_row, u32 tile_column, u32 begin, u32 end, u32 thread)
       : end(end), low(left.to_low()) {
-    const u32 row = threadIdx.x / (STEP / GRANULE);
-    left_column = threadIdx.x % (STEP / GRANULE) * GRANULE;
+    const u32 row = thread / (STEP / GRANULE);
+    left_column = thread % (STEP / GRANULE) * GRANULE;
     left_to = granule_at<STEP>(row, left_column);
     left_from = left.at(tile_row + row, begin + left_column);
 #pragma unroll
@@ -89,8 +97,8 @@ struct Copies {
       const u32 in_map = tile_row + row + n * LEFT_APART;
       left_end[n] = in_map < left.len ? left.row_end(in_map) : 0;
     }
-    const u32 column = threadIdx.x % (COLUMNS / GRANULE) * GRANULE, in_map = tile_column + column;
-    right_row = threadIdx.x / (COLUMNS / GRANULE);
+    const u32 column = thread % (COLUMNS / GRANULE) * GRANULE, in_map = tile_column + column;
+    right_row = thread / (COLUMNS / GRANULE);
     right_to = RIGHT_AT + granule_at<COLUMNS>(right_row, column);
     right_from = right.at(begin + right_row, in_map);
     const u32 right_begin = right.causal ? in_map : 0;
@@ -98,24 +106,27 @@ struct Copies {
     right_row -= right_begin;
   }
 
-  // Starts to copy the next step, from k on, if there is one, and closes the group of its copies.
+  // Starts to copy the next step, from k on, if there is one.
   DEVICE void start(u32 stage, u32 k) {
-    if (k < end) {
+    if (k >= end) return;
 #pragma unroll
-      for (u32 n = 0; n < LEFT; ++n) {
-        const u32 to = stage + left_to + n * LEFT_APART * STEP * 2;
-        const bool held = k + left_column < left_end[n];
-        const u64 from = left_from + n * LEFT_APART * 2 * low;
-        copy_granule_or_zeros(to, from, held);
-        copy_granule_or_zeros(to + LEFT_BYTES, from + low, held);
-      }
-      left_from += STEP * 2;
-      const bool held = k + right_row < right_count;
-      copy_granule_or_zeros(stage + right_to, right_from, held);
-      copy_granule_or_zeros(stage + right_to + RIGHT_BYTES, right_from + low, held);
-      right_from += 2 * STEP * low;
+    for (u32 n = 0; n < LEFT; ++n) {
+      const u32 to = stage + left_to + n * LEFT_APART * STEP * 2;
+      const bool held = k + left_column < left_end[n];
+      const u64 from = left_from + n * LEFT_APART * 2 * low;
+      copy_granule_or_zeros(to, from, held);
+      copy_granule_or_zeros(to + LEFT_BYTES, from + low, held);
     }
-    commit_copies();
+    left_from += STEP * 2;
+#pragma unroll
+    for (u32 n = 0; n < RIGHT; ++n) {
+      const u32 to = stage + right_to + n * RIGHT_APART * COLUMNS * 2;
+      const bool held = k + right_row + n * RIGHT_APART < right_count;
+      const u64 from = right_from + n * RIGHT_APART * 2 * low;
+      copy_granule_or_zeros(to, from, held);
+      copy_granule_or_zeros(to + RIGHT_BYTES, from + low, held);
+    }
+    right_from += 2 * STEP * low;
   }
 };
 
@@ -288,6 +299,79 @@ DEVICE void finish(const SplitProductParams &params, u32 number, const Place &pl
   }
 }
 
+// Who copies and who multiplies, where these are different warps: a stage is full when all copies to it are complete, and empty
+// when all who multiply have read it.
+struct Barriers {
+  u64 full[STAGES], empty[STAGES];
+
+  DEVICE void init() {
+    if (threadIdx.x == 0) {
+      for (u32 s = 0; s < STAGES; ++s) {
+        barrier_init(&full[s], COPYING_THREADS);
+        barrier_init(&empty[s], MULTIPLYING_THREADS / WARP);
+      }
+    }
+    __syncthreads();
+  }
+};
+
+// Copies steps of k in [begin, end) by the last warps of the block, and shows `take` each in the others: k, and where its stage is.
+// `copies(thread)` are those of a thread. Returns whether this warp is one of the others.
+template <typename Make, typename Take>
+DEVICE bool take_apart(u32 begin, u32 end, const Make &copies, const Take &take) {
+  __shared__ Barriers barriers;
+  barriers.init();
+  const u32 stages = shared_address(dynamic);
+  u32 s = 0, parity = 0;
+  const auto advance = [&] {
+    if (++s == STAGES) {
+      s = 0;
+      parity ^= 1;
+    }
+  };
+  if (threadIdx.x >= MULTIPLYING_THREADS) {
+    Copies mine = copies(threadIdx.x - MULTIPLYING_THREADS);
+    for (u32 k = begin; k < end; k += STEP, advance()) {
+      barrier_wait(&barriers.empty[s], parity ^ 1);  // all are at first
+      mine.start(stages + s * STAGE_BYTES, k);
+      barrier_arrive_copied(&barriers.full[s]);
+    }
+    commit_copies();
+    wait_copies<0>();
+    return false;
+  }
+  for (u32 k = begin; k < end; k += STEP, advance()) {
+    barrier_wait(&barriers.full[s], parity);
+    take(k, stages + s * STAGE_BYTES);
+    __syncwarp();
+    if (threadIdx.x % WARP == 0) barrier_arrive(&barriers.empty[s]);
+  }
+  return true;
+}
+
+// The same by all warps: each copies, and takes.
+template <typename Make, typename Take>
+DEVICE bool take_together(u32 begin, u32 end, const Make &copies, const Take &take) {
+  Copies mine = copies(threadIdx.x);
+  const u32 stages = shared_address(dynamic);
+#pragma unroll
+  for (u32 s = 0; s + 1 < STAGES; ++s) {
+    mine.start(stages + s * STAGE_BYTES, begin + s * STEP);
+    commit_copies();
+  }
+  u32 stage = stages, next = stages + (STAGES - 1) * STAGE_BYTES;
+  for (u32 k = begin; k < end; k += STEP) {
+    wait_copies<STAGES - 2>();
+    __syncthreads();  // this stage is full, and the one before has been multiplied
+    mine.start(next, k + (STAGES - 1) * STEP);
+    commit_copies();
+    take(k, stage);
+    next = stage;
+    stage = stage + STAGE_BYTES < stages + SHARED_BYTES ? stage + STAGE_BYTES : stages;
+  }
+  return true;
+}
+
 DEVICE void split_product(const SplitProductParams &params, const Place &place) {
   u32 number = place.x / params.items;
   keep(number);
@@ -304,21 +388,14 @@ DEVICE void split_product(const SplitProductParams &params, const Place &place) 
   const u32 begin = params.causal || alone ? tile_column : 0;
   const u32 last = params.causal ? min_u32(window.len, tile_row + ROWS) : window.len;
   const u32 end = alone ? min_u32(last, tile_column + COLUMNS) : last;
-  Copies copies(left_map, right_map, tile_row, tile_column, begin, end);
-  const u32 stages = shared_address(dynamic);
-#pragma unroll
-  for (u32 s = 0; s + 1 < STAGES; ++s) copies.start(stages + s * STAGE_BYTES, begin + s * STEP);
+  const auto copies = [&](u32 thread) { return Copies(left_map, right_map, tile_row, tile_column, begin, end, thread); };
   Sums sums;
   const u32 first_row = tile_row + Sums::warp_row(), first_column = tile_column + Sums::warp_column();
   // Whether this warp's part of the tile is within the window and, of causal maps, not above the diagonal.
   const u32 last_row = min_u32(first_row + WARP_ROWS, window.len) - 1;
   const bool holds_any = first_row < window.len && first_column < left_map.row_end(last_row);
   const auto passes = [](u32 k, u32 first) { return (k ^ first) < STEP; };  // whether `first` is in the step from k on
-  u32 stage = stages, next = stages + (STAGES - 1) * STAGE_BYTES;
-  for (u32 k = begin; k < end; k += STEP) {
-    wait_copies<STAGES - 2>();
-    __syncthreads();  // this stage is full, and the one before has been multiplied
-    copies.start(next, k + (STAGES - 1) * STEP);
+  const auto take = [&](u32 k, u32 stage) {
     if (holds_any) {
       if (passes(k, first_column)) sums.add_left(stage, product().left_weight);
       if (!alone) {
@@ -326,19 +403,22 @@ DEVICE void split_product(const SplitProductParams &params, const Place &place) 
         sums.multiply(stage);
       }
     }
-    next = stage;
-    stage = stage + STAGE_BYTES < stages + SHARED_BYTES ? stage + STAGE_BYTES : stages;
+  };
+  bool takes;
+  if constexpr (COPYING_WARPS) {
+    takes = take_apart(begin, end, copies, take);
+  } else {
+    takes = take_together(begin, end, copies, take);
   }
-
-  finish(params, number, place, sums);
+  if (takes) finish(params, number, place, sums);
 }
 
-// Parameters in shared memory take registers that constants do not. Of the largest tiles sm_90 has room for one more: before,
-// there is less shared memory, and later compilers take more registers for the same code.
+// Parameters in shared memory take registers that constants do not. sm_90 may have room for more blocks: before, there is less
+// shared memory, and later compilers take more registers for the same code.
 #if GROUPED
 constexpr u32 TOGETHER = GROUPED_BLOCKS;
 #elif __CUDA_ARCH__ == 900
-constexpr u32 TOGETHER = ROWS == 128 ? 3 : BLOCKS;
+constexpr u32 TOGETHER = NEWER_BLOCKS;
 #else
 constexpr u32 TOGETHER = BLOCKS;
 #endif

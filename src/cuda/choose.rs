@@ -26,6 +26,7 @@ use crate::problem::Problem;
 use rates::Rates;
 
 pub use figure::Origin;
+pub(super) use matrix::fastest_product;
 
 /// Estimates that differ by less tell nothing: then launches count.
 const NEAR: f64 = 1.1;

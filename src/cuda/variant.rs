@@ -24,7 +24,7 @@ pub struct Variant {
     /// Blocks that share a multiprocessor, which bounds their registers: the second of the kernel's launch bounds, or as
     /// many as fit anyway.
     pub blocks_per_multiprocessor: u32,
-    /// As before, entered grouped.
+    /// As before, entered grouped; 0: it never is.
     pub grouped_blocks_per_multiprocessor: u32,
     /// Static shared memory that a block may use at most.
     pub static_shared_bytes: u32,
@@ -35,8 +35,6 @@ pub struct Variant {
     /// Entered grouped, the members' blocks are a queue, from which the blocks of the launch take one after the other:
     /// there need be no more of them than fit the device.
     pub queues: bool,
-    /// Its blocks wait for each other whatever is launched: there is no group of it, whose blocks need not run together.
-    pub alone: bool,
 }
 
 impl Variant {
@@ -60,15 +58,14 @@ impl Variant {
             shared_bytes: 0,
             cluster: 1,
             queues: false,
-            alone: false,
         }
     }
 
     /// How it may be entered: the blocks of a group need not be neighbours, as those of a cluster are.
     pub fn entries(&self) -> &'static [Entry] {
-        match self.cluster == 1 && !self.alone {
-            true => &Entry::ALL,
-            false => &[Entry::Alone],
+        match (self.cluster, self.grouped_blocks_per_multiprocessor) {
+            (1, 1..) => &Entry::ALL,
+            _ => &[Entry::Alone],
         }
     }
 

@@ -1,7 +1,9 @@
 //! One rollout to try: its problem, its maps, the kernels that compute it, and the error they may make.
 
 use attention_rollout::cuda::DeviceLimits;
-use attention_rollout::cuda::kernel::{Arithmetic, Exchange, Form, ScoreSplits, Sets};
+use attention_rollout::cuda::kernel::{
+    Arithmetic, Exchange, Form, Kernel, ScoreSplits, Sets, SplitProduct,
+};
 use attention_rollout::cuda::variant::Variant;
 use attention_rollout::{
     DType, Output, Problem, RolloutConfig, Shape, StartRows, Strides, Window, reference,
@@ -32,9 +34,11 @@ pub enum Path {
     ScoreStream { sets: u32, head_splits: u32 },
     /// `score_short`, with that many blocks to a head.
     ScoreShort(u32),
-    /// `head_fusion` that splits and `split_product`, with tiles of that side, on a device with that much L2: parts are as
-    /// large as stay in it.
-    Tree { tile: u32, l2_bytes: usize },
+    /// `head_fusion` that splits and `split_product`, on a device with that much L2: parts are as large as stay in it.
+    Tree {
+        kernel: SplitProduct,
+        l2_bytes: usize,
+    },
 }
 
 /// How `rows_stream` is launched.
@@ -115,6 +119,7 @@ impl Path {
         match self {
             Path::Stream(way) => way.arch,
             Path::RingMatrix(way) => way.arch,
+            Path::Tree { kernel, .. } => kernel.variant().arch,
             _ => 0,
         }
     }

@@ -221,7 +221,7 @@ fn pipeline(problem: &Problem, path: Path) -> Pipeline {
             kernel: ShortScores::of(problem, 1).expect("one row of plain scores"),
             query_splits,
         }),
-        Path::Tree { tile, .. } => Pipeline::Tree(Some(SplitProduct { tile })),
+        Path::Tree { kernel, .. } => Pipeline::Tree(Some(kernel)),
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::collections::HashSet;
 
-use attention_rollout::cuda::kernel::{Arithmetic, Exchange};
+use attention_rollout::cuda::kernel::{Arithmetic, Exchange, SplitProduct};
 use attention_rollout::cuda::variant::Variant;
 use attention_rollout::{DType, GradientRule, Output, Problem, StartRows};
 
 use crate::cases::{Case, Path, StreamWay, ring_matrix};
 use crate::entries::Entry;
-use crate::entries::tree::whole;
+use crate::entries::tree::whole_by;
 use crate::lab::Lab;
 
 /// Not by stems: faults that only waste memory name this, and all others are noticed sooner by what is computed.
@@ -282,11 +282,17 @@ fn of_matrix_stream(lab: &Lab) -> Result<(), String> {
 
 /// Maps are read once and written once, split; each product writes its map once, and has no bank conflicts.
 fn of_tree(lab: &Lab) -> Result<(), String> {
-    for (tile, tokens) in [(32, 70), (64, 131), (128, 131)] {
+    for (kernel, tokens) in [
+        (SplitProduct::together(32), 70),
+        (SplitProduct::together(64), 131),
+        (SplitProduct::together(128), 131),
+        (SplitProduct::apart(64), 131),
+        (SplitProduct::apart(160), 131),
+    ] {
         let case = Case::new([3, 1, 2, tokens]).matrix();
         let problem = case.problem();
-        let fusion = count(lab, &case, whole(tile), "head_fusion")?;
-        let products = count(lab, &case, whole(tile), "split_product")?;
+        let fusion = count(lab, &case, whole_by(kernel), "head_fusion")?;
+        let products = count(lab, &case, whole_by(kernel), "split_product")?;
         let map_bytes = (4 * tokens * tokens.next_multiple_of(8)) as u64;
         let written = [fusion.written, products.written];
         let expected = [3 * map_bytes, map_bytes + 4 * problem.output_len() as u64];

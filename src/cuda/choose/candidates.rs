@@ -54,7 +54,7 @@ impl Workload<'_> {
         });
         let products = arithmetics().map(|arithmetic| self.product(arithmetic));
         let all = rows.chain(self.ring_rows()).chain(matrices).chain(products);
-        let kernels = SplitProduct::TILES.map(|tile| SplitProduct { tile });
+        let kernels = SplitProduct::ALL;
         let trees = self.tree().into_iter().flat_map(move |tree| {
             let of_one = kernels.map(|kernel| Pipeline::Tree(Some(kernel)));
             of_one.into_iter().chain([tree])
@@ -193,12 +193,13 @@ impl Workload<'_> {
                     // Blocks along y and z, and items of products along x.
                     let tiles = kernel.tiles(self.common.window_len);
                     let items = self.batch * MAX_PRODUCTS as f64;
-                    kernel.variant().runs_on(self.limits)
+                    (!kernel.apart || !self.grouped)
+                        && kernel.variant().runs_on(self.limits)
                         && tiles.iter().all(|&side| side <= Geometry::MAX_SIDE)
                         && items <= f64::from(i32::MAX)
                 };
-                let all = SplitProduct::TILES.map(|tile| SplitProduct { tile });
-                kernel.map_or_else(|| all.into_iter().all(can), can)
+                let together = SplitProduct::TOGETHER.into_iter();
+                kernel.map_or_else(|| together.clone().all(can), can)
             }
             Pipeline::Product { arithmetic, .. } => self.limits.arch >= arithmetic.arch(),
         }

@@ -2,8 +2,10 @@
 
 use super::Workload;
 use super::figure::Figure;
+use super::rates::Rates;
 use crate::config::Output;
-use crate::cuda::kernel::{MatrixStream, RingMatrix, SplitProduct};
+use crate::cuda::kernel::{Kernel, MatrixStream, RingMatrix, SplitProduct};
+use crate::cuda::limits::DeviceLimits;
 use crate::cuda::pipeline::TreeShape;
 
 /// Columns of k that a block of `split_product` copies and multiplies at a time.
@@ -16,6 +18,80 @@ struct TreeBlock {
     step_us: Figure,
     /// What one of many takes beside its steps.
     rest_us: Figure,
+}
+
+impl TreeBlock {
+    fn of(kernel: SplitProduct, rates: &Rates) -> Self {
+        let (step_alone_us, step_us, rest_us) = match (kernel.tile, kernel.apart) {
+            (32, _) => (
+                rates.tree_32_step_alone_us,
+                rates.tree_32_step_us,
+                rates.tree_32_rest_us,
+            ),
+            (64, false) => (
+                rates.tree_64_step_alone_us,
+                rates.tree_64_step_us,
+                rates.tree_64_rest_us,
+            ),
+            (64, true) => (
+                rates.tree_64_apart_step_us,
+                rates.tree_64_apart_step_us,
+                rates.tree_64_apart_rest_us,
+            ),
+            (128, _) => (
+                rates.tree_128_step_alone_us,
+                rates.tree_128_step_us,
+                rates.tree_128_rest_us,
+            ),
+            _ => (
+                rates.tree_160_step_us,
+                rates.tree_160_step_us,
+                rates.tree_160_rest_us,
+            ),
+        };
+        TreeBlock {
+            step_alone_us,
+            step_us,
+            rest_us,
+        }
+    }
+}
+
+/// A level of the tree by `kernel`: `products` products in windows of `window_len` tokens.
+fn level_us(
+    kernel: SplitProduct,
+    products: usize,
+    window_len: u32,
+    multiprocessors: u32,
+    rates: &Rates,
+) -> Figure {
+    let block = TreeBlock::of(kernel, rates);
+    let steps = f64::from(window_len.div_ceil(TREE_STEP));
+    let blocks = products as u64 * kernel.item_blocks(window_len);
+    // Those of the multiprocessor that has most.
+    let most = blocks.div_ceil(multiprocessors.max(1).into()) as f64;
+    let all_us = most * (steps * block.step_us + block.rest_us);
+    rates.launch_us + rates.tree_level_us + all_us.max(steps * block.step_alone_us)
+}
+
+/// The kernel that is expected to take `products` products in windows of `window_len` tokens in the least time.
+pub(in crate::cuda) fn fastest_product(
+    products: usize,
+    window_len: u32,
+    limits: &DeviceLimits,
+) -> SplitProduct {
+    let rates = Rates::of(limits);
+    let us = |kernel: &SplitProduct| {
+        level_us(*kernel, products, window_len, limits.multiprocessors, rates).value
+    };
+    let together = SplitProduct::fitting(products, window_len, limits.multiprocessors);
+    // What several problems share has no clusters, nor these, which are only entered alone.
+    let can = |kernel: &SplitProduct| limits.clusters && kernel.variant().runs_on(limits);
+    let apart = SplitProduct::APART.into_iter().filter(can);
+    std::iter::once(together)
+        .chain(apart)
+        .min_by(|a, b| us(a).total_cmp(&us(b)))
+        .unwrap_or(together)
 }
 
 impl Workload<'_> {
@@ -51,20 +127,16 @@ impl Workload<'_> {
         let len = self.common.window_len;
         let shape = TreeShape::new(all, self.batch as usize, len, self.limits);
         let parts = (self.batch / shape.items as f64).ceil();
-        let steps = f64::from(len.div_ceil(TREE_STEP));
-        let multiprocessors = self.limits.multiprocessors;
         let cumulative = self.problem.config().output == Output::Cumulative;
+        let limits = DeviceLimits {
+            clusters: self.limits.clusters && !self.grouped,
+            ..self.limits.clone()
+        };
         let level_us = |level: &Vec<[usize; 2]>| {
             let products = level.len() * shape.items;
-            let fitting = || SplitProduct::fitting(products, len, multiprocessors);
-            let kernel = kernel.unwrap_or_else(fitting);
-            let block = self.tree_block(kernel);
-            let blocks = products as f64 * kernel.item_blocks(len) as f64;
-            let block_us = steps * block.step_us + block.rest_us;
-            let all_us = blocks / f64::from(multiprocessors) * block_us;
-            self.rates.launch_us
-                + self.rates.tree_level_us
-                + all_us.max(steps * block.step_alone_us)
+            let fastest = || fastest_product(products, len, &limits);
+            let kernel = kernel.unwrap_or_else(fastest);
+            level_us(kernel, products, len, limits.multiprocessors, self.rates)
         };
         let first = (0..all).step_by(shape.layers);
         let part_us = first.map(|first| {
@@ -73,32 +145,6 @@ impl Workload<'_> {
             self.rates.launch_us + levels.iter().map(level_us).sum::<Figure>()
         });
         self.fusion_us() + parts * part_us.sum::<Figure>()
-    }
-
-    fn tree_block(&self, kernel: SplitProduct) -> TreeBlock {
-        let rates = self.rates;
-        let (step_alone_us, step_us, rest_us) = match kernel.tile {
-            32 => (
-                rates.tree_32_step_alone_us,
-                rates.tree_32_step_us,
-                rates.tree_32_rest_us,
-            ),
-            64 => (
-                rates.tree_64_step_alone_us,
-                rates.tree_64_step_us,
-                rates.tree_64_rest_us,
-            ),
-            _ => (
-                rates.tree_128_step_alone_us,
-                rates.tree_128_step_us,
-                rates.tree_128_rest_us,
-            ),
-        };
-        TreeBlock {
-            step_alone_us,
-            step_us,
-            rest_us,
-        }
     }
 
     /// Fusing a head of a slab.
@@ -139,14 +185,14 @@ mod tests {
     /// batch, heads, tokens]`, type, and pipelines with their times. Predictions, not measurements.
     #[rustfmt::skip]
     const PREDICTED: &[([usize; 4], DType, Times)] = &[
-        ([12, 1, 12, 197], F16, &[(TREE, 23.4), (PRODUCT, 122.1), (CLUSTER, 245.8)]),
-        ([12, 8, 12, 197], F16, &[(TREE, 61.7), (PRODUCT, 141.3), (CLUSTER, 242.6)]),
+        ([12, 1, 12, 197], F16, &[(TREE, 22.9), (PRODUCT, 122.1), (CLUSTER, 245.8)]),
+        ([12, 8, 12, 197], F16, &[(TREE, 60.3), (PRODUCT, 141.3), (CLUSTER, 242.6)]),
         ([12, 33, 12, 197], F16, &[(TREE, 232.1), (PRODUCT, 308.0), (CLUSTER, 241.9)]),
         ([12, 64, 12, 197], F16, &[(TREE, 438.1), (PRODUCT, 531.5), (CLUSTER, 245.2)]),
         ([12, 64, 12, 197], F32, &[(TREE, 598.5), (PRODUCT, 688.9), (CLUSTER, 358.7)]),
         ([24, 64, 16, 197], F16, &[(TREE, 1034.2), (PRODUCT, 1189.1), (CLUSTER, 612.4)]),
-        ([12, 2, 12, 512], F16, &[(TREE, 115.4), (PRODUCT, 295.0)]),
-        ([24, 1, 16, 577], F16, &[(TREE, 205.2), (PRODUCT, 663.5)]),
+        ([12, 2, 12, 512], F16, &[(TREE, 107.9), (PRODUCT, 295.0)]),
+        ([24, 1, 16, 577], F16, &[(TREE, 165.8), (PRODUCT, 663.5)]),
         ([12, 16, 3, 197], F32, &[(TREE, 88.6), (PRODUCT, 149.5), (CLUSTER, 189.8)]),
         ([12, 16, 12, 128], F32, &[(TREE, 59.3), (PRODUCT, 122.7), (BLOCK, 193.4)]),
         ([6, 4, 12, 28], F32, &[(TREE, 10.9), (PRODUCT, 26.9), (BLOCK, 21.1)]),
@@ -156,6 +202,33 @@ mod tests {
         ([3, 256, 4, 100], F32, &[(TREE, 71.3), (PRODUCT, 83.5), (BLOCK, 55.4)]),
         ([3, 256, 4, 60], F32, &[(TREE, 23.0), (PRODUCT, 30.0), (BLOCK, 20.7)]),
     ];
+
+    #[test]
+    fn a_level_takes_the_kernel_that_is_expected_to_be_the_fastest() {
+        let (together, apart) = (SplitProduct::together, SplitProduct::apart);
+        for (products, window_len, on_h200, on_a100) in [
+            (1, 577, apart(64), together(32)),
+            (3, 577, apart(160), together(64)),
+            (12, 577, apart(160), together(128)),
+            (2, 512, apart(64), together(64)),
+            (12, 512, together(128), together(128)),
+            (8, 197, apart(64), together(32)),
+            (24, 197, together(64), together(64)),
+            (48, 197, together(128), together(128)),
+            (4, 28, together(32), together(32)),
+        ] {
+            let fastest = |limits| fastest_product(products, window_len, limits);
+            let what = format!("{products} of {window_len}");
+            assert_eq!(fastest(&DeviceLimits::H200), on_h200, "{what}");
+            assert_eq!(fastest(&DeviceLimits::A100), on_a100, "{what}");
+            // What several problems share.
+            let grouped = DeviceLimits {
+                clusters: false,
+                ..DeviceLimits::H200
+            };
+            assert!(!fastest(&grouped).apart, "{what}");
+        }
+    }
 
     #[test]
     fn estimates_are_near_what_is_predicted_and_the_cheapest_is_near_the_best() {

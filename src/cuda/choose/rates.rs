@@ -140,6 +140,13 @@ rates! {
     tree_128_step_alone_us,
     tree_128_step_us,
     tree_128_rest_us,
+    /// A step of a block of tiles of 64 rows some of whose warps do nothing but copy.
+    tree_64_apart_step_us,
+    /// What it takes beside its steps.
+    tree_64_apart_rest_us,
+    /// The same of tiles of 160 rows.
+    tree_160_step_us,
+    tree_160_rest_us,
 
     /// A tile of queries and keys of one head whose entries are multiplied with one row, beside others.
     score_tile_us,

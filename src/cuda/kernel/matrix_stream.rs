@@ -295,7 +295,6 @@ impl Kernel for MatrixStream {
             shared_bytes: self.fixed_bytes(),
             cluster: self.cluster(),
             queues: true,
-            alone: false,
         }
     }
 

@@ -115,7 +115,6 @@ impl Kernel for RolloutProduct {
             shared_bytes: 0,
             cluster: 1,
             queues: false,
-            alone: false,
         }
     }
 

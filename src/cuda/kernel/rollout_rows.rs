@@ -235,7 +235,6 @@ impl Kernel for RolloutRows {
             shared_bytes: 0,
             cluster: 1,
             queues: false,
-            alone: false,
         }
     }
 

@@ -385,7 +385,6 @@ impl Kernel for RowsStream {
             shared_bytes: 0,
             cluster: 1,
             queues: true,
-            alone: false,
         }
     }
 

@@ -179,7 +179,8 @@ impl Kernel for ScoreStream {
         let (threads, blocks) = (STAYING_THREADS, staying_blocks(self.dtype));
         let fusion = Some(self.fusion);
         Variant {
-            alone: true,
+            // Its blocks wait for each other: there is no group of it, whose blocks need not run together.
+            grouped_blocks_per_multiprocessor: 0,
             // What is known of queries and of steps, and what a block has of an item.
             static_shared_bytes: ROOM * (8 * TILE + 16) + 40 + 8 * (MAX_SCORE_LAYERS as u32 + 1),
             ..score_variant("score_stream", self.dtype, fusion, threads, blocks)

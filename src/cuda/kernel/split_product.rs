@@ -132,24 +132,52 @@ impl FactorProduct {
 /// The kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SplitProduct {
-    /// Rows of the output tile of a block: one of [`TILES`](SplitProduct::TILES). It has as many columns, or 64 of 128.
+    /// Rows of the output tile of a block. It has as many columns, or 64 of 128, and 128 of 160.
     pub tile: u32,
+    /// Some warps copy and do nothing else, so that those which multiply wait for what they need and not for each other.
+    pub apart: bool,
 }
 
 /// All there are.
 pub(super) fn all() -> impl IntoIterator<Item = SplitProduct> {
-    SplitProduct::TILES.map(|tile| SplitProduct { tile })
+    SplitProduct::ALL
 }
 
 impl SplitProduct {
-    /// Rows of tiles: the larger, the less is copied and loaded for each product, and the fewer blocks there are.
-    pub const TILES: [u32; 3] = [32, 64, 128];
+    /// All of whose warps copy: the larger the tile, the less is copied and loaded for each product, and the fewer blocks
+    /// there are.
+    pub const TOGETHER: [SplitProduct; 3] = [
+        SplitProduct::together(32),
+        SplitProduct::together(64),
+        SplitProduct::together(128),
+    ];
 
-    /// The largest tile that `products` products, in windows of `window_len` tokens, leave less than half empty, and the
-    /// next smaller of which would have about four blocks for each multiprocessor: predicted to be the fastest one, or
-    /// near it.
+    /// Some of whose warps do nothing else: for a multiprocessor that has one block or two.
+    pub const APART: [SplitProduct; 2] = [SplitProduct::apart(64), SplitProduct::apart(160)];
+
+    /// All there are.
+    pub const ALL: [SplitProduct; 5] = {
+        let ([small, middle, large], [few, largest]) = (Self::TOGETHER, Self::APART);
+        [small, middle, large, few, largest]
+    };
+
+    /// All of whose warps copy.
+    pub const fn together(tile: u32) -> Self {
+        let apart = false;
+        SplitProduct { tile, apart }
+    }
+
+    /// Some of whose warps do nothing else.
+    pub const fn apart(tile: u32) -> Self {
+        let apart = true;
+        SplitProduct { tile, apart }
+    }
+
+    /// Of those whose warps all copy, the largest tile that `products` products, in windows of `window_len` tokens, leave
+    /// less than half empty, and the next smaller of which would have about four blocks for each multiprocessor: predicted
+    /// to be the fastest one, or near it.
     pub fn fitting(products: usize, window_len: u32, multiprocessors: u32) -> Self {
-        let [small, middle, large] = SplitProduct::TILES.map(|tile| SplitProduct { tile });
+        let [small, middle, large] = SplitProduct::TOGETHER;
         let fits = |[kernel, smaller]: &[SplitProduct; 2]| {
             let blocks = products as u64 * smaller.item_blocks(window_len);
             2 * window_len > kernel.tile && 4 * blocks >= 15 * u64::from(multiprocessors)
@@ -214,31 +242,42 @@ impl SplitProduct {
     const fn columns(&self) -> u32 {
         match self.tile {
             128 => 64,
+            160 => 128,
             tile => tile,
         }
     }
 
     /// Rows and columns of the output tile of a warp.
     const fn warp_tile(&self) -> (u32, u32) {
-        match self.tile {
-            32 => (16, 16),
-            64 => (32, 16),
+        match (self.tile, self.apart) {
+            (32, _) | (64, true) => (16, 16),
+            (64, false) => (32, 16),
             _ => (32, 32),
         }
     }
 
     /// Stages of k, all but one of them on their way.
     const fn stages(&self) -> u32 {
-        match self.tile {
-            32 => 4,
+        match (self.tile, self.apart) {
+            (32, _) | (_, true) => 4,
             _ => 3,
         }
+    }
+
+    /// Warps that copy and do nothing else.
+    const fn copying_warps(&self) -> u32 {
+        if self.apart { 4 } else { 0 }
     }
 
     /// Threads of a block.
     const fn block(&self) -> u32 {
         let (rows, columns) = self.warp_tile();
-        WARP * (self.tile / rows) * (self.columns() / columns)
+        WARP * (self.tile / rows * (self.columns() / columns) + self.copying_warps())
+    }
+
+    /// Static shared memory of a block: whether each stage is full, and whether it is empty.
+    const fn barrier_bytes(&self) -> u32 {
+        self.stages() * 2 * 8
     }
 
     /// Dynamic shared memory of a block: both halves of both operands in each stage.
@@ -251,11 +290,13 @@ impl Kernel for SplitProduct {
     fn variant(&self) -> Variant {
         let tile = format!("t{}", self.tile);
         let (rows, columns) = self.warp_tile();
-        // As shared memory and, of the large ones, registers have room for on sm_90.
-        let (blocks, grouped_blocks) = match self.tile {
-            32 => (5, 5),
-            64 => (3, 2),
-            _ => (2, 1),
+        // As shared memory and, of the large ones, registers have room for: before sm_90, on it, and grouped.
+        let (blocks, newer_blocks, grouped_blocks) = match (self.tile, self.apart) {
+            (32, _) => (5, 5, 5),
+            (64, false) => (3, 3, 2),
+            (128, _) => (2, 3, 1),
+            (64, true) => (2, 2, 0),
+            _ => (1, 1, 0),
         };
         Variant {
             defines: vec![
@@ -263,13 +304,21 @@ impl Kernel for SplitProduct {
                 ("COLUMNS", self.columns().to_string()),
                 ("WARP_ROWS", rows.to_string()),
                 ("WARP_COLUMNS", columns.to_string()),
+                ("COPYING_WARPS", self.copying_warps().to_string()),
                 ("STAGES", self.stages().to_string()),
                 ("BLOCK_THREADS", self.block().to_string()),
                 ("BLOCKS", blocks.to_string()),
+                ("NEWER_BLOCKS", newer_blocks.to_string()),
                 ("GROUPED_BLOCKS", grouped_blocks.to_string()),
                 ("SHARED_BYTES", self.shared_bytes().to_string()),
             ],
-            arch: Arithmetic::F16x3.arch(),
+            // Before, nobody predicted them to be faster.
+            arch: if self.apart {
+                90
+            } else {
+                Arithmetic::F16x3.arch()
+            },
+            static_shared_bytes: if self.apart { self.barrier_bytes() } else { 0 },
             shared_bytes: self.shared_bytes(),
             grouped_blocks_per_multiprocessor: grouped_blocks,
             ..Variant::new(
@@ -277,7 +326,7 @@ impl Kernel for SplitProduct {
                 symbol(
                     "split_product",
                     &["f32", Arithmetic::F16x3.name(), &tile],
-                    &[],
+                    &[(self.apart, "apart")],
                 ),
                 self.block(),
                 blocks,

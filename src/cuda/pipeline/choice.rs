@@ -79,7 +79,13 @@ impl fmt::Display for Pipeline {
                 write!(f, "short score rows, {query_splits} blocks to a head")
             }
             Pipeline::Tree(None) => write!(f, "tree"),
-            Pipeline::Tree(Some(kernel)) => write!(f, "tree, tiles of {}", kernel.tile),
+            Pipeline::Tree(Some(SplitProduct { tile, apart })) => {
+                write!(f, "tree, tiles of {tile}")?;
+                if *apart {
+                    write!(f, ", copied by warps of their own")?;
+                }
+                Ok(())
+            }
             Pipeline::Product { arithmetic, form } => {
                 write!(f, "product, {}, {}", arithmetic.name(), form.name())
             }

@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::builder::{Builder, chunks, split};
 use crate::config::Output;
 use crate::cuda::address::Address;
+use crate::cuda::choose::fastest_product;
 use crate::cuda::kernel::{
     Factor, FactorProduct, FuseHeads, Fused, MAX_LAYERS_PER_LAUNCH, MAX_PRODUCTS, Matrices,
     Reading, SplitProduct,
@@ -235,9 +236,8 @@ impl Builder<'_> {
         for products in launches {
             // As for all items of a part, so that fewer take the same kernels.
             let count = products.len() * shape.items;
-            let multiprocessors = self.limits.multiprocessors;
-            let fitting = || SplitProduct::fitting(count, window_len, multiprocessors);
-            let kernel = kernel.unwrap_or_else(fitting);
+            let fastest = || fastest_product(count, window_len, self.limits);
+            let kernel = kernel.unwrap_or_else(fastest);
             for products in products.chunks(MAX_PRODUCTS) {
                 let results = self.output_matrix(items, 0);
                 let maps = slots.first;

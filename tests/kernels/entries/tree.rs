@@ -15,13 +15,18 @@ pub const ENTRIES: &[Entry] = &[
         kernels: KERNELS,
         short: false,
         run: |lab| {
-            for tile in SplitProduct::TILES {
+            for kernel in SplitProduct::ALL {
                 for tokens in [1, 2, 3, 5, 7, 8, 13, 17, 31, 33, 40] {
-                    matrix([3, 2, 2, tokens]).check(lab, whole(tile))?;
+                    matrix([3, 2, 2, tokens]).check(lab, whole_by(kernel))?;
                 }
             }
-            for (tile, tokens) in [(64, 64), (64, 65), (32, 70), (64, 130), (128, 130)] {
-                matrix([2, 1, 2, tokens]).check(lab, whole(tile))?;
+            let together = [(64, 64), (64, 65), (32, 70), (64, 130), (128, 130)];
+            let together = together.map(|(tile, tokens)| (SplitProduct::together(tile), tokens));
+            // More steps than there are stages.
+            let apart = [(64, 65), (64, 135), (160, 135), (160, 165)];
+            let apart = apart.map(|(tile, tokens)| (SplitProduct::apart(tile), tokens));
+            for (kernel, tokens) in together.into_iter().chain(apart) {
+                matrix([2, 1, 2, tokens]).check(lab, whole_by(kernel))?;
             }
             Ok(())
         },
@@ -46,7 +51,8 @@ pub const ENTRIES: &[Entry] = &[
                     });
                     // Nothing fits, some maps do, and all of both items.
                     for l2_bytes in [0, 5 << 10, 50 << 10] {
-                        case.check(lab, Path::Tree { tile: 32, l2_bytes })?;
+                        let kernel = SplitProduct::together(32);
+                        case.check(lab, Path::Tree { kernel, l2_bytes })?;
                     }
                 }
             }
@@ -74,10 +80,15 @@ pub const ENTRIES: &[Entry] = &[
     },
 ];
 
-/// On a device whose L2 holds everything.
+/// On a device whose L2 holds everything, by the kernel of tiles of so many rows all of whose warps copy.
 pub fn whole(tile: u32) -> Path {
+    whole_by(SplitProduct::together(tile))
+}
+
+/// The same by any kernel.
+pub fn whole_by(kernel: SplitProduct) -> Path {
     let l2_bytes = 50 << 20;
-    Path::Tree { tile, l2_bytes }
+    Path::Tree { kernel, l2_bytes }
 }
 
 fn matrix(shape: [usize; 4]) -> Case {
@@ -109,13 +120,18 @@ fn features(lab: &Lab) -> Result<(), String> {
     let causal = matrix([3, 1, 2, 131]).config(|c| c.causal = true);
     causal.clone().check(lab, whole(64))?;
     causal.clone().check(lab, whole(128))?;
+    for kernel in SplitProduct::APART {
+        causal.clone().check(lab, whole_by(kernel))?;
+    }
     causal.dtype(DType::F32).check(lab, path)?;
     // No identity, nothing else, and next to nothing else.
     for (attention, identity) in [(1.0, 0.0), (0.0, 1.0), (1e-37, 1.0)] {
         let residual = Residual::new(attention, identity);
-        matrix([3, 1, 2, 17])
-            .config(|c| c.residual = ResidualWeights::Uniform(residual))
-            .check(lab, path)?;
+        for path in [path, whole_by(SplitProduct::apart(64))] {
+            matrix([3, 1, 2, 17])
+                .config(|c| c.residual = ResidualWeights::Uniform(residual))
+                .check(lab, path)?;
+        }
     }
     Ok(())
 }
