@@ -8,7 +8,7 @@ use std::sync::Arc;
 use attention_rollout::cuda::address::{Address, Base, Bases};
 use attention_rollout::cuda::kernel::{
     Fusion, Kernel, MatrixStream, Reading, RingMatrix, RingRows, RolloutRows, RowsStream,
-    ScoreSets, ScoreStream, Sets, ShortRows, ShortScores, SplitProduct, Splits,
+    ScoreSets, ScoreStream, Sets, ShortRows, ShortScores, Splits,
 };
 use attention_rollout::cuda::launch::MAX_WORDS;
 use attention_rollout::cuda::pipeline::Pipeline;
