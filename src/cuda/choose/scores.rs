@@ -240,10 +240,13 @@ mod tests {
     use crate::problem::Problem;
     use crate::queries_keys::{LogBase, Lse};
 
+    /// `[layers, batch, heads, tokens]`, and microseconds by `score_rows`, by `score_stream` and by fused maps where these were
+    /// predicted.
+    type Predicted = ([usize; 4], f64, Option<f64>, Option<f64>);
+
     /// What the model of a multiprocessor predicts for one row of f16 queries and keys of 64 elements with their LSE on an
-    /// H200, in microseconds in a CUDA graph: `[layers, batch, heads, tokens]`, by `score_rows`, by `score_stream` and by
-    /// fused maps where these were predicted. Predictions, not measurements.
-    const PREDICTED: [([usize; 4], f64, Option<f64>, Option<f64>); 7] = [
+    /// H200, in a CUDA graph. Predictions, not measurements.
+    const PREDICTED: [Predicted; 7] = [
         ([12, 1, 12, 197], 92.7, Some(91.2), Some(33.4)),
         ([12, 8, 12, 197], 125.5, Some(95.1), Some(102.4)),
         ([12, 64, 12, 197], 300.0, Some(240.2), Some(778.7)),
