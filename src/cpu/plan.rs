@@ -47,8 +47,8 @@ impl Plan {
         Plan::with_choice(problem, options, Choice::with(problem, options.prefetch))
     }
 
-    /// As [`new`](Plan::new), computed as `choice` says, whatever prefetches `options` ask for. Matrix outputs are computed in product form
-    /// whatever the choice says.
+    /// As [`new`](Plan::new), computed as `choice` says, whatever prefetches `options` ask for. Matrix outputs are computed in
+    /// product form whatever the choice says.
     ///
     /// # Errors
     /// As [`new`](Plan::new).

@@ -64,8 +64,8 @@ impl StreamingPlan {
         StreamingPlan::with_choice(problem, options, Choice::with(problem, options.prefetch))
     }
 
-    /// As [`new`](StreamingPlan::new), computed as `choice` says. Matrix outputs are computed in product form whatever the
-    /// choice says.
+    /// As [`new`](StreamingPlan::new), computed as `choice` says, whatever prefetches `options` ask for. Matrix outputs are
+    /// computed in product form whatever the choice says.
     ///
     /// # Errors
     /// As [`new`](StreamingPlan::new).
