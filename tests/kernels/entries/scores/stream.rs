@@ -148,7 +148,7 @@ pub const ENTRIES: &[Entry] = &[
         run: |lab| {
             let mut case = rows([3, 3, 2, 35], 16, LSE[1]);
             let first = case.generate();
-            let mut device = Device::new(lab, &first.problem, &first.layers(), 0);
+            let device = Device::new(lab, &first.problem, &first.layers(), 0);
             let path = stream(2, 2);
             let prepared = device.prepare(path);
             for seed in 1..4 {
