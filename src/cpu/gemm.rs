@@ -1,7 +1,8 @@
 //! Checked matrix views over the GEMM crate, single-threaded: the team is the parallelism.
 //!
 //! Of square matrices of 128 to 1,024 rows, one thread of an EPYC of family 26, minima of 31 products: gemm 225 to 262
-//! GFLOP/s, faer 218 to 264, matrixmultiply 164 to 225, PyTorch (MKL) 102 to 116.
+//! GFLOP/s, faer 218 to 264, matrixmultiply 164 to 225, PyTorch (MKL) 102 to 116. Of 128 to 577 rows, one thread of one of
+//! family 25, minima of 240 and of 48: gemm 82 to 88, private-gemm-x86 (faer's) 76 to 86, matrixmultiply 65 to 77.
 
 use std::cell::Cell;
 
@@ -12,9 +13,20 @@ use gemm_common::gemm::{CACHELINE_ALIGN, L2_SLAB};
 
 use crate::error::{Error, Result};
 
-/// Rows of the left factor for which the GEMM crate reads the right one where it lies. Of more it packs the right one
-/// first, which pays where that lies badly.
-pub(crate) const UNPACKED_ROWS: usize = 48;
+/// Rows of the left factor to be multiplied at a time, where nothing asks for fewer, by a right one that is kept in panels.
+///
+/// Of up to 48 the GEMM crate reads the right factor where it lies, of more it packs it first. With AVX-512, where its kernel
+/// takes 64 columns at a time, the former is faster; with AVX2, where it takes 16, it is not: one row of a panel lies so far
+/// from the next that few sets of a first-level cache hold them. Products of 128, 197, 512 and 577 rows on a 2-core EPYC of
+/// family 25 (Zen 3), whose multiply-adds alone are 100 GFLOP/s, panels of 128 columns, minima of 240 and of 48 products: 48
+/// rows at a time 82, 81, 72 and 72 GFLOP/s, all of them 88, 87, 87 and 78.
+pub(crate) fn rows_at_once() -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        return 48;
+    }
+    usize::MAX
+}
 
 /// A row-major matrix to read.
 #[derive(Clone, Copy)]

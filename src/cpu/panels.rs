@@ -1,7 +1,7 @@
 //! An item's rollout as product form keeps it: cut into panels of columns, which never need each other.
 //!
-//! A panel is row-major by itself, `[tokens, columns]`, so that the GEMM crate can read it where it lies: it is kept as
-//! it would be packed.
+//! A panel is row-major by itself, `[tokens, columns]`, so that the GEMM crate can read it where it lies, or packs it with
+//! few pages in use.
 
 use std::ops::Range;
 
@@ -42,12 +42,12 @@ pub(crate) struct Panels {
 }
 
 impl Panels {
-    /// The panels of `len` tokens, in tiles that `members` can share.
+    /// The panels of `len` tokens, which may be none, in tiles that `members` can share.
     pub fn new(len: usize, causal: bool, members: usize) -> Self {
         let count = len.div_ceil(MOST_COLUMNS);
-        let mut rows = gemm::UNPACKED_ROWS;
+        let mut rows = gemm::rows_at_once().min(len.max(1));
         while count * len.div_ceil(rows) < TILES_PER_MEMBER * members && rows > LEAST_ROWS {
-            rows /= 2;
+            rows = rows.div_ceil(2);
         }
         Panels {
             len,
@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn tiles_cover_the_matrix_once_and_share_the_work() {
-        for (len, causal) in [1, 16, 17, 128, 197, 577]
+        for (len, causal) in [0, 1, 16, 17, 128, 197, 577]
             .into_iter()
             .flat_map(|len| [(len, false), (len, true)])
         {

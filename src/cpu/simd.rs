@@ -96,6 +96,14 @@ pub(crate) fn leave_caches(memory: &[f32]) -> bool {
     cfg!(target_arch = "x86_64")
 }
 
+/// Asks for the cache line of `address`, which need not be valid.
+#[inline(always)]
+pub(crate) fn prefetch<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    x86::prefetch(address.cast());
+    let _ = address;
+}
+
 /// An inner loop. Implementations of `run`, and what they call, are `#[inline(always)]`.
 pub(crate) trait InnerLoop {
     type Output;
@@ -231,9 +239,6 @@ pub(crate) trait Lanes: Copy {
     /// # Panics
     /// Where `to` has fewer elements than a vector.
     fn compress(self, vector: Self::Vector, mask: u32, to: &mut [f32]);
-
-    /// Asks for the cache line of `address`, which need not be valid.
-    fn prefetch<T>(self, address: *const T);
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use super::thread_pool;
+use crate::cpu::simd::prefetch;
 use crate::error::Result;
 use crate::layer::{HostLayer, HostTensor, Layer};
 
@@ -137,19 +138,6 @@ fn read_lines<const STREAMS: usize, const AHEAD: usize>(words: &[u64]) -> u64 {
         .iter()
         .chain(rest)
         .fold(0, |all, sum| all ^ sum)
-}
-
-/// Asks for the cache line of `address`, which need not be valid.
-#[inline(always)]
-fn prefetch(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch never faults, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }
 
 #[cfg(test)]

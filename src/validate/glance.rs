@@ -1,7 +1,7 @@
 //! Which rows are surely what they must be: at the speed of memory, before a look that names what is wrong.
 
 use super::Rule;
-use crate::cpu::simd::{InnerLoop, Lanes, MOST_LANES, Simd};
+use crate::cpu::simd::{InnerLoop, Lanes, MOST_LANES, Simd, prefetch};
 use crate::dtype::Element;
 
 /// Rows of a map, one after the other.
@@ -110,7 +110,7 @@ fn add<L: Lanes, T: Element>(
     let rest = pairs.remainder();
     for pair in pairs {
         for line in (0..2 * L::LANES).step_by(LINE / size_of::<T>()) {
-            lanes.prefetch(pair.as_ptr().wrapping_add(line + AHEAD / size_of::<T>()));
+            prefetch(pair.as_ptr().wrapping_add(line + AHEAD / size_of::<T>()));
         }
         add(0, lanes.load(pair));
         add(1, lanes.load(&pair[L::LANES..]));

@@ -5,7 +5,7 @@
 
 use crate::cpu::discard::key::{MINUS_ZERO_KEY, NAN_KEY, key, value};
 use crate::cpu::fuse::FusedEntries;
-use crate::cpu::simd::{InnerLoop, Lanes, MOST_LANES, Scalar, Simd};
+use crate::cpu::simd::{InnerLoop, Lanes, MOST_LANES, Scalar, Simd, prefetch};
 
 /// Maps with fewer entries in scope are selected from whole.
 const SAMPLED: usize = 1024;
@@ -313,7 +313,7 @@ impl InnerLoop for Collect<'_> {
                 up_to_high += step(Scalar, value, bounds, self.into, &mut collected);
             }
             for vector in vectors {
-                lanes.prefetch(vector.as_ptr().wrapping_add(PREFETCH));
+                prefetch(vector.as_ptr().wrapping_add(PREFETCH));
                 up_to_high += step(lanes, vector, bounds, self.into, &mut collected);
             }
         }

@@ -145,7 +145,7 @@ impl<L: Lanes, E: HeadEntries> Streams<'_, L, E> {
         }
         for &weight in &weights[rows] {
             for h in 0..H {
-                ahead.prefetch::<L, E>(lanes, firsts[0], firsts[h], lines);
+                ahead.prefetch::<E>(firsts[0], firsts[h], lines);
             }
             for h in 0..H {
                 let weight = lanes.splat(scales[h] * weight);

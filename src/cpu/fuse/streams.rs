@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use crate::cpu::fuse::entries::{Addresses, HeadEntries};
 use crate::cpu::fuse::{LINE, MapRows};
-use crate::cpu::simd::{Lanes, Scalar};
+use crate::cpu::simd::{Lanes, Scalar, prefetch};
 
 /// What becomes of the entries that are read: those of the first row of `H` heads and of `R` rows far apart of each.
 pub(super) trait Sink<const H: usize, const R: usize> {
@@ -202,7 +202,7 @@ fn step<W: Lanes, E: HeadEntries, S: Sink<H, R>, const H: usize, const R: usize,
     );
     for h in 0..H {
         for r in 0..R {
-            ahead.prefetch::<W, E>(lanes, first, rows.firsts[h][r] + column, lines);
+            ahead.prefetch::<E>(first, rows.firsts[h][r] + column, lines);
         }
     }
     sink.take::<W, E, V>(lanes, rows, column, done);
@@ -221,20 +221,14 @@ pub(super) struct Ahead {
 impl Ahead {
     /// Prefetches so many lines ahead of the entry `at`, while the first stream is read at `first`.
     #[inline(always)]
-    pub fn prefetch<W: Lanes, E: HeadEntries>(
-        &self,
-        lanes: W,
-        first: usize,
-        at: usize,
-        lines: usize,
-    ) {
+    pub fn prefetch<E: HeadEntries>(&self, first: usize, at: usize, lines: usize) {
         let ahead = match first < self.until {
             true => self.before,
             false => self.after,
         };
         for address in ahead.into_iter().take(E::OPERANDS) {
             for line in 0..lines {
-                lanes.prefetch(address.wrapping_add(at * E::BYTES + line * LINE));
+                prefetch(address.wrapping_add(at * E::BYTES + line * LINE));
             }
         }
     }

@@ -105,7 +105,4 @@ impl Lanes for Portable {
             at += (mask >> lane & 1) as usize;
         }
     }
-
-    #[inline(always)]
-    fn prefetch<T>(self, _address: *const T) {}
 }

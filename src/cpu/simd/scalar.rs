@@ -99,7 +99,4 @@ impl Lanes for Scalar {
     fn compress(self, vector: f32, _mask: u32, to: &mut [f32]) {
         to[0] = vector;
     }
-
-    #[inline(always)]
-    fn prefetch<T>(self, _address: *const T) {}
 }

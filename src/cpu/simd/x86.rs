@@ -76,6 +76,13 @@ static SET_BITS: [[u8; 8]; 256] = {
     bits
 };
 
+/// Asks for the cache line of `address`.
+#[inline(always)]
+pub(super) fn prefetch(address: *const u8) {
+    // SAFETY: a prefetch never faults, whatever the address; SSE, of every x86-64, has the instruction.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+}
+
 /// Throws `memory` out of all caches.
 pub(super) fn leave_caches(memory: &[f32]) {
     let line_floats = 64 / size_of::<f32>();
@@ -238,12 +245,6 @@ impl Lanes for Avx2 {
         };
         self.store(packed, to);
     }
-
-    #[inline(always)]
-    fn prefetch<T>(self, address: *const T) {
-        // SAFETY: a prefetch never faults, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
-    }
 }
 
 impl Lanes for Avx512 {
@@ -381,10 +382,5 @@ impl Lanes for Avx512 {
         // SAFETY: `self` proves AVX-512.
         let packed = unsafe { _mm512_maskz_compress_ps(mask as u16, vector) };
         self.store(packed, to);
-    }
-
-    #[inline(always)]
-    fn prefetch<T>(self, address: *const T) {
-        self.0.prefetch(address);
     }
 }
