@@ -39,8 +39,10 @@ struct Position {
 
 #if GROUPED
 
-// All items of all members are one queue. Parameters are copied to shared memory, for each role, of which
-// Roles::mine() is this thread's.
+// All items of all members are one queue. Of the blocks that share a multiprocessor, Roles::sharing(), every second one goes
+// through its own from the end: while it has many small ones, which wait for one thing after the other, its neighbours have
+// large ones, which memory has to bring. Parameters are copied to shared memory, for each role, of which Roles::mine() is
+// this thread's.
 template <class Params, class Roles>
 struct Items {
   const GroupParams &group;
@@ -48,21 +50,25 @@ struct Items {
   const Position position;
 
   DEVICE Items(const GroupParams &group, Params &params, u32 address) : group(group), params(params), position({address}) {
-    position.set(blockIdx.x);
+    u32 first = blockIdx.x;
+    if (backward()) first += (items() - 1 - first) / gridDim.x * gridDim.x;
+    position.set(first);
     load();
   }
-  DEVICE bool more() const {
-    const GroupMember &last = group.member[group.members - 1];
-    return position.get() < last.first_block + last.grid_x;
-  }
+  DEVICE bool more() const { return position.get() < items(); }  // before the first, too, for it wraps around
   DEVICE void advance() {
-    position.set(position.get() + gridDim.x);
+    position.set(position.get() + (backward() ? 0 - gridDim.x : gridDim.x));
     if (more()) load();
   }
   DEVICE u32 item() const { return position.get() - group.member[find_member(group, position.get())].first_block; }
   DEVICE u32 block() const { return 0; }
 
  private:
+  DEVICE static bool backward() { return blockIdx.x * Roles::sharing() / gridDim.x % 2; }
+  DEVICE u32 items() const {
+    const GroupMember &last = group.member[group.members - 1];
+    return last.first_block + last.grid_x;
+  }
   DEVICE void load() {
     const Role role = Roles::mine();
     copy_params(group, group.member[find_member(group, position.get())], params, role.thread, role.threads);

@@ -51,6 +51,7 @@ constexpr u32 MULTIPLY = 0, FUSE = 1, PRODUCE = 2;
 DEVICE u32 kind_of(u32 warp) { return warp < FUSERS ? FUSE : warp < FIRST_MULTIPLIER ? PRODUCE : MULTIPLY; }
 
 struct Roles {
+  DEVICE static u32 sharing() { return BLOCKS; }
   DEVICE static Role mine() {
     const u32 kind = kind_of(threadIdx.x / WARP);
     if (kind == FUSE) return {threadIdx.x, FUSERS * WARP, FUSING};

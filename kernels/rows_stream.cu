@@ -1,10 +1,11 @@
 // rows_stream: start rows times all layers, r <- identity r + attention r fused, as fast as the maps can be read.
 //
-// The blocks of a set compute an item together, one block per multiprocessor. In each layer a block owns a slice of the
-// rows: it needs the relevance of these only, multiplies them into sums of all columns, and sends each column's sum to
-// the block that owns that row in the layer before (exchange.cuh). Slices move on by one block from layer to layer, so
-// that who has a row more has it in turns. One warp streams the maps through a ring in shared memory (ring.cuh), across
-// layers and items, whatever the others wait for: a layer's end costs nothing as long as it is shorter than the ring.
+// The blocks of a set compute an item together, one block per multiprocessor; grouped, an item has one block, and up to
+// three share a multiprocessor. In each layer a block owns a slice of the rows: it needs the relevance of these only,
+// multiplies them into sums of all columns, and sends each column's sum to the block that owns that row in the layer before
+// (exchange.cuh). Slices move on by one block from layer to layer, so that who has a row more has it in turns. One warp
+// streams the maps through a ring in shared memory (ring.cuh), across layers and items, whatever the others wait for: a
+// layer's end costs nothing as long as it is shorter than the ring.
 //
 // The other warps are groups of `column_warps`, which share a row; what a lane holds of its warp's part is in row_fusion.cuh.
 // Groups take rows in turns, whatever tile they come in, and add their sums up in order: results repeat to the bit. Of
@@ -14,7 +15,8 @@
 // Rows that are longer than the warps hold are looked at in panels of columns, the slice once for each; row sums then
 // take a pass of their own.
 //
-// Macros: ELEMENT, FUSION, GRADIENTS, START_ROWS, COLUMNS (of a lane), WARPS (besides the producer), and those of entry.cuh. sm_80.
+// Macros: ELEMENT, FUSION, GRADIENTS, START_ROWS, COLUMNS (of a lane), WARPS (besides the producer, at most), and
+// those of entry.cuh. sm_80.
 
 // A member of a grouped launch has no clusters: its blocks need not be neighbours.
 #if GROUPED
@@ -29,7 +31,8 @@
 #include "row_fusion.cuh"
 #include "rows_producer.cuh"
 
-constexpr u32 THREADS = WARPS * WARP;  // besides the producer's
+// Threads besides the producer's: where blocks share a multiprocessor, each has a part of the warps.
+DEVICE u32 computing_threads() { return blockDim.x - WARP; }
 // Only fused maps are discarded from, which are f32.
 constexpr bool DISCARDS = ELEMENT::BYTES == 4 && !GRADIENTS;
 
@@ -43,15 +46,15 @@ struct Workspace {
   float *relevance;   // [2][start_rows][most rows], of this slice and the next
   float *row_sums;    // [most rows], of fused entries
   float *sums;        // [groups][panel_columns]
-  float *part_sums;   // [2][WARPS], of the parts of a row
+  float *part_sums;   // [2][warps], of the parts of a row
   float *inbox;       // see exchange.cuh
 
-  DEVICE Workspace(const RowsStreamParams &params, u32 most, u32 groups) {
+  DEVICE Workspace(const RowsStreamParams &params, u32 most, u32 warps, u32 groups) {
     relevance = reinterpret_cast<float *>(dynamic + params.stages * params.stage_bytes);
     row_sums = relevance + 2 * params.start_rows * most;
     sums = row_sums + most;
     part_sums = sums + groups * params.panel_columns;
-    inbox = part_sums + 2 * WARPS;
+    inbox = part_sums + 2 * warps;
   }
 };
 
@@ -62,7 +65,8 @@ DEVICE u32 blocks_of(const RowsStreamParams &params) { return GROUPED ? 1 : para
 DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &ring, u64 *received, u32 &exchanges) {
   const Maps &maps = params.maps;
   const u32 thread = unknown(threadIdx.x - WARP), warp = unknown(thread / WARP), lane = unknown(threadIdx.x % WARP);
-  const u32 column_warps = params.column_warps, groups = quotient_of_small(WARPS, column_warps);
+  const u32 threads = computing_threads(), warps = threads / WARP;
+  const u32 column_warps = params.column_warps, groups = quotient_of_small(warps, column_warps);
   const u32 group = quotient_of_small(warp, column_warps), place_in_group = warp - group * column_warps;
   const u32 part = unknown(place_in_group * COLUMNS * WARP);  // the first column of this warp's part of a row
   using Fusion = RowFusion<ELEMENT>;
@@ -72,7 +76,7 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
   const bool normalize = unknown(params.normalize);
   const Window window = maps.windows[item];
   const Slices slices(window.len, blocks);
-  const Workspace space(params, most, groups);
+  const Workspace space(params, most, warps, groups);
   u64 *words = GROUPED ? nullptr : params.words;
   if (words) words += u64(blockIdx.x) * 2 * blocks * blocks * start_rows * most;
   const u32 sums = shared_address(space.sums);
@@ -89,7 +93,7 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
   const u32 owned = slices.of(thread), owned_row = thread - slices.first(owned);  // of this thread's first column
   {
     for (u32 m = 0; m < start_rows; ++m) {
-      for (u32 row = thread; row < slice.rows; row += THREADS) {
+      for (u32 row = thread; row < slice.rows; row += threads) {
         old[m * most + row] = params.start[item * params.start_stride_batch + m * maps.tokens + slice.first + row];
       }
     }
@@ -127,8 +131,8 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
         if (has_row) fuse_row();
         is_fused = has_row;
         if (thread < tile.columns) place = place_of(unknown(owned), owned_row);
-        if (layer + 1 < layers) exchange.receive(slice.rows, old, warp, WARPS, working * column_warps);
-        barrier_of(COMPUTING, THREADS);  // the relevance is complete
+        if (layer + 1 < layers) exchange.receive(slice.rows, old, warp, warps, working * column_warps);
+        barrier_of(COMPUTING, threads);  // the relevance is complete
         awaits = false;
       }
 #pragma unroll 1
@@ -151,7 +155,7 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
             for (u32 k = 0; k < COLUMNS; ++k) total += fused[k];
             total = warp_sum(total);
             if (column_warps > 1) {
-              float *parts = space.part_sums + part_turn * WARPS;
+              float *parts = space.part_sums + part_turn * warps;
               part_turn ^= 1;
               if (lane == 0) parts[warp] = total;
               barrier_of(GROUP_BARRIER + group, column_warps * WARP);  // the sums of all parts are there
@@ -180,7 +184,7 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
       ring.release();
       --ahead;
       if (flags & ENDS_PANEL) turn = group;
-      if (flags & ENDS_PANEL && flags & SUMS_ONLY) barrier_of(COMPUTING, THREADS);  // the row sums are complete
+      if (flags & ENDS_PANEL && flags & SUMS_ONLY) barrier_of(COMPUTING, threads);  // the row sums are complete
       if (flags & ENDS_PANEL && !(flags & SUMS_ONLY)) {
         // The groups' sums, and this block's part of the next relevance to those who own its rows then.
         for (u32 m = 0; m < start_rows; ++m) {
@@ -195,8 +199,8 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
               }
             }
           }
-          barrier_of(COMPUTING, THREADS);  // the sums of all groups are there
-          for (u32 j = thread; j < tile.columns; j += THREADS) {
+          barrier_of(COMPUTING, threads);  // the sums of all groups are there
+          for (u32 j = thread; j < tile.columns; j += threads) {
             const u32 own = tile.column + j - slice.first;
             float kept = 0.0f;
             if (own < slice.rows) kept = old[m * most + own];
@@ -211,7 +215,7 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
             }
             exchange.send(place, m, total, next);
           }
-          if (m + 1 < start_rows || !(flags & ENDS_LAYER)) barrier_of(COMPUTING, THREADS);  // the sums have been read
+          if (m + 1 < start_rows || !(flags & ENDS_LAYER)) barrier_of(COMPUTING, threads);  // the sums have been read
         }
 #pragma unroll
         for (u32 m = 0; m < START_ROWS; ++m) {
@@ -229,30 +233,32 @@ DEVICE void compute(const RowsStreamParams &params, u32 item, u32 block, Ring &r
     next = swapped;
   }
 
-  exchange.receive(slice.rows, old, warp, WARPS, 0);
-  barrier_of(COMPUTING, THREADS);  // the result is complete
+  exchange.receive(slice.rows, old, warp, warps, 0);
+  barrier_of(COMPUTING, threads);  // the result is complete
   const u32 before = params.out_windowed ? window.start : 0;
   for (u32 m = 0; m < start_rows; ++m) {
     float *out = params.out + (u64(item) * start_rows + m) * maps.tokens;
-    for (u32 row = thread; row < slice.rows; row += THREADS) {
+    for (u32 row = thread; row < slice.rows; row += threads) {
       out[before + slice.first + row] = old[m * most + row];
     }
-    for (u32 j = block * THREADS + thread; j < maps.tokens && params.out_windowed; j += blocks * THREADS) {
+    for (u32 j = block * threads + thread; j < maps.tokens && params.out_windowed; j += blocks * threads) {
       if (j - window.start >= window.len) out[j] = 0.0f;
     }
   }
-  barrier_of(COMPUTING, THREADS);  // the relevance and the parameters have been read
+  barrier_of(COMPUTING, threads);  // the relevance and the parameters have been read
   exchanges = exchange.number;
 }
 
 struct Roles {
+  // Blocks of this size on a multiprocessor.
+  DEVICE static u32 sharing() { return (WARPS + 1) * WARP / blockDim.x; }
   DEVICE static Role mine() {
     if (threadIdx.x < WARP) return {threadIdx.x, WARP, 0};
-    return {threadIdx.x - WARP, THREADS, COMPUTING};
+    return {threadIdx.x - WARP, computing_threads(), COMPUTING};
   }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS + WARP, 1) KERNEL(const __grid_constant__ Launched<RowsStreamParams> launch) {
+extern "C" __global__ void __launch_bounds__(WARPS * WARP + WARP, 1) KERNEL(const __grid_constant__ Launched<RowsStreamParams> launch) {
   __shared__ Stages stages;
   __shared__ u64 received[2];
   __shared__ u32 weighted[MAX_SLICE_ROWS / WARP];
@@ -267,7 +273,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + WARP, 1) KERNEL(const __g
   Items<RowsStreamParams, Roles> items(launch, copies[GROUPED && produces], shared_address(numbers + threadIdx.x / WARP));
   const RowsStreamParams &params = items.params;
   Ring ring(stages, dynamic, params.stages, params.stage_bytes, produces);
-  if (produces) ring.init(WARPS);
+  if (produces) ring.init(computing_threads() / WARP);
   if (threadIdx.x == WARP) {
     for (u32 turn = 0; turn < 2; ++turn) barrier_init(&received[turn], 1);
     barrier_init_fence();
@@ -284,9 +290,9 @@ extern "C" __global__ void __launch_bounds__(THREADS + WARP, 1) KERNEL(const __g
   if (clustered) {
     cluster_arrive();
   } else if (produces) {
-    barrier_arrive_of(BEGINNING, THREADS + WARP);
+    barrier_arrive_of(BEGINNING, blockDim.x);
   } else {
-    barrier_of(BEGINNING, THREADS + WARP);
+    barrier_of(BEGINNING, blockDim.x);
   }
   if (clustered && !produces) cluster_wait();
 

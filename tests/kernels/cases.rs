@@ -52,8 +52,8 @@ pub struct StreamWay {
     pub shared_bytes: usize,
     /// Columns of a lane, if not as few as do.
     pub columns: Option<u32>,
-    /// As a member of a group.
-    pub grouped: bool,
+    /// As a member of a group, so many blocks of which share a multiprocessor.
+    pub sharing: Option<u32>,
 }
 
 impl StreamWay {
@@ -67,7 +67,7 @@ impl StreamWay {
         },
         shared_bytes: 28 << 10,
         columns: None,
-        grouped: false,
+        sharing: None,
     };
 
     /// So many blocks to an item.

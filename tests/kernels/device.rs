@@ -300,7 +300,7 @@ fn stream(problem: &Problem, way: StreamWay) -> Pipeline {
         ..sets
     };
     let extents = [tokens, heads as u32, start_rows as u32];
-    let ring = kernel.ring(extents, sets, way.shared_bytes, way.grouped);
+    let ring = kernel.ring(extents, sets, way.shared_bytes, way.sharing);
     Pipeline::RingRows(RingRows {
         kernel,
         sets,

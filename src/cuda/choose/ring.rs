@@ -27,7 +27,7 @@ impl Workload<'_> {
             }
             for sets in self.ring_sets() {
                 let shared_bytes = self.limits.shared_bytes_per_block;
-                let ring = kernel.ring(extents, sets, shared_bytes, self.grouped);
+                let ring = kernel.ring(extents, sets, shared_bytes, self.sharing);
                 all.extend(ring.map(|ring| Pipeline::RingRows(RingRows { kernel, sets, ring })));
             }
         }
@@ -84,9 +84,10 @@ impl Workload<'_> {
             false => 1.0,
         };
         let rows = (len / f64::from(sets.blocks)).ceil() * panels * passes;
-        let issue_us =
-            rows * f64::from(ring.column_warps) * warp_slots / self.rates.ring_slots_per_us;
-        let turns = (rows / f64::from(ring.groups(&kernel))).ceil();
+        let sharing = f64::from(self.sharing.unwrap_or(1));
+        let issue_us = sharing * rows * f64::from(ring.column_warps) * warp_slots
+            / self.rates.ring_slots_per_us;
+        let turns = (rows / f64::from(ring.groups())).ceil();
         let turns_us = turns * warp_slots / self.rates.ring_warp_slots_per_us;
         let end_us = match (sets.exchange, sets.blocks) {
             (Exchange::Cluster, 1) => self.rates.ring_end_us,
@@ -102,12 +103,13 @@ impl Workload<'_> {
             true => 4.0 * len * len,
             false => self.item_bytes / self.layers(),
         };
-        let streaming_us = passes * layer_bytes / (self.bytes_per_us() * f64::from(sets.blocks));
+        let streaming_us =
+            sharing * passes * layer_bytes / (self.bytes_per_us() * f64::from(sets.blocks));
         let layer_us = computing_us.max(streaming_us)
             + self.rates.ring_unhidden * computing_us.min(streaming_us);
         let items = match self.grouped {
             // Blocks take what others have not.
-            true => self.batch / f64::from(self.limits.multiprocessors),
+            true => self.batch / (sharing * f64::from(self.limits.multiprocessors)),
             false => (self.batch / f64::from(sets.sets)).ceil(),
         };
         self.rates.launch_us + items * self.layers() * layer_us

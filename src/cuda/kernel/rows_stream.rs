@@ -39,8 +39,12 @@ const STAGES: RangeInclusive<u32> = 3..=16;
 /// Bytes of a stage that holds more than one row: each tile costs every warp about 25 instructions, so it is worth a
 /// few rows.
 const STAGE_BYTES: u32 = 48 << 10;
-/// Bytes of a stage of a grouped launch.
+/// Bytes of a stage of a grouped launch at most.
 const GROUPED_STAGE_BYTES: u32 = 24 << 10;
+/// Shared memory of a multiprocessor for each block of a grouped launch that shares it.
+const SHARING_BYTES: u32 = 64 << 10;
+/// Shared memory that a multiprocessor keeps for itself for every block.
+const RESERVED_SHARED_BYTES: u32 = 1 << 10;
 /// Rows of a slice (`MAX_SLICE_ROWS`).
 const MAX_SLICE_ROWS: u32 = 4096;
 
@@ -78,6 +82,8 @@ pub struct Sets {
 /// How a block divides rows and shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ring {
+    /// Warps that compute, beside the one that fills the ring.
+    pub warps: u32,
     /// Columns that are looked at in one go.
     pub panel_columns: u32,
     /// Warps that share a row.
@@ -128,6 +134,8 @@ pub(super) fn all() -> impl IntoIterator<Item = RowsStream> {
 }
 
 impl RowsStream {
+    /// Blocks of a grouped launch that share a multiprocessor at most.
+    pub const SHARING: u32 = 3;
     /// Start rows that a variant holds.
     pub const ROWS: [u32; 2] = [1, 8];
     /// Columns that a lane of a variant holds.
@@ -161,7 +169,7 @@ impl RowsStream {
     pub fn for_rows(reading: Reading, rows: u32, tokens: u32) -> Self {
         let kernels = RowsStream::all_of(reading).filter(|kernel| kernel.rows == rows);
         let spare = |kernel: &RowsStream| {
-            let panel = tokens.clamp(1, kernel.most_columns());
+            let panel = tokens.clamp(1, kernel.most_columns(1));
             let warp = WARP * kernel.columns;
             (panel.div_ceil(warp) * warp * tokens.div_ceil(panel), warp)
         };
@@ -176,46 +184,56 @@ impl RowsStream {
         })
     }
 
-    /// Warps of a block that compute, beside the one that fills the ring.
+    /// Blocks of a grouped launch that share a multiprocessor of so much shared memory at most: each needs some for its ring.
+    pub fn most_sharing(shared_bytes: usize) -> u32 {
+        (shared_bytes as u32 / SHARING_BYTES).clamp(1, RowsStream::SHARING)
+    }
+
+    /// Warps of a multiprocessor.
     const fn warps(&self) -> u32 {
-        if self.rows == 1 { 15 } else { 11 }
+        if self.rows == 1 { 16 } else { 12 }
     }
 
-    /// Columns that a block holds.
-    const fn most_columns(&self) -> u32 {
-        self.warps() * WARP * self.columns
+    /// Warps that compute, beside the one that fills the ring, in each of `sharing` blocks of a multiprocessor.
+    const fn computing_warps(&self, sharing: u32) -> u32 {
+        self.warps() / sharing - 1
     }
 
-    /// How a block of `sets` works on maps of so many `tokens` and `heads` in `shared_bytes` of shared memory; none where
-    /// it cannot. Members of a grouped launch all have the same stages.
+    /// Columns that such a block holds.
+    const fn most_columns(&self, sharing: u32) -> u32 {
+        self.computing_warps(sharing) * WARP * self.columns
+    }
+
+    /// How a block of `sets` works on maps of so many `tokens` and `heads` where a multiprocessor has `shared_bytes` of shared
+    /// memory for blocks; none where it cannot. Of a grouped launch so many blocks as `sharing` says share them, and the
+    /// members all have the same stages.
     pub fn ring(
         &self,
         [tokens, heads, start_rows]: [u32; 3],
         sets: Sets,
         shared_bytes: usize,
-        grouped: bool,
+        sharing: Option<u32>,
     ) -> Option<Ring> {
         let slice = tokens.div_ceil(sets.blocks);
         if slice > MAX_SLICE_ROWS {
             return None;
         }
-        let room = (shared_bytes as u32).checked_sub(STATIC_SHARED_BYTES)?;
+        let blocks = sharing.unwrap_or(1);
+        let shared_bytes = (shared_bytes as u32 + RESERVED_SHARED_BYTES) / blocks;
+        let room = shared_bytes.checked_sub(RESERVED_SHARED_BYTES + STATIC_SHARED_BYTES)?;
+        let warps = self.computing_warps(blocks);
         let element = self.reading.dtype.size_bytes() as u32;
         let operands = if self.reading.gradients { 2 } else { 1 };
-        let mut panel_columns = tokens.clamp(1, self.most_columns());
+        let mut panel_columns = tokens.clamp(1, self.most_columns(blocks));
         loop {
             let column_warps = panel_columns.div_ceil(WARP * self.columns);
             let inbox = match sets.exchange {
                 Exchange::Cluster if sets.blocks > 1 => 2 * sets.blocks * start_rows * slice,
                 _ => 0,
             };
-            let groups = self.warps() / column_warps;
-            let rest = 4
-                * (2 * start_rows * slice
-                    + slice
-                    + groups * panel_columns
-                    + 2 * self.warps()
-                    + inbox);
+            let groups = warps / column_warps;
+            let rest =
+                4 * (2 * start_rows * slice + slice + groups * panel_columns + 2 * warps + inbox);
             // The granules at both ends of a row, and of the planes of each operand.
             let stage = |rows: u32| {
                 let plane = (rows * panel_columns * element).checked_add(2 * 16)?;
@@ -225,17 +243,19 @@ impl RowsStream {
             };
             let ring = room.saturating_sub(rest);
             let one = stage(1);
-            if grouped {
-                let stages = room * 3 / 4 / GROUPED_STAGE_BYTES;
+            if sharing.is_some() {
+                let stage_bytes = (room / 4).min(GROUPED_STAGE_BYTES) / 16 * 16;
+                let stages = room * 3 / 4 / stage_bytes.max(1);
                 let stages = stages.clamp(*STAGES.start(), *STAGES.end());
-                let fits = one.is_some_and(|one| one <= GROUPED_STAGE_BYTES);
-                if fits && stages * GROUPED_STAGE_BYTES <= ring {
+                let fits = one.is_some_and(|one| one <= stage_bytes);
+                if fits && stages * stage_bytes <= ring {
                     return Some(Ring {
+                        warps,
                         panel_columns,
                         column_warps,
                         stages,
-                        stage_bytes: GROUPED_STAGE_BYTES,
-                        shared_bytes: stages * GROUPED_STAGE_BYTES + rest,
+                        stage_bytes,
+                        shared_bytes: stages * stage_bytes + rest,
                     });
                 }
             } else if let Some(one) = one.filter(|one| ring / one >= *STAGES.start()) {
@@ -251,6 +271,7 @@ impl RowsStream {
                 let stage_bytes = stage(rows)?;
                 let stages = (ring / stage_bytes).min(*STAGES.end());
                 return Some(Ring {
+                    warps,
                     panel_columns,
                     column_warps,
                     stages,
@@ -268,8 +289,8 @@ impl RowsStream {
 
 impl Ring {
     /// Groups of warps of a block that take rows in turns.
-    pub fn groups(&self, kernel: &RowsStream) -> u32 {
-        kernel.warps() / self.column_warps
+    pub fn groups(&self) -> u32 {
+        self.warps / self.column_warps
     }
 }
 
@@ -308,7 +329,7 @@ impl RingRows {
         };
         let geometry = Geometry {
             grid: [sets.sets, sets.blocks, 1],
-            block: WARP * (kernel.warps() + 1),
+            block: WARP * (ring.warps + 1),
             shared_bytes: ring.shared_bytes,
             cluster: match sets.exchange {
                 Exchange::Cluster => sets.blocks,
@@ -374,11 +395,11 @@ impl Kernel for RowsStream {
                 ("GRADIENTS", flag(gradients)),
                 ("START_ROWS", rows.to_string()),
                 ("COLUMNS", columns.to_string()),
-                ("WARPS", self.warps().to_string()),
+                ("WARPS", self.computing_warps(1).to_string()),
             ],
             arguments: &[0],
             arch: 80,
-            block: WARP * (self.warps() + 1),
+            block: WARP * self.warps(),
             blocks_per_multiprocessor: 1,
             grouped_blocks_per_multiprocessor: 1,
             static_shared_bytes: STATIC_SHARED_BYTES,

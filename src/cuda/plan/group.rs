@@ -16,9 +16,10 @@ use super::handover::{Handover, ready_to_check};
 use super::inputs::{Given, RunInputs};
 use super::prepared::Memory;
 use super::workspace::Workspace;
+use crate::config::Output;
 use crate::cuda::choose::{choose, choose_grouped};
 use crate::cuda::driver::{bind, is_capturing};
-use crate::cuda::kernel::{MAX_BLOCKS, SHARED_PARAMS};
+use crate::cuda::kernel::{MAX_BLOCKS, RowsStream, SHARED_PARAMS};
 use crate::cuda::limits::DeviceLimits;
 use crate::cuda::options::{Compiler, Options};
 use crate::cuda::runtime::Runtime;
@@ -332,6 +333,19 @@ fn item_bytes(problem: &Problem) -> usize {
     problem.map_bytes() / problem.shape().batch.max(1)
 }
 
+/// Blocks of a queue of rows that share a multiprocessor: as many as it has of the longest items to do. What one waits for
+/// between the layers of its item the others fill, but an item takes the longer the smaller its block is.
+fn sharing(problems: &[Problem], limits: &DeviceLimits) -> u32 {
+    let rows = problems
+        .iter()
+        .filter(|problem| matches!(problem.config().output, Output::Rows(_)));
+    let bytes = rows.clone().map(Problem::map_bytes).sum::<usize>();
+    let longest = rows.map(item_bytes).max().unwrap_or(0).max(1);
+    let items = bytes.div_ceil(longest * limits.multiprocessors.max(1) as usize);
+    let most = RowsStream::most_sharing(limits.shared_bytes_per_multiprocessor);
+    items.clamp(1, most as usize) as u32
+}
+
 /// How each of `problems` is computed. Blocks of all problems run side by side. So an item takes one block, and few
 /// launches, where the others give the rest of the device as much to read as that block; else its problem is planned for
 /// its share of the device, by the bytes of its maps. One that runs by itself has the whole device.
@@ -341,6 +355,7 @@ fn schedules(
     options: &Options,
 ) -> Result<Vec<Schedule>> {
     let total: usize = problems.iter().map(Problem::map_bytes).sum();
+    let sharing = sharing(problems, limits);
     let schedule = |problem: &Problem| {
         let multiprocessors = f64::from(limits.multiprocessors);
         let part = |bytes: usize| bytes as f64 / total.max(1) as f64 * multiprocessors;
@@ -356,7 +371,7 @@ fn schedules(
             shared_bytes_per_block: limits.shared_bytes_per_block - SHARED_PARAMS,
             ..limits.clone()
         };
-        let schedule = choose_grouped(problem, &share, options)?;
+        let schedule = choose_grouped(problem, &share, options, sharing)?;
         if !shares_launches(&schedule) {
             return choose(problem, limits, options);
         }

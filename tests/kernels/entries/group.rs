@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use attention_rollout::cuda::kernel::{Arithmetic, Form, Sets};
+use attention_rollout::cuda::kernel::{Arithmetic, Form, RowsStream, Sets};
 use attention_rollout::cuda::pack::{Part, pack};
 use attention_rollout::cuda::variant;
 use attention_rollout::{DType, Discard, DiscardScope, GradientRule, StartRows};
@@ -80,43 +80,50 @@ const STREAM: Entry = Entry {
     kernels: &["entry", "rows_stream"],
     short: true,
     run: |lab| {
-        let member = |case: Case| {
-            let items = case.shape[1] as u32;
-            let sets = Sets {
-                sets: items,
-                ..StreamWay::ONE.sets
-            };
-            let way = StreamWay {
-                sets,
-                shared_bytes: 88 << 10,
-                grouped: true,
-                ..StreamWay::ONE
-            };
-            (case, Path::Stream(way))
-        };
-        let windows = [(0, 19), (3, 18), (2, 1)];
-        let case = |shape| Case::new(shape).dtype(DType::F32);
-        check(
-            lab,
-            &[
-                member(case([2, 3, 3, 21]).windows(&windows)),
-                member(
-                    case([3, 2, 2, 20])
-                        .config(|c| c.causal = true)
-                        .start(StartRows::Last)
-                        .at(Lay::Interleaved, 4),
-                ),
-                member(case([64, 1, 1, 3]).config(|c| c.normalize_rows = true)),
-                member(case([1, 4, 2, 9])),
-            ],
-        )?;
-        let many = |shape, rows| {
-            let rows = StartRows::Rows((0..rows).collect::<Vec<_>>());
-            member(Case::new(shape).start(rows))
-        };
-        check(lab, &[many([2, 2, 3, 17], 8), many([3, 1, 2, 40], 2)])
+        for sharing in 1..=RowsStream::SHARING {
+            streams(lab, sharing)?;
+        }
+        Ok(())
     },
 };
+
+fn streams(lab: &Lab, sharing: u32) -> Result<(), String> {
+    let member = |case: Case| {
+        let items = case.shape[1] as u32;
+        let sets = Sets {
+            sets: items,
+            ..StreamWay::ONE.sets
+        };
+        let way = StreamWay {
+            sets,
+            shared_bytes: 88 << 10,
+            sharing: Some(sharing),
+            ..StreamWay::ONE
+        };
+        (case, Path::Stream(way))
+    };
+    let windows = [(0, 19), (3, 18), (2, 1)];
+    let case = |shape| Case::new(shape).dtype(DType::F32);
+    check(
+        lab,
+        &[
+            member(case([2, 3, 3, 21]).windows(&windows)),
+            member(
+                case([3, 2, 2, 20])
+                    .config(|c| c.causal = true)
+                    .start(StartRows::Last)
+                    .at(Lay::Interleaved, 4),
+            ),
+            member(case([64, 1, 1, 3]).config(|c| c.normalize_rows = true)),
+            member(case([1, 4, 2, 9])),
+        ],
+    )?;
+    let many = |shape, rows| {
+        let rows = StartRows::Rows((0..rows).collect::<Vec<_>>());
+        member(Case::new(shape).start(rows))
+    };
+    check(lab, &[many([2, 2, 3, 17], 8), many([3, 1, 2, 40], 2)])
+}
 
 /// Matrices of different sizes, some with more layers than one launch.
 const MATRIX: Entry = Entry {

@@ -172,8 +172,8 @@ pub const ENTRIES: &[Entry] = &[
             }
             // Rows that fill a stage of a member of a group to the last granule.
             let member = StreamWay {
-                grouped: true,
-                shared_bytes: 96 << 10,
+                sharing: Some(1),
+                shared_bytes: 104 << 10,
                 ..ONE
             };
             gradients::weighed([3, 1, 12, 24], GradientRule::Heads)

@@ -167,7 +167,9 @@ impl GroupLaunch {
     /// Tells the launch how many multiprocessors the device has: more blocks than fit would only wait.
     pub fn fit(&mut self, multiprocessors: u32) {
         if self.variant.queues {
-            let fit = multiprocessors * self.variant.grouped_blocks_per_multiprocessor;
+            // Smaller blocks than the variant may have share the multiprocessor.
+            let sharing = self.variant.block / self.geometry.block;
+            let fit = multiprocessors * self.variant.grouped_blocks_per_multiprocessor * sharing;
             self.geometry.grid[0] = self.geometry.grid[0].min(fit);
         }
     }
