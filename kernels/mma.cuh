@@ -29,6 +29,14 @@ DEVICE void load_tiles_transposed(u32 (&tile)[4], u32 address) {
                : "r"(address), "n"(OFFSET)
                : "memory");
 }
+// Two of them; the first 16 lanes give addresses.
+template <u32 OFFSET = 0>
+DEVICE void load_two_tiles_transposed(u32 &first, u32 &second, u32 address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2+%3];"
+               : "=r"(first), "=r"(second)
+               : "r"(address), "n"(OFFSET)
+               : "memory");
+}
 
 // sum[16 x 8] += a[16 x 16] b[16 x 8]. Lane 4 g + q holds rows g and g + 8, columns 2 q and 2 q + 1 of the sum.
 DEVICE void mma_f16(float (&sum)[4], const u32 (&a)[4], u32 b0, u32 b1) {

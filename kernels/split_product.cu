@@ -22,27 +22,33 @@
 #include "mma.cuh"
 
 constexpr u32 STEP = 32;    // columns of k in a stage
-constexpr u32 ROW_TILES = WARP_ROWS / 16, COLUMN_TILES = WARP_COLUMNS / 8;
+constexpr u32 ROW_TILES = WARP_ROWS / 16, COLUMN_TILES = WARP_COLUMNS / 8, COLUMN_PAIRS = (COLUMN_TILES + 1) / 2;
 constexpr u32 GRANULE = 8;  // entries of 16 bytes
 constexpr u32 WARPS_ACROSS = COLUMNS / WARP_COLUMNS;
 constexpr u32 COPYING_THREADS = COPYING_WARPS ? COPYING_WARPS * WARP : BLOCK_THREADS;
 constexpr u32 MULTIPLYING_THREADS = ROWS / WARP_ROWS * WARPS_ACROSS * WARP;
-static_assert(STEP % WARP_ROWS == 0 && STEP % WARP_COLUMNS == 0, "rows, and columns, of a warp pass by in one step");
+static_assert(STEP % WARP_ROWS == 0, "rows of a warp pass by in one step");
 enum Part : u32 { HIGH, LOW };
 
-// A tile of WIDE columns in shared memory: where a granule lies in it, in bytes. Granules of a row change places by the row, so
-// that those which are written, or read by ldmatrix, at the same time lie in banks of their own.
+// A tile of WIDE columns in shared memory: columns from row to row, and where a granule lies, in bytes. Those which are written,
+// or read by ldmatrix, at the same time lie in banks of their own: granules of a row change places by the row where there are
+// 4, 8 or 16 of them, and else rows are an odd number of granules apart.
+template <u32 WIDE>
+constexpr bool CHANGE_PLACES = (WIDE & (WIDE - 1)) == 0;
+template <u32 WIDE>
+constexpr u32 PITCH = CHANGE_PLACES<WIDE> ? WIDE : (WIDE / GRANULE | 1) * GRANULE;
 template <u32 WIDE>
 DEVICE u32 granule_at(u32 row, u32 column) {
   constexpr u32 CHANGING = (WIDE < 64 ? WIDE : 64) / GRANULE, ROWS_OF_BANKS = 8 / CHANGING;
-  return (row * WIDE + (column ^ row / ROWS_OF_BANKS % CHANGING * GRANULE)) * 2;
+  if constexpr (CHANGE_PLACES<WIDE>) column ^= row / ROWS_OF_BANKS % CHANGING * GRANULE;
+  return (row * PITCH<WIDE> + column) * 2;
 }
 
 // Keeps a value in a register, and does not find it again from step to step.
 DEVICE void keep(u32 &x) { x = unknown(x); }
 
 // A stage in shared memory: both halves of either operand, from so many bytes on.
-constexpr u32 LEFT_BYTES = ROWS * STEP * 2, RIGHT_BYTES = STEP * COLUMNS * 2;
+constexpr u32 LEFT_BYTES = ROWS * STEP * 2, RIGHT_BYTES = STEP * PITCH<COLUMNS> * 2;
 constexpr u32 RIGHT_AT = 2 * LEFT_BYTES, STAGE_BYTES = RIGHT_AT + 2 * RIGHT_BYTES;
 static_assert(STAGES * STAGE_BYTES == SHARED_BYTES, "the host asks for what the stages take");
 
@@ -71,10 +77,16 @@ struct SplitMap {
 // Copies one step of k after the other: columns of the left operand, and rows of the right one. What changes from step to step
 // is little, so that a step takes few instructions: addresses, and how many entries there are still.
 struct Copies {
+  // Threads for a row of the right operand, more than it has granules where these are not a power of two: those that are written
+  // at the same time lie side by side.
+  static constexpr u32 RIGHT_ROW = CHANGE_PLACES<COLUMNS> ? COLUMNS / GRANULE : 16;
+  static_assert(COLUMNS <= RIGHT_ROW * GRANULE, "a thread for each granule of a row");
   // A thread copies granules that far apart, below each other.
-  static constexpr u32 LEFT_APART = COPYING_THREADS / (STEP / GRANULE), RIGHT_APART = COPYING_THREADS / (COLUMNS / GRANULE);
+  static constexpr u32 LEFT_APART = COPYING_THREADS / (STEP / GRANULE), RIGHT_APART = COPYING_THREADS / RIGHT_ROW;
   static constexpr u32 LEFT = ROWS / LEFT_APART, RIGHT = STEP / RIGHT_APART;
-  static_assert(LEFT_APART % 8 == 0 && RIGHT_APART % 8 == 0, "a thread's granules have the same place in their rows");
+  static_assert(LEFT * LEFT_APART == ROWS && RIGHT * RIGHT_APART == STEP, "threads copy as many granules each");
+  static_assert(LEFT_APART % 8 == 0 && (RIGHT_APART % 8 == 0 || !CHANGE_PLACES<COLUMNS>),
+                "a thread's granules have the same place in their rows");
 
   u32 end;
   u64 left_from, right_from;
@@ -84,10 +96,11 @@ struct Copies {
   u32 right_row;            // in a step, from the first row of the column on that holds anything
   u32 right_count;          // rows of the column that hold anything
   u32 low;                  // from the high halves to the low ones
+  bool takes_right;         // copies of the right operand
 
   // What thread `thread` of those that copy does of it.
   DEVICE Copies(const SplitMap &left, const SplitMap &right, u32 tile_row, u32 tile_column, u32 begin, u32 end, u32 thread)
-      : end(end), low(left.to_low()) {
+      : end(end), low(left.to_low()), takes_right(thread % RIGHT_ROW < COLUMNS / GRANULE) {
     const u32 row = thread / (STEP / GRANULE);
     left_column = thread % (STEP / GRANULE) * GRANULE;
     left_to = granule_at<STEP>(row, left_column);
@@ -97,8 +110,8 @@ struct Copies {
       const u32 in_map = tile_row + row + n * LEFT_APART;
       left_end[n] = in_map < left.len ? left.row_end(in_map) : 0;
     }
-    const u32 column = thread % (COLUMNS / GRANULE) * GRANULE, in_map = tile_column + column;
-    right_row = thread / (COLUMNS / GRANULE);
+    const u32 column = thread % RIGHT_ROW * GRANULE, in_map = tile_column + column;
+    right_row = thread / RIGHT_ROW;
     right_to = RIGHT_AT + granule_at<COLUMNS>(right_row, column);
     right_from = right.at(begin + right_row, in_map);
     const u32 right_begin = right.causal ? in_map : 0;
@@ -119,8 +132,8 @@ struct Copies {
     }
     left_from += STEP * 2;
 #pragma unroll
-    for (u32 n = 0; n < RIGHT; ++n) {
-      const u32 to = stage + right_to + n * RIGHT_APART * COLUMNS * 2;
+    for (u32 n = 0; n < RIGHT && takes_right; ++n) {
+      const u32 to = stage + right_to + n * RIGHT_APART * PITCH<COLUMNS> * 2;
       const bool held = k + right_row + n * RIGHT_APART < right_count;
       const u64 from = right_from + n * RIGHT_APART * 2 * low;
       copy_granule_or_zeros(to, from, held);
@@ -135,26 +148,37 @@ struct Sums {
   float sum[ROW_TILES][COLUMN_TILES][4] = {};
   u32 left_from, right_from;  // where a lane finds its first fragments in a stage
 
-  DEVICE Sums() : left_from(left_at(0, HIGH, 0, 0)), right_from(right_at(0, HIGH, 0, 0)) {
+  DEVICE Sums() : left_from(left_at(0, half() * 8)), right_from(RIGHT_AT + right_at(0, half() * 8)) {
     keep(left_from);
     keep(right_from);
   }
 
   DEVICE static u32 warp_row() { return threadIdx.x / WARP / WARPS_ACROSS * WARP_ROWS; }
-  DEVICE static u32 warp_column() { return threadIdx.x / WARP % WARPS_ACROSS * WARP_COLUMNS; }
+  // Pairs of column tiles go to the warps in turns, so that each lies within a sector of what is written, and a last tile
+  // that has no other after all pairs: where a warp's first column lies in the tile, and from that one on its column tile j.
+  DEVICE static u32 warp_column() { return threadIdx.x / WARP % WARPS_ACROSS * 16; }
+  DEVICE static u32 column_of(u32 j) { return j / 2 * WARPS_ACROSS * 16 + j % 2 * 8 - (alone(j) ? warp_column() / 2 : 0); }
+  // Columns from a warp's first one to the end of its last pair.
+  static constexpr u32 ACROSS = (COLUMN_PAIRS - 1) * WARPS_ACROSS * 16 + 16;
+  DEVICE static constexpr bool alone(u32 j) { return j + 1 == COLUMN_TILES && j % 2 == 0; }
 
-  // Of the stage in shared memory.
-  DEVICE void multiply(u32 stage) {
+  // Of the stage in shared memory, which holds `columns` of k or is full. A branch costs warps with few products more than it saves.
+  DEVICE void multiply(u32 stage, u32 columns) {
     multiply_columns<0>(stage);
-    multiply_columns<16>(stage);
+    if (COLUMN_TILES < 7 || columns > 16) multiply_columns<16>(stage);
   }
 
-  // Add a map times its weight: the left one in the stage of the warp's columns, the right one in that of its rows.
-  DEVICE void add_left(u32 stage, float weight) {
-    add_map(weight, [=](Part part, u32 i, u32 j) { return left_at(stage, part, i, warp_column() % STEP + j * 16); });
+  // Add a map times its weight, where it is in the stage: the warp's columns of the left one, the first of which would be column
+  // `first` of the stage, and the warp's rows of the right one, which begin in its row `first`.
+  DEVICE void add_left(u32 stage, u32 first, float weight) {
+    const auto at = [=](u32 part, u32 i, u32 column) { return stage + part * LEFT_BYTES + left_at(i, first + column); };
+    add_map(weight, [=](u32 j) { return COLUMN_PAIRS == 1 || first + column_of(j) < STEP; }, at);
   }
-  DEVICE void add_right(u32 stage, float weight) {
-    add_map(weight, [=](Part part, u32 i, u32 j) { return right_at(stage, part, warp_row() % STEP + i * 16, j); });
+  DEVICE void add_right(u32 stage, u32 first, float weight) {
+    const auto at = [=](u32 part, u32 i, u32 column) {
+      return stage + RIGHT_AT + part * RIGHT_BYTES + right_at(first + i * 16, column);
+    };
+    add_map(weight, [](u32) { return true; }, at);
   }
 
   DEVICE void scale(float factor) {
@@ -177,16 +201,26 @@ struct Sums {
       for (u32 r = 0; r < 2; ++r) {
         const u32 row = first_row + i * 16 + lane / 4 + r * 8;
 #pragma unroll
-        for (u32 j = 0; j < COLUMN_TILES; j += 2) {
+        for (u32 j = 0; j + 1 < COLUMN_TILES; j += 2) {
           u32 high[2], low[2];
 #pragma unroll
           for (u32 t = 0; t < 2; ++t) SplitF16::split(sum[i][j + t][r * 2], sum[i][j + t][r * 2 + 1], high[t], low[t]);
           const uint2 highs = paired(high[0], high[1]), lows = paired(low[0], low[1]);
-          const u32 granule = first_column + (j + lane % 2) * 8;
+          const u32 granule = first_column + column_of(j) + lane % 2 * 8;
           if (map.holds(row, granule)) {
             const u64 to = map.at(row, granule + lane % 4 / 2 * 4);
             *reinterpret_cast<uint2 *>(to) = highs;
             *reinterpret_cast<uint2 *>(to + map.to_low()) = lows;
+          }
+        }
+        if constexpr (COLUMN_TILES % 2) {
+          u32 high, low;
+          SplitF16::split(sum[i][COLUMN_TILES - 1][r * 2], sum[i][COLUMN_TILES - 1][r * 2 + 1], high, low);
+          const u32 granule = first_column + column_of(COLUMN_TILES - 1);
+          if (map.holds(row, granule)) {
+            const u64 to = map.at(row, granule + lane % 4 * 2);
+            *reinterpret_cast<u32 *>(to) = high;
+            *reinterpret_cast<u32 *>(to + map.to_low()) = low;
           }
         }
       }
@@ -205,7 +239,7 @@ struct Sums {
       if (row >= rows) return;
 #pragma unroll
       for (u32 j = 0; j < COLUMN_TILES * 2; ++j) {
-        const u32 column = j / 2 * 8 + j % 2;
+        const u32 column = column_of(j / 2) + j % 2;
         const float entry = sum[row / 16][j / 2][row / 8 % 2 * 2 + j % 2];
         if (column < columns) to[column] = entry + (first_row + row == first_column + column ? identity : 0.0f);
       }
@@ -213,14 +247,14 @@ struct Sums {
   }
 
  private:
-  // Where a lane finds what it asks for of a fragment that begins in column, or row, k of a stage.
-  DEVICE static u32 left_at(u32 stage, Part part, u32 i, u32 k) {
-    const u32 lane = threadIdx.x % WARP;
-    return stage + part * LEFT_BYTES + granule_at<STEP>(warp_row() + i * 16 + lane % 16, k + lane / 16 * 8);
-  }
-  DEVICE static u32 right_at(u32 stage, Part part, u32 k, u32 j) {
-    const u32 lane = threadIdx.x % WARP;
-    return stage + RIGHT_AT + part * RIGHT_BYTES + granule_at<COLUMNS>(k + lane % 16, warp_column() + j * 16 + lane / 16 * 8);
+  // Which of the two pairs of tiles that ldmatrix loads a lane gives addresses of.
+  DEVICE static u32 half() { return threadIdx.x % WARP / 16; }
+
+  // Where a lane finds its row of 16, in `column` of the rows of an operand: of the warp's 16 rows `i` of the left one, and of those
+  // from `row` on of the right one, whose columns are counted from the warp's first one.
+  DEVICE static u32 left_at(u32 i, u32 column) { return granule_at<STEP>(warp_row() + i * 16 + threadIdx.x % 16, column); }
+  DEVICE static u32 right_at(u32 row, u32 column) {
+    return granule_at<COLUMNS>(row + threadIdx.x % 16, warp_column() + column);
   }
 
   // Columns [K, K + 16) of the left operand with as many rows of the right one. Where a fragment lies differs from where the
@@ -229,14 +263,22 @@ struct Sums {
   template <u32 K>
   DEVICE void multiply_columns(u32 stage) {
     const u32 left = stage + (left_from ^ K * 2);
-    u32 high[ROW_TILES][4], low[ROW_TILES][4], other[COLUMN_TILES / 2][4];
+    u32 high[ROW_TILES][4], low[ROW_TILES][4];
     load_left<HIGH>(high, left);
-    load_right<HIGH, K>(other, stage);
-    load_left<LOW>(low, left);
-    add(high, other);
-    add(low, other);
-    load_right<LOW, K>(other, stage);
-    add(high, other);
+    multiply_pairs<K>(high, low, left, stage);
+  }
+  // By those from pair J on, two at a time.
+  template <u32 K, u32 J = 0>
+  DEVICE void multiply_pairs(const u32 (&high)[ROW_TILES][4], u32 (&low)[ROW_TILES][4], u32 left, u32 stage) {
+    constexpr u32 END = J + 2 < COLUMN_PAIRS ? J + 2 : COLUMN_PAIRS;
+    u32 other[2][4];
+    load_right<HIGH, K, J, END>(other, stage);
+    if constexpr (J == 0) load_left<LOW>(low, left);
+    add<J>(high, other);
+    add<J>(low, other);
+    load_right<LOW, K, J, END>(other, stage);
+    add<J>(high, other);
+    if constexpr (END < COLUMN_PAIRS) multiply_pairs<K, END>(high, low, left, stage);
   }
   template <Part PART, u32 I = 0>
   DEVICE static void load_left(u32 (&tiles)[ROW_TILES][4], u32 from) {
@@ -245,39 +287,58 @@ struct Sums {
       load_left<PART, I + 1>(tiles, from);
     }
   }
-  template <Part PART, u32 K, u32 J = 0>
-  DEVICE void load_right(u32 (&tiles)[COLUMN_TILES / 2][4], u32 stage) const {
-    if constexpr (J < COLUMN_TILES / 2) {
-      load_tiles_transposed<PART * RIGHT_BYTES + K * COLUMNS * 2>(tiles[J], stage + (right_from ^ J * 32));
-      load_right<PART, K, J + 1>(tiles, stage);
+  template <Part PART, u32 K, u32 J, u32 END>
+  DEVICE void load_right(u32 (&pairs)[2][4], u32 stage) const {
+    if constexpr (J < END) {
+      u32 (&tiles)[4] = pairs[J % 2];
+      constexpr u32 FROM = PART * RIGHT_BYTES + K * PITCH<COLUMNS> * 2, PAIR = J * WARPS_ACROSS * 32;
+      if constexpr (alone(J * 2)) {
+        load_two_tiles_transposed<FROM + PAIR>(tiles[0], tiles[1], stage + right_from - warp_column());
+      } else if constexpr (CHANGE_PLACES<COLUMNS>) {
+        load_tiles_transposed<FROM>(tiles, stage + (right_from ^ PAIR));
+      } else {
+        load_tiles_transposed<FROM + PAIR>(tiles, stage + right_from);
+      }
+      load_right<PART, K, J + 1, END>(pairs, stage);
     }
   }
 
-  DEVICE void add(const u32 (&left)[ROW_TILES][4], const u32 (&right)[COLUMN_TILES / 2][4]) {
+  // Two pairs from J on.
+  template <u32 J>
+  DEVICE void add(const u32 (&left)[ROW_TILES][4], const u32 (&right)[2][4]) {
 #pragma unroll
     for (u32 i = 0; i < ROW_TILES; ++i) {
 #pragma unroll
-      for (u32 j = 0; j < COLUMN_TILES; ++j) {
-        mma_f16(sum[i][j], left[i], right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]);
+      for (u32 j = J * 2; j < J * 2 + 4 && j < COLUMN_TILES; ++j) {
+        mma_f16(sum[i][j], left[i], right[j / 2 % 2][j % 2 * 2], right[j / 2 % 2][j % 2 * 2 + 1]);
       }
     }
   }
 
-  // Entries of a map that lie where the sums do, 16 x 16 at a time; they are in units of 2^-11, sums in units of 2^-22.
-  template <typename At>
-  DEVICE void add_map(float weight, const At &at) {
+  // Entries of a map that lie where the sums do, 16 x 16 at a time, of the pairs of column tiles that are `held`; they are in units
+  // of 2^-11, sums in units of 2^-22. Of a tile alone both halves are loaded at once.
+  template <typename Held, typename At>
+  DEVICE void add_map(float weight, const Held &held, const At &at) {
     weight *= SplitF16::SCALE;
     u32 high[4], low[4];
+    const auto entry = [&](u32 word_high, u32 word_low, u32 e) {
+      const auto half = [&](u32 word) { return f16::widen(u16(word >> (e % 2 * 16))); };
+      return weight * (half(word_high) + half(word_low));
+    };
 #pragma unroll
-    for (u32 i = 0; i < ROW_TILES; ++i) {
+    for (u32 j = 0; j < COLUMN_TILES; j += 2) {
+      if (!held(j)) continue;
 #pragma unroll
-      for (u32 j = 0; j < COLUMN_TILES / 2; ++j) {
-        load_tiles(high, at(HIGH, i, j));
-        load_tiles(low, at(LOW, i, j));
+      for (u32 i = 0; i < ROW_TILES; ++i) {
+        if (alone(j)) {
+          load_tiles(high, at(half(), i, column_of(j)));
 #pragma unroll
-        for (u32 e = 0; e < 8; ++e) {
-          const auto half = [&](const u32 (&words)[4]) { return f16::widen(u16(words[e / 2] >> (e % 2 * 16))); };
-          sum[i][j * 2 + e / 4][e % 4] += weight * (half(high) + half(low));
+          for (u32 e = 0; e < 4; ++e) sum[i][j][e] += entry(high[e / 2], high[2 + e / 2], e);
+        } else {
+          load_tiles(high, at(HIGH, i, column_of(j) + half() * 8));
+          load_tiles(low, at(LOW, i, column_of(j) + half() * 8));
+#pragma unroll
+          for (u32 e = 0; e < 8; ++e) sum[i][j + e / 4][e % 4] += entry(high[e / 2], low[e / 2], e);
         }
       }
     }
@@ -394,13 +455,13 @@ DEVICE void split_product(const SplitProductParams &params, const Place &place) 
   // Whether this warp's part of the tile is within the window and, of causal maps, not above the diagonal.
   const u32 last_row = min_u32(first_row + WARP_ROWS, window.len) - 1;
   const bool holds_any = first_row < window.len && first_column < left_map.row_end(last_row);
-  const auto passes = [](u32 k, u32 first) { return (k ^ first) < STEP; };  // whether `first` is in the step from k on
+  const auto passes = [](u32 k, u32 first, u32 count) { return k < first + count && first < k + STEP; };
   const auto take = [&](u32 k, u32 stage) {
     if (holds_any) {
-      if (passes(k, first_column)) sums.add_left(stage, product().left_weight);
+      if (passes(k, first_column, Sums::ACROSS)) sums.add_left(stage, first_column - k, product().left_weight);
       if (!alone) {
-        if (passes(k, first_row)) sums.add_right(stage, product().right_weight);
-        sums.multiply(stage);
+        if (passes(k, first_row, WARP_ROWS)) sums.add_right(stage, first_row - k, product().right_weight);
+        sums.multiply(stage, end - k);
       }
     }
   };

@@ -95,7 +95,7 @@ fn verify_and_selftest_cover_the_gpu() {
 
     for (only, count) in [
         ("rollout_product_f32_f16x3", 8),
-        ("split_product", 8),
+        ("split_product", 10),
         ("zero_fill", 2),
         ("f16_f32_m1_mean_group", 2),
         ("score_rows_f16_mean", 6),

@@ -287,7 +287,9 @@ fn of_tree(lab: &Lab) -> Result<(), String> {
         (SplitProduct::together(64), 131),
         (SplitProduct::together(128), 131),
         (SplitProduct::apart(64), 131),
+        (SplitProduct::apart(112), 131),
         (SplitProduct::apart(160), 131),
+        (SplitProduct::apart(208), 131),
     ] {
         let case = Case::new([3, 1, 2, tokens]).matrix();
         let problem = case.problem();

@@ -38,15 +38,25 @@ impl TreeBlock {
                 rates.tree_64_apart_step_us,
                 rates.tree_64_apart_rest_us,
             ),
+            (112, _) => (
+                rates.tree_112_step_alone_us,
+                rates.tree_112_step_us,
+                rates.tree_112_rest_us,
+            ),
             (128, _) => (
                 rates.tree_128_step_alone_us,
                 rates.tree_128_step_us,
                 rates.tree_128_rest_us,
             ),
-            _ => (
+            (160, _) => (
                 rates.tree_160_step_us,
                 rates.tree_160_step_us,
                 rates.tree_160_rest_us,
+            ),
+            _ => (
+                rates.tree_208_step_us,
+                rates.tree_208_step_us,
+                rates.tree_208_rest_us,
             ),
         };
         TreeBlock {
@@ -208,13 +218,14 @@ mod tests {
         let (together, apart) = (SplitProduct::together, SplitProduct::apart);
         for (products, window_len, on_h200, on_a100) in [
             (1, 577, apart(64), together(32)),
-            (3, 577, apart(160), together(64)),
+            (3, 577, apart(112), together(64)),
             (12, 577, apart(160), together(128)),
             (2, 512, apart(64), together(64)),
             (12, 512, together(128), together(128)),
             (8, 197, apart(64), together(32)),
-            (24, 197, together(64), together(64)),
-            (48, 197, together(128), together(128)),
+            (24, 197, apart(112), together(64)),
+            (48, 197, apart(208), together(128)),
+            (96, 197, apart(112), together(128)),
             (4, 28, together(32), together(32)),
         ] {
             let fastest = |limits| fastest_product(products, window_len, limits);

@@ -144,9 +144,16 @@ rates! {
     tree_64_apart_step_us,
     /// What it takes beside its steps.
     tree_64_apart_rest_us,
+    /// See [`tree_32_step_alone_us`](Self::tree_32_step_alone_us), with the two that follow.
+    tree_112_step_alone_us,
+    tree_112_step_us,
+    tree_112_rest_us,
     /// The same of tiles of 160 rows.
     tree_160_step_us,
     tree_160_rest_us,
+    /// The same of tiles of 208 rows.
+    tree_208_step_us,
+    tree_208_rest_us,
 
     /// A tile of queries and keys of one head whose entries are multiplied with one row, beside others.
     score_tile_us,

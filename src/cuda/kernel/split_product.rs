@@ -132,7 +132,8 @@ impl FactorProduct {
 /// The kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SplitProduct {
-    /// Rows of the output tile of a block. It has as many columns, or 64 of 128, and 128 of 160.
+    /// Rows of the output tile of a block. It has as many columns, or 64 of 128, 128 of 160, and
+    /// 112 of 208.
     pub tile: u32,
     /// Some warps copy and do nothing else, so that those which multiply wait for what they need and not for each other.
     pub apart: bool,
@@ -153,12 +154,18 @@ impl SplitProduct {
     ];
 
     /// Some of whose warps do nothing else: for a multiprocessor that has one block or two.
-    pub const APART: [SplitProduct; 2] = [SplitProduct::apart(64), SplitProduct::apart(160)];
+    pub const APART: [SplitProduct; 4] = [
+        SplitProduct::apart(64),
+        SplitProduct::apart(112),
+        SplitProduct::apart(160),
+        SplitProduct::apart(208),
+    ];
 
     /// All there are.
-    pub const ALL: [SplitProduct; 5] = {
-        let ([small, middle, large], [few, largest]) = (Self::TOGETHER, Self::APART);
-        [small, middle, large, few, largest]
+    pub const ALL: [SplitProduct; 7] = {
+        let [small, middle, large] = Self::TOGETHER;
+        let [few, two, one, whole] = Self::APART;
+        [small, middle, large, few, two, one, whole]
     };
 
     /// All of whose warps copy.
@@ -243,6 +250,7 @@ impl SplitProduct {
         match self.tile {
             128 => 64,
             160 => 128,
+            208 => 112,
             tile => tile,
         }
     }
@@ -252,6 +260,7 @@ impl SplitProduct {
         match (self.tile, self.apart) {
             (32, _) | (64, true) => (16, 16),
             (64, false) => (32, 16),
+            (112 | 208, _) => (16, 56),
             _ => (32, 32),
         }
     }
@@ -259,6 +268,8 @@ impl SplitProduct {
     /// Stages of k, all but one of them on their way.
     const fn stages(&self) -> u32 {
         match (self.tile, self.apart) {
+            (112, _) => 3,
+            (208, _) => 5,
             (32, _) | (_, true) => 4,
             _ => 3,
         }
@@ -266,7 +277,11 @@ impl SplitProduct {
 
     /// Warps that copy and do nothing else.
     const fn copying_warps(&self) -> u32 {
-        if self.apart { 4 } else { 0 }
+        match (self.tile, self.apart) {
+            (_, false) => 0,
+            (112 | 208, true) => 2,
+            (_, true) => 4,
+        }
     }
 
     /// Threads of a block.
@@ -282,7 +297,16 @@ impl SplitProduct {
 
     /// Dynamic shared memory of a block: both halves of both operands in each stage.
     const fn shared_bytes(&self) -> u32 {
-        self.stages() * 2 * 2 * STEP * (self.tile + self.columns())
+        self.stages() * 2 * 2 * STEP * (self.tile + self.pitch())
+    }
+
+    /// Columns from a row of the right operand in shared memory to the next: where its granules do not change places by the
+    /// row, an odd number of them.
+    const fn pitch(&self) -> u32 {
+        match self.columns() {
+            112 => 120,
+            columns => columns,
+        }
     }
 }
 
@@ -295,7 +319,7 @@ impl Kernel for SplitProduct {
             (32, _) => (5, 5, 5),
             (64, false) => (3, 3, 2),
             (128, _) => (2, 3, 1),
-            (64, true) => (2, 2, 0),
+            (64, true) | (112, _) => (2, 2, 0),
             _ => (1, 1, 0),
         };
         Variant {

@@ -23,7 +23,16 @@ pub const ENTRIES: &[Entry] = &[
             let together = [(64, 64), (64, 65), (32, 70), (64, 130), (128, 130)];
             let together = together.map(|(tile, tokens)| (SplitProduct::together(tile), tokens));
             // More steps than there are stages.
-            let apart = [(64, 65), (64, 135), (160, 135), (160, 165)];
+            let apart = [
+                (64, 65),
+                (64, 135),
+                (112, 113),
+                (112, 197),
+                (160, 135),
+                (160, 165),
+                (208, 113),
+                (208, 209),
+            ];
             let apart = apart.map(|(tile, tokens)| (SplitProduct::apart(tile), tokens));
             for (kernel, tokens) in together.into_iter().chain(apart) {
                 matrix([2, 1, 2, tokens]).check(lab, whole_by(kernel))?;

@@ -85,8 +85,13 @@ impl Rates {
         tree_128_rest_us: predicted(0.4),
         tree_64_apart_step_us: predicted(0.37),
         tree_64_apart_rest_us: predicted(1.05),
+        tree_112_step_alone_us: predicted(1.045),
+        tree_112_step_us: predicted(0.67),
+        tree_112_rest_us: predicted(2.3),
         tree_160_step_us: predicted(0.87),
         tree_160_rest_us: predicted(3.5),
+        tree_208_step_us: predicted(1.15),
+        tree_208_rest_us: predicted(4.0),
 
         score_tile_us: predicted(0.045),
         score_byte_us: predicted(0.0003),
