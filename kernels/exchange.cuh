@@ -31,6 +31,23 @@ constexpr u32 WORDS_IN_FLIGHT = 5;
 constexpr u32 LOG_WARP = 5;
 static_assert(1 << LOG_WARP == WARP);
 
+// Adds to `total` the values of the words of exchange `number` at the places `place(0)`, `place(1)`, ..., in their order: as
+// many as a lane waits for at a time, of those that it has. Waits until those of all lanes of the warp are there.
+template <class Has, class PlaceOf>
+DEVICE void add_values(float &total, u32 number, const Has &has, const PlaceOf &place) {
+  u64 word[WORDS_IN_FLIGHT];
+  bool complete;
+  do {
+    complete = true;
+#pragma unroll
+    for (u32 w = 0; w < WORDS_IN_FLIGHT; ++w) word[w] = has(w) ? load_word(place(w)) : u64(number) << 32;
+#pragma unroll
+    for (u32 w = 0; w < WORDS_IN_FLIGHT; ++w) complete &= u32(word[w] >> 32) == number;
+  } while (!__all_sync(FULL_WARP, complete));
+#pragma unroll
+  for (u32 w = 0; w < WORDS_IN_FLIGHT; ++w) total += __uint_as_float(u32(word[w]));
+}
+
 // The sum of `count` floats of shared memory that lie `stride` bytes apart, in their order. Four loads at a time do not wait
 // for each other.
 DEVICE float ordered_sum(u32 from, u32 stride, u32 count) {
@@ -144,23 +161,10 @@ struct Exchange {
       if (start_rows > 1) row = entry % most_rows;
       const bool wanted = entry < entries && row < rows;
       const u64 mine = words + ((buffer_bytes - turn) + ((block * entries + entry) * blocks + part) * 8);
-      const u64 ready = u64(number) << 32;
       float total = 0.0f;
       for (u32 first = 0; first < blocks; first += share * WORDS_IN_FLIGHT) {
-        u64 word[WORDS_IN_FLIGHT];
-        bool complete;
-        do {
-          complete = true;
-#pragma unroll
-          for (u32 w = 0; w < WORDS_IN_FLIGHT; ++w) {
-            const u32 from = first + w * share;
-            word[w] = wanted && from + part < blocks ? load_word(mine + from * 8) : ready;
-          }
-#pragma unroll
-          for (u32 w = 0; w < WORDS_IN_FLIGHT; ++w) complete &= u32(word[w] >> 32) == number;
-        } while (!__all_sync(FULL_WARP, complete));
-#pragma unroll
-        for (u32 w = 0; w < WORDS_IN_FLIGHT; ++w) total += __uint_as_float(u32(word[w]));
+        const auto has = [&](u32 w) { return wanted && first + w * share + part < blocks; };
+        add_values(total, number, has, [&](u32 w) { return mine + (first + w * share) * 8; });
       }
 #pragma unroll
       for (u32 d = 1; d < WARP; d *= 2) {

@@ -237,19 +237,8 @@ struct RowWords {
       float total = 0.0f;
 #pragma unroll 1
       for (u32 split = 0; split < splits; split += WORDS_IN_FLIGHT) {
-        u64 word[WORDS_IN_FLIGHT];
-        bool complete;
-        do {
-          complete = true;
-#pragma unroll
-          for (u32 w = 0; w < WORDS_IN_FLIGHT; ++w) {
-            word[w] = wanted && split + w < splits ? load_word(place(column, split + w)) : u64(number) << 32;
-          }
-#pragma unroll
-          for (u32 w = 0; w < WORDS_IN_FLIGHT; ++w) complete &= u32(word[w] >> 32) == number;
-        } while (!__all_sync(FULL_WARP, complete));
-#pragma unroll
-        for (u32 w = 0; w < WORDS_IN_FLIGHT; ++w) total += __uint_as_float(u32(word[w]));
+        const auto has = [&](u32 w) { return wanted && split + w < splits; };
+        add_values(total, number, has, [&](u32 w) { return place(column, split + w); });
       }
       if (!wanted) continue;
       const float before = share.row(left)[column];
