@@ -7,9 +7,10 @@ pub mod stream;
 
 use attention_rollout::cuda::kernel::{Arithmetic, Form, MAX_SCORE_LAYERS};
 use attention_rollout::{
-    DType, DiscardScope, HeadFusion, LogBase, Lse, Output, QueriesKeys, Residual, ResidualWeights,
-    Shape, StartRows, Window, reference,
+    DType, DiscardScope, HeadFusion, HostLayer, LogBase, Lse, Output, QueriesKeys, Residual,
+    ResidualWeights, Shape, StartRows, Window, reference,
 };
+use half::f16;
 
 use super::{Entry, discard, fusions, per_layer, three_windows};
 use crate::cases::{Path, StreamWay, Tolerance, bits, compare, ring_matrix};
@@ -275,11 +276,59 @@ fn relative(tolerance: f64, want: &[f64]) -> Tolerance {
 }
 
 fn check(lab: &Lab, case: ScoresCase, path: Path, offset: usize) -> Result<(), String> {
-    let tolerance = match (case.source.has_lse(), &case.case.config.head_fusion) {
+    let tolerance = tolerance(&case);
+    checked(lab, case, path, offset, tolerance)
+}
+
+/// How far entries may be off, relative to the largest.
+fn tolerance(case: &ScoresCase) -> f64 {
+    match (case.source.has_lse(), &case.case.config.head_fusion) {
         (true, _) | (_, HeadFusion::Min) => 5e-6,
         (false, _) => 1e-6,
+    }
+}
+
+/// A case of one layer whose queries say NaN but for those that weigh something: as if all said what they do.
+fn not_finite(lab: &Lab, case: &ScoresCase, weighing: &[usize], path: Path) -> Result<(), String> {
+    let generated = case.generate();
+    let (problem, mut layers) = (&generated.problem, generated.layers());
+    let want = reference::rollout(problem, &layers).map_err(|error| error.to_string())?;
+    let HostLayer::QueriesKeys { queries, .. } = &mut layers[0] else {
+        return Err("without queries".to_owned());
     };
-    checked(lab, case, path, offset, tolerance)
+    let (head_dim, tokens) = (case.source.head_dim, case.case.shape.tokens);
+    let value = |at| match weighing.contains(&(at / head_dim % tokens)) {
+        true => queries.get(at),
+        false => f32::NAN,
+    };
+    let values: Vec<f32> = (0..queries.len()).map(value).collect();
+    let halves: Vec<f16> = values.iter().copied().map(f16::from_f32).collect();
+    *queries = match case.case.dtype {
+        DType::F16 => halves[..].into(),
+        _ => values[..].into(),
+    };
+    let got = Device::new(lab, problem, &layers, 0).run(path)?;
+    compare(&got, &want, relative(tolerance(case), &want))
+}
+
+/// The sums of so many rows whose weights have either sign, by `path`, which leaves those of two blocks.
+fn masses(lab: &Lab, start_rows: usize, path: Path) -> Result<(), String> {
+    for weighted in [false, true] {
+        let mut case = rows([3, 3, 2, 300], 8, LSE[1 + usize::from(weighted)]);
+        case.case.windows = windows(300);
+        let weights = (0..start_rows * 300).map(|i| ((i % 7) as f32 - 2.0) / 300.0);
+        case.case.config.output = Output::Rows(StartRows::Weights {
+            rows: start_rows,
+            weights: weights.collect(),
+        });
+        case.case.config.layers = Some(1..3);
+        case.case.config.residual = per_layer(3);
+        if weighted {
+            case.case.config.head_fusion = HeadFusion::Weighted(vec![0.8, -0.3]);
+        }
+        evidence::of_relevance(lab, &case, path, 2)?;
+    }
+    Ok(())
 }
 
 /// Computes a case, compares it with the reference, `tolerance` relative to its largest entry, and does it again to see the

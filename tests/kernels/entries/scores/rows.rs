@@ -1,12 +1,10 @@
 //! Rows of queries and keys, whose maps are nowhere.
 
 use attention_rollout::cuda::kernel::{MAX_SCORE_LAYERS, ScoreSplits};
-use attention_rollout::{DType, HeadFusion, HostLayer, Output, StartRows, reference};
-use half::f16;
+use attention_rollout::{DType, HeadFusion, Output, StartRows};
 
-use super::{LSE, check, evidence, relative, rows, windows};
-use crate::cases::{Path, compare};
-use crate::device::Device;
+use super::{LSE, check, masses, not_finite, rows, windows};
+use crate::cases::Path;
 use crate::entries::{Entry, fusions, per_layer, weights};
 
 pub const ENTRIES: &[Entry] = &[
@@ -154,30 +152,11 @@ pub const ENTRIES: &[Entry] = &[
                 let mut case = rows([1, 1, 2, 20], 8, lse);
                 case.case.dtype = dtype;
                 case.case.config.output = Output::Rows(StartRows::Rows(weighing.clone()));
-                let generated = case.generate();
-                let (problem, mut layers) = (&generated.problem, generated.layers());
-                let want =
-                    reference::rollout(problem, &layers).map_err(|error| error.to_string())?;
-                let HostLayer::QueriesKeys { queries, .. } = &mut layers[0] else {
-                    return Err("without queries".to_owned());
-                };
-                let value = |at| match weighing.contains(&(at / 8 % 20)) {
-                    true => queries.get(at),
-                    false => f32::NAN,
-                };
-                let values: Vec<f32> = (0..queries.len()).map(value).collect();
-                let halves: Vec<f16> = values.iter().copied().map(f16::from_f32).collect();
-                *queries = match dtype {
-                    DType::F16 => halves[..].into(),
-                    _ => values[..].into(),
-                };
                 let splits = ScoreSplits {
                     queries: 1,
                     heads: 2,
                 };
-                let device = Device::new(lab, problem, &layers, 0);
-                let got = device.run(Path::ScoreRows(splits))?;
-                compare(&got, &want, relative(5e-6, &want))?;
+                not_finite(lab, &case, &weighing, Path::ScoreRows(splits))?;
             }
             Ok(())
         },
@@ -187,28 +166,12 @@ pub const ENTRIES: &[Entry] = &[
         kernels: &["scores", "score_residual"],
         short: false,
         run: |lab| {
-            for weighted in [false, true] {
-                let mut case = rows([3, 3, 2, 300], 8, LSE[1 + usize::from(weighted)]);
-                case.case.windows = windows(300);
-                // Of either sign.
-                let weights = (0..2 * 300).map(|i| ((i % 7) as f32 - 2.0) / 300.0);
-                case.case.config.output = Output::Rows(StartRows::Weights {
-                    rows: 2,
-                    weights: weights.collect(),
-                });
-                case.case.config.layers = Some(1..3);
-                case.case.config.residual = per_layer(3);
-                if weighted {
-                    case.case.config.head_fusion = HeadFusion::Weighted(vec![0.8, -0.3]);
-                }
-                let splits = ScoreSplits {
-                    queries: 2,
-                    heads: 1,
-                };
-                // Of 256 tokens each.
-                evidence::of_relevance(lab, &case, Path::ScoreRows(splits), 2)?;
-            }
-            Ok(())
+            let splits = ScoreSplits {
+                queries: 2,
+                heads: 1,
+            };
+            // Blocks of 256 tokens.
+            masses(lab, 2, Path::ScoreRows(splits))
         },
     },
 ];

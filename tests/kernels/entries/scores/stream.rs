@@ -1,10 +1,9 @@
 //! One row of queries and keys through all layers in one launch.
 
 use attention_rollout::cuda::kernel::MAX_SCORE_LAYERS;
-use attention_rollout::{DType, HeadFusion, HostLayer, Output, StartRows, reference};
-use half::f16;
+use attention_rollout::{DType, HeadFusion, Output, StartRows, reference};
 
-use super::{LSE, check, evidence, relative, rows, windows};
+use super::{LSE, check, masses, not_finite, relative, rows, windows};
 use crate::cases::{Path, compare};
 use crate::common::queries_keys::tokens_first_with_gaps;
 use crate::device::Device;
@@ -109,33 +108,16 @@ pub const ENTRIES: &[Entry] = &[
             // Recomputed, the sums of its row are not numbers either.
             for lse in [LSE[0], LSE[1]] {
                 let mut case = rows([1, 1, 2, 100], 8, lse);
-                let mean = [17, 70].map(|row| (row, 0.5));
-                let weights = (0..100).map(|row| {
-                    let mut of_row = mean.iter().filter(|(at, _)| *at == row);
-                    of_row.next().map_or(0.0, |(_, weight)| *weight)
+                let weighing = [17, 70];
+                let weights = (0..100).map(|row| match weighing.contains(&row) {
+                    true => 0.5,
+                    false => 0.0,
                 });
                 case.case.config.output = Output::Rows(StartRows::Weights {
                     rows: 1,
                     weights: weights.collect(),
                 });
-                let generated = case.generate();
-                let (problem, mut layers) = (&generated.problem, generated.layers());
-                let want =
-                    reference::rollout(problem, &layers).map_err(|error| error.to_string())?;
-                let HostLayer::QueriesKeys { queries, .. } = &mut layers[0] else {
-                    return Err("without queries".to_owned());
-                };
-                let value = |at| match [17, 70].contains(&(at / 8 % 100)) {
-                    true => queries.get(at),
-                    false => f32::NAN,
-                };
-                let halves: Vec<f16> = (0..queries.len())
-                    .map(|at| f16::from_f32(value(at)))
-                    .collect();
-                *queries = halves[..].into();
-                let device = Device::new(lab, problem, &layers, 0);
-                let got = device.run(stream(1, 2))?;
-                compare(&got, &want, relative(5e-6, &want))?;
+                not_finite(lab, &case, &weighing, stream(1, 2))?;
             }
             Ok(())
         },
@@ -169,24 +151,6 @@ pub const ENTRIES: &[Entry] = &[
         name: "score_stream_masses",
         kernels: &["scores", "score_stream"],
         short: false,
-        run: |lab| {
-            for weighted in [false, true] {
-                let mut case = rows([3, 3, 2, 300], 8, LSE[1 + usize::from(weighted)]);
-                case.case.windows = windows(300);
-                // Of either sign.
-                let weights = (0..300).map(|i| ((i % 7) as f32 - 2.0) / 300.0);
-                case.case.config.output = Output::Rows(StartRows::Weights {
-                    rows: 1,
-                    weights: weights.collect(),
-                });
-                case.case.config.layers = Some(1..3);
-                case.case.config.residual = per_layer(3);
-                if weighted {
-                    case.case.config.head_fusion = HeadFusion::Weighted(vec![0.8, -0.3]);
-                }
-                evidence::of_relevance(lab, &case, stream(2, 2), 2)?;
-            }
-            Ok(())
-        },
+        run: |lab| masses(lab, 1, stream(2, 2)),
     },
 ];
