@@ -104,6 +104,14 @@ DEVICE u32 load_shared_half(u32 from) {
   asm volatile("ld.shared.b16 %0, [%1+%2];" : "=h"(half) : "r"(from), "n"(OFFSET) : "memory");
   return half;
 }
+// 16 bytes, OFFSET bytes from an address, both multiples of 16.
+template <u32 OFFSET>
+DEVICE void load_shared(float (&value)[4], u32 from) {
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4+%5];"
+               : "=f"(value[0]), "=f"(value[1]), "=f"(value[2]), "=f"(value[3])
+               : "r"(from), "n"(OFFSET)
+               : "memory");
+}
 DEVICE void store_shared(u32 to, float value) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
 }

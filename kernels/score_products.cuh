@@ -130,14 +130,15 @@ struct HeldKeys {
   // Where a lane's elements of 8 queries begin in a panel.
   DEVICE static u32 of_queries() { return threadIdx.x % 8 * PITCH + threadIdx.x % WARP / 8 * 16; }
 
-  // The products of 8 queries, of which a lane's begin at `queries`.
+  // The products of 8 queries, of which a lane's begin AT bytes behind `queries`.
+  template <u32 AT = 0>
   DEVICE ProductsOfKeys products(u32 queries) const {
     ProductsOfKeys products = {};
     u32 b[4];
-    load_tiles(b, queries);
+    load_tiles<AT>(b, queries);
     add<0>(products, b[0], b[1]);
     add<1>(products, b[2], b[3]);
-    load_tiles<2 * STEP_BYTES>(b, queries);
+    load_tiles<AT + 2 * STEP_BYTES>(b, queries);
     add<2>(products, b[0], b[1]);
     add<3>(products, b[2], b[3]);
     return products;

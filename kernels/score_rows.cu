@@ -113,7 +113,7 @@ struct PassingRows {
 
 DEVICE void multiply_rows(const ScoreRowsParams &params, const Place &place) {
   __shared__ QueryTiles tiles;
-  __shared__ RowSum sums[ScoreSteps<ONE_ROW>::ROOM][TILE];
+  __shared__ alignas(GRANULE_BYTES) RowSum sums[ScoreSteps<ONE_ROW>::ROOM][TILE];
   const Scores &scores = params.scores;
   const u32 keys = takers(place.threads) * WARP, key = place.z * keys;  // one for each lane of a warp
   const ItemScores<ELEMENT> item(scores, 0, place.x);

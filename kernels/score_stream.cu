@@ -19,8 +19,8 @@
 #include "score_columns.cuh"
 #include "score_ring.cuh"
 
-// Panels of queries in shared memory, and those of them that come together.
-constexpr u32 ROOM = 4, TOGETHER = 2;
+// Panels of queries in shared memory, and those of them that are on their way while one is taken.
+constexpr u32 ROOM = 4, AHEAD = ROOM - 1;
 
 // Tiles of queries from `first` on that come before `end`.
 struct Tiles {
@@ -80,8 +80,7 @@ struct Share {
   }
 };
 
-// A step of a block: a tile of a head of a layer, or a layer in which it has none. Steps of two layers never come
-// together.
+// A step of a block: a tile of a head of a layer, or a layer in which it has none.
 struct Step {
   u32 left;  // layers, with the step's
   u32 head, tile;
@@ -106,25 +105,25 @@ struct Step {
 };
 
 // What those who multiply are told of a step: its tile, and what they do before and after it.
-enum : u32 { WEIGHS = 1, PLAIN = 2, HAS_TILE = 4, ENDS_HEAD = 8, ENDS_LAYER = 16 };
+enum : u32 { WEIGHS = 1, PLAIN = 2, MASKLESS = 4, HAS_TILE = 8, ENDS_HEAD = 16, ENDS_LAYER = 32 };
 struct Told {
   u32 left, head, query, flags;
 };
 
 // What is known of the queries that pass by: their sums, with what they and the head weigh in the factors.
 struct PassingQueries {
-  RowSum sums[ROOM][TILE];
+  alignas(GRANULE_BYTES) RowSum sums[ROOM][TILE];
   Told told[ROOM];
 
-  // Of a step whose copies have come; to the next step, as `Step::advance`.
-  DEVICE bool settle(const Share &share, Step &step, u32 slot) {
+  // Of a step whose copies have come; to the next step. `terms` are those of the head.
+  DEVICE void settle(const Share &share, Step &step, u32 slot, HeadTerms &terms) {
     const u32 lane = threadIdx.x % WARP, query = step.tile * TILE, row = query + lane;
     Told of_step = {step.left, step.head, query, 0};
     if (step.tiles.any()) {
       const ItemScores<ELEMENT> item = share.next(step.left);
       RowSum sum = item.known(sums[slot][lane]);
       float weight = row < share.len() ? share.row(step.left)[row] : 0.0f;
-      const HeadTerms terms = HeadTerms::of<FUSION>(item, step.head);
+      if (step.tile == step.tiles.first) terms = HeadTerms::of<FUSION>(item, step.head);
       weight *= terms.weight;
       // Nothing that a query says which weighs nothing matters, be it NaN.
       sum.factor = weight == 0.0f ? 0.0f : sum.factor * weight;
@@ -133,13 +132,11 @@ struct PassingQueries {
       const u32 all = __ballot_sync(FULL_WARP, row < share.len());
       // All weigh something, and scores are products times the scale.
       const bool plain = some == all && item.is_plain(terms.slope);
-      of_step.flags = HAS_TILE | (some ? WEIGHS : 0) | (plain ? PLAIN : 0);
+      of_step.flags = HAS_TILE | (some ? WEIGHS : 0) | (plain ? PLAIN : 0) | (item.maskless ? MASKLESS : 0);
       if (step.tile + 1 == step.tiles.end) of_step.flags |= ENDS_HEAD;
     }
-    const bool same_layer = step.advance(share);
-    if (!same_layer) of_step.flags |= ENDS_LAYER;
+    if (!step.advance(share)) of_step.flags |= ENDS_LAYER;
     if (lane == 0) told[slot] = of_step;
-    return same_layer;
   }
 };
 
@@ -175,34 +172,31 @@ DEVICE void note_masses(const Share &share, u32 left) {
 DEVICE void bring_queries(const Share &share, PassingQueries &passing, u32 panels, u32 &slot) {
   const ScoreStreamParams &params = share.params;
   Step ahead(share), now = ahead;
+  Tokens queries = share.next(ahead.left).queries();
+  HeadTerms terms;
   u32 ahead_slot = slot;
   const bool notes = params.masses && share.looks_after_rows();
   const auto fill = [&] {
     if (ahead.left > 0) {
-#pragma unroll 1
-      for (u32 i = 0; i < TOGETHER; ++i) {
-        const ItemScores<ELEMENT> item = share.next(ahead.left);
-        const u32 first = ahead.tiles.any() ? ahead.tile * TILE : share.len();  // none
-        item.queries().fetch<ELEMENT>(panels + (ahead_slot + i) * PANEL_BYTES, ahead.head, first, share.len(), 0,
-                                      params.scores.head_dim * ELEMENT::BYTES);
-        item.copy_row_sum(passing.sums[ahead_slot + i][threadIdx.x % WARP], ahead.head, first + threadIdx.x % WARP);
-        if (!ahead.advance(share)) break;
-      }
-      ahead_slot = (ahead_slot + TOGETHER) % ROOM;
+      const ItemScores<ELEMENT> item = share.next(ahead.left);
+      const u32 first = ahead.tiles.any() ? ahead.tile * TILE : share.len();  // none
+      queries.fetch<ELEMENT>(panels + ahead_slot * PANEL_BYTES, ahead.head, first, share.len(), 0,
+                             params.scores.head_dim * ELEMENT::BYTES);
+      item.copy_row_sum(passing.sums[ahead_slot][threadIdx.x % WARP], ahead.head, first + threadIdx.x % WARP);
+      if (!ahead.advance(share) && ahead.left > 0) queries = share.next(ahead.left).queries();
+      ahead_slot = (ahead_slot + 1) % ROOM;
     }
     commit_copies();
   };
-  fill();
+#pragma unroll 1
+  for (u32 i = 0; i < AHEAD; ++i) fill();
 #pragma unroll 1
   for (u32 left = params.scores.layers; left > 0; --left) {
     while (now.left == left) {
-      wait_copies<0>();
+      wait_copies<AHEAD - 1>();
       __syncwarp();
-#pragma unroll 1
-      for (u32 i = 0; i < TOGETHER; ++i) {
-        if (!passing.settle(share, now, slot + i)) break;
-      }
-      slot = (slot + TOGETHER) % ROOM;
+      passing.settle(share, now, slot, terms);
+      slot = (slot + 1) % ROOM;
       __syncthreads();  // the queries are there, and what the next ones replace has been read
       fill();
     }
@@ -267,11 +261,8 @@ DEVICE void take_queries(const Share &share, const PassingQueries &passing, u32 
   bring(params.scores.layers, share.part.first_head);
   float of_column[ProductsOfKeys::COLUMNS] = {};
   const auto take = [&](u32, u32 c, float value, float factor) { of_column[c] = fmaf(value, factor, of_column[c]); };
-  const auto await = [&] {
-    if (slot % TOGETHER == 0) __syncthreads();  // the queries are there
-  };
   for (bool ends = false; !ends;) {
-    await();
+    __syncthreads();  // the queries are there
     u32 flags = passing.told[slot].flags;
     if (flags & HAS_TILE) {
       wait_copies<0>();
@@ -286,15 +277,15 @@ DEVICE void take_queries(const Share &share, const PassingQueries &passing, u32 
         const Told &told = passing.told[slot];
         const ItemScores<ELEMENT> item = share.next(told.left);
         const ScoreTile tile = {told.head, told.query, stays};
-        if (flags & WEIGHS && stays < item.len && !item.masks_all(tile.query, TILE, tile.key, TILE)) {
-          const bool plain = flags & PLAIN && item.masks_none(tile.query, tile.key);
+        if (flags & WEIGHS && stays < item.len && (flags & MASKLESS || !item.masks_all(tile.query, TILE, tile.key, TILE))) {
+          const bool plain = flags & PLAIN && (flags & MASKLESS || item.masks_none(tile.query, tile.key));
           const float slope = plain ? 0.0f : HeadTerms::of<FUSION>(item, tile.head).slope;
           exponentials_of_held(item, tile, slope, plain, passing.sums[slot], keys,
                                panels + slot * PANEL_BYTES + HeldKeys<ELEMENT>::of_queries(), take);
         }
         if (flags & ENDS_HEAD) break;
         slot = (slot + 1) % ROOM;
-        await();
+        __syncthreads();  // the queries are there
         flags = passing.told[slot].flags;
       }
     }
@@ -308,7 +299,6 @@ DEVICE void take_queries(const Share &share, const PassingQueries &passing, u32 
       for (u32 c = 0; c < ProductsOfKeys::COLUMNS; ++c) of_column[c] = 0.0f;
       words.receive(left);
       __syncthreads();  // the row after the layer is there
-      slot |= TOGETHER - 1;
       ends = left == 1;
     }
     slot = (slot + 1) % ROOM;
@@ -375,7 +365,7 @@ DEVICE void multiply_layers(const ScoreStreamParams &params, const Place &place)
   const Share share = {params, part};
   u32 slot = 0;
 #pragma unroll 1
-  for (u32 item = place.x; item < params.scores.batch; item += params.sets) {
+  for (u32 item = place.x; item < params.scores.batch;) {
     if (threadIdx.x == 0) {
       part.window = params.scores.windows[item];
       part.item = item;
@@ -391,7 +381,8 @@ DEVICE void multiply_layers(const ScoreStreamParams &params, const Place &place)
       }
     }
     if (share.looks_after_rows()) end_row(share, place.threads);
-    __syncthreads();  // the row has been read
+    item = part.item + params.sets;  // not kept in a register
+    __syncthreads();  // the row and the item have been read
   }
 }
 
