@@ -119,6 +119,7 @@ fn problems() -> Vec<(Problem, bool, Option<LayerOrder>)> {
         of([3, 400, 2, 100], F32, matrix()),
         of([12, 64, 12, 197], F32, matrix()),
         of([24, 1, 16, 577], F16, matrix()),
+        of([4, 6, 2, 512], F16, matrix()),
         of([12, 1, 2, 197], F16, matrix()),
         of(
             [3, 64, 2, 197],
