@@ -15,7 +15,7 @@ mod scores;
 use super::address::Base;
 use super::kernel::{self, Arithmetic, RolloutRows, SCORES_ARCH, padded};
 use super::limits::DeviceLimits;
-use super::options::{LayerOrder, Options};
+use super::options::{LayerOrder, Options, Precision};
 use super::pipeline::{Common, Pipeline, matrix_reads_fused, rows_read_fused};
 use super::schedule::Schedule;
 use crate::config::Output;
@@ -139,6 +139,42 @@ pub(super) fn choose_grouped(
     work.choose(options, |pipeline| {
         pipeline.schedule(problem, batch, &apart)
     })
+}
+
+/// What a run of `problem` by itself takes, in microseconds, as it is estimated.
+///
+/// # Errors
+/// As [`choose`].
+pub(super) fn alone_us(problem: &Problem, limits: &DeviceLimits, options: &Options) -> Result<f64> {
+    let batch = problem.shape().batch;
+    let pipeline = choose_for(problem, batch, limits, options)?.pipeline;
+    let work = Workload::new(problem, batch, limits, rows_read_fused(problem));
+    Ok(work.microseconds(pipeline).value)
+}
+
+/// What a problem takes in a queue of rows, in microseconds, as it is estimated.
+pub(super) struct Queued {
+    /// One item, by a block that reads no more than its part of what memory brings.
+    pub item_us: f64,
+    /// Memory, to bring the maps of all items.
+    pub memory_us: f64,
+}
+
+/// What `problem` takes in a queue of rows, where it joins one.
+pub(super) fn queued(problem: &Problem, limits: &DeviceLimits) -> Option<Queued> {
+    let work = |batch, limits| Workload {
+        grouped: true,
+        ..Workload::new(problem, batch, limits, rows_read_fused(problem))
+    };
+    let part = DeviceLimits {
+        memory_bytes_per_us: limits.memory_bytes_per_us / limits.multiprocessors.max(1),
+        multiprocessors: 1,
+        ..limits.clone()
+    };
+    let mut candidates = work(1, &part).candidates(Precision::F32).into_iter();
+    let (item_us, _) = candidates.find(|(_, way)| matches!(way, Pipeline::RingRows(_)))?;
+    let memory_us = work(problem.shape().batch, limits).memory_us().value;
+    Some(Queued { item_us, memory_us })
 }
 
 /// Chooses how `problem` is computed on a device with these limits when its layers are pushed one by one.

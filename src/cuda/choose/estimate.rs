@@ -109,7 +109,7 @@ impl Workload<'_> {
     }
 
     /// Time to read the maps.
-    fn memory_us(&self) -> Figure {
+    pub(super) fn memory_us(&self) -> Figure {
         self.moving_us(self.batch * self.item_bytes)
     }
 

@@ -3,6 +3,7 @@
 mod launches;
 mod merge;
 pub mod pack;
+mod queue;
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -16,10 +17,9 @@ use super::handover::{Handover, ready_to_check};
 use super::inputs::{Given, RunInputs};
 use super::prepared::Memory;
 use super::workspace::Workspace;
-use crate::config::Output;
 use crate::cuda::choose::{choose, choose_grouped};
 use crate::cuda::driver::{bind, is_capturing};
-use crate::cuda::kernel::{MAX_BLOCKS, RowsStream, SHARED_PARAMS};
+use crate::cuda::kernel::{MAX_BLOCKS, SHARED_PARAMS};
 use crate::cuda::limits::DeviceLimits;
 use crate::cuda::options::{Compiler, Options};
 use crate::cuda::runtime::Runtime;
@@ -39,8 +39,9 @@ use launches::Launches;
 /// kernels and so launches of their own.
 ///
 /// Two things add launches. A launch has room for 508 addresses, one for each tensor of a layer that it reads and each output that
-/// it writes; where there are more, it is divided. And a problem whose fused maps do not stay in L2, which takes the
-/// product on two streams, runs by itself, after the others.
+/// it writes; where there are more, it is divided. And some problems run by themselves, after the others: one whose fused maps
+/// do not stay in L2, which takes the product on two streams, and one whose items are so few and large that a block would
+/// go on with one of them when all others are done.
 ///
 /// Printing it (`{group}`) shows the launches.
 pub struct GroupPlan {
@@ -107,26 +108,25 @@ impl GroupPlan {
     pub fn on(runtime: &Runtime, problems: &[Problem], options: &Options) -> Result<Self> {
         let context = runtime.context();
         let options = options.with_environment();
-        let schedules = schedules(problems, runtime.limits(), &options)?;
+        let planned = plan(problems, runtime.limits(), &options)?;
         // Memory first: what does not fit need not be compiled.
         let mut workspace = options.workspace.clone();
-        workspace.check(workspace_bytes(&schedules))?;
-        let mut memory = Vec::with_capacity(schedules.len());
-        for schedule in &schedules {
+        workspace.check(workspace_bytes(&planned))?;
+        let mut memory = Vec::with_capacity(planned.len());
+        for Planned { schedule, .. } in &planned {
             memory.push(Memory::new(context, schedule, &workspace)?);
             workspace = workspace.after(part_bytes(schedule));
         }
+        let (mut together, alone): (Vec<usize>, Vec<usize>) =
+            (0..planned.len()).partition(|&index| !planned[index].alone);
         let engines = problems
             .iter()
-            .zip(schedules)
+            .zip(planned)
             .zip(memory)
-            .map(|((problem, schedule), memory)| {
-                let alone = !shares_launches(&schedule);
+            .map(|((problem, Planned { schedule, alone }), memory)| {
                 Engine::member(runtime, problem, schedule, memory, alone)
             })
             .collect::<Result<Vec<_>>>()?;
-        let (mut together, alone): (Vec<usize>, Vec<usize>) =
-            (0..engines.len()).partition(|&index| shares_launches(engines[index].schedule()));
         // Long blocks first: short ones fill the end of a launch.
         together.sort_by_key(|&index| Reverse(item_bytes(engines[index].problem())));
         let addresses = problems.iter().map(launches::addresses).sum();
@@ -150,8 +150,8 @@ impl GroupPlan {
         limits: &DeviceLimits,
         options: &Options,
     ) -> Result<usize> {
-        let schedules = schedules(problems, limits, &options.with_environment())?;
-        Ok(workspace_bytes(&schedules))
+        let planned = plan(problems, limits, &options.with_environment())?;
+        Ok(workspace_bytes(&planned))
     }
 
     /// The problems, in order.
@@ -324,8 +324,8 @@ fn part_bytes(schedule: &Schedule) -> usize {
 }
 
 /// Bytes of the workspace of a group.
-fn workspace_bytes(schedules: &[Schedule]) -> usize {
-    schedules.iter().map(part_bytes).sum()
+fn workspace_bytes(planned: &[Planned]) -> usize {
+    planned.iter().map(|part| part_bytes(&part.schedule)).sum()
 }
 
 /// Bytes of the maps of one item.
@@ -333,30 +333,37 @@ fn item_bytes(problem: &Problem) -> usize {
     problem.map_bytes() / problem.shape().batch.max(1)
 }
 
-/// Blocks of a queue of rows that share a multiprocessor: as many as it has of the longest items to do. What one waits for
-/// between the layers of its item the others fill, but an item takes the longer the smaller its block is.
-fn sharing(problems: &[Problem], limits: &DeviceLimits) -> u32 {
-    let rows = problems
-        .iter()
-        .filter(|problem| matches!(problem.config().output, Output::Rows(_)));
-    let bytes = rows.clone().map(Problem::map_bytes).sum::<usize>();
-    let longest = rows.map(item_bytes).max().unwrap_or(0).max(1);
-    let items = bytes.div_ceil(longest * limits.multiprocessors.max(1) as usize);
-    let most = RowsStream::most_sharing(limits.shared_bytes_per_multiprocessor);
-    items.clamp(1, most as usize) as u32
+/// How a problem of a group is computed.
+struct Planned {
+    schedule: Schedule,
+    /// By itself, in launches of its own.
+    alone: bool,
 }
 
 /// How each of `problems` is computed. Blocks of all problems run side by side. So an item takes one block, and few
 /// launches, where the others give the rest of the device as much to read as that block; else its problem is planned for
 /// its share of the device, by the bytes of its maps. One that runs by itself has the whole device.
-fn schedules(
-    problems: &[Problem],
-    limits: &DeviceLimits,
-    options: &Options,
-) -> Result<Vec<Schedule>> {
-    let total: usize = problems.iter().map(Problem::map_bytes).sum();
-    let sharing = sharing(problems, limits);
-    let schedule = |problem: &Problem| {
+fn plan(problems: &[Problem], limits: &DeviceLimits, options: &Options) -> Result<Vec<Planned>> {
+    let leaving = queue::leaving(problems, limits, options)?;
+    let stays = |index: &usize| !leaving.contains(index);
+    let staying = || {
+        (0..problems.len())
+            .filter(stays)
+            .map(|index| &problems[index])
+    };
+    let total: usize = staying().map(Problem::map_bytes).sum();
+    let sharing = queue::sharing(staying(), limits);
+    let planned = |(index, problem): (usize, &Problem)| {
+        let by_itself = || {
+            let schedule = choose(problem, limits, options)?;
+            Ok(Planned {
+                schedule,
+                alone: true,
+            })
+        };
+        if !stays(&index) {
+            return by_itself();
+        }
         let multiprocessors = f64::from(limits.multiprocessors);
         let part = |bytes: usize| bytes as f64 / total.max(1) as f64 * multiprocessors;
         let share = match part(item_bytes(problem)) {
@@ -372,12 +379,15 @@ fn schedules(
             ..limits.clone()
         };
         let schedule = choose_grouped(problem, &share, options, sharing)?;
-        if !shares_launches(&schedule) {
-            return choose(problem, limits, options);
+        match shares_launches(&schedule) {
+            true => Ok(Planned {
+                schedule,
+                alone: false,
+            }),
+            false => by_itself(),
         }
-        Ok(schedule)
     };
-    problems.iter().map(schedule).collect()
+    problems.iter().enumerate().map(planned).collect()
 }
 
 impl fmt::Display for GroupPlan {
