@@ -16,8 +16,8 @@ use crate::error::{Error, Result};
 /// Rows of the left factor to be multiplied at a time, where nothing asks for fewer, by a right one that is kept in panels.
 ///
 /// Of up to 48 the GEMM crate reads the right factor where it lies, of more it packs it first. With AVX-512, where its kernel
-/// takes 64 columns at a time, the former is faster; with AVX2, where it takes 16, it is not: one row of a panel lies so far
-/// from the next that few sets of a first-level cache hold them. Products of 128, 197, 512 and 577 rows on a 2-core EPYC of
+/// takes 64 columns at a time, the former is faster; with AVX2, where it takes 16, it is not, presumably since one row of a panel
+/// lies so far from the next that few sets of a first-level cache hold them. Products of 128, 197, 512 and 577 rows on a 2-core EPYC of
 /// family 25 (Zen 3), whose multiply-adds alone are 100 GFLOP/s, panels of 128 columns, minima of 240 and of 48 products: 48
 /// rows at a time 82, 81, 72 and 72 GFLOP/s, all of them 88, 87, 87 and 78.
 pub(crate) fn rows_at_once() -> usize {

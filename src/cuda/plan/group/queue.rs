@@ -60,6 +60,7 @@ pub(super) fn leaving(
 
 #[cfg(test)]
 mod tests {
+    use super::super::plan;
     use super::*;
     use crate::config::RolloutConfig;
     use crate::dtype::DType;
@@ -94,8 +95,9 @@ mod tests {
         ] {
             let problems: Vec<_> = extents.iter().copied().map(rows).collect();
             let (limits, options) = (&DeviceLimits::H200, &Options::default());
-            let leaving = leaving(&problems, limits, options).unwrap();
-            assert_eq!(leaving, expected, "{extents:?}");
+            let planned = plan(&problems, limits, options).unwrap();
+            let alone = (0..planned.len()).filter(|&index| planned[index].alone);
+            assert_eq!(alone.collect::<Vec<_>>(), expected, "{extents:?}");
         }
     }
 }
